@@ -1,0 +1,104 @@
+"""The units, sysusers and tmpfiles files as systemd's own tools read them; none of it needs a running systemd."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+UNITS = Path(__file__).parents[3] / "systemd"
+MAXIMUM_EXPOSURE_TENTHS = 20
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def read_unit(name: str) -> configparser.ConfigParser:
+    # strict=False: systemd lets keys repeat; the last one stands here.
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string((UNITS / name).read_text())
+    return unit
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units in a directory, with a program that exists: `verify` looks for it, and vifd isn't installed here."""
+    for name in ("vifd.service", "vifd.socket"):
+        text = (UNITS / name).read_text().replace("/usr/bin/vifd ", "/bin/true ")
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An operating system's root with nothing in it but vifd's files, where a package puts them."""
+    for kind in ("sysusers", "tmpfiles"):
+        folder = tmp_path / f"usr/lib/{kind}.d"
+        folder.mkdir(parents=True)
+        shutil.copy(UNITS / f"vifd.{kind}", folder / "vifd.conf")
+    (tmp_path / "etc").mkdir()
+    return tmp_path
+
+
+def test_the_service_exposes_little() -> None:
+    done = run("systemd-analyze", "security", "--offline=true", f"--threshold={MAXIMUM_EXPOSURE_TENTHS}", UNITS / "vifd.service")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["vifd.service", "vifd.socket"])
+def test_systemd_understands_every_key(units: Path, name: str) -> None:
+    done = run("systemd-analyze", "verify", "--man=no", units / name)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_drop_in_for_namespaces_is_understood(units: Path) -> None:
+    (units / "vifd.service.d").mkdir()
+    shutil.copy(UNITS / "netns.conf", units / "vifd.service.d")
+    done = run("systemd-analyze", "verify", "--man=no", units / "vifd.service")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_the_main_process_is_asked_to_stop() -> None:
+    # The helper must outlive what is in flight: control-group would end both at once.
+    assert read_unit("vifd.service")["Service"]["KillMode"] == "mixed"
+
+
+def test_a_stopped_service_leaves_the_directory_of_the_sockets() -> None:
+    assert read_unit("vifd.service")["Service"]["RuntimeDirectoryPreserve"] == "yes"
+
+
+def test_only_the_group_may_connect() -> None:
+    socket = read_unit("vifd.socket")["Socket"]
+    assert (socket["SocketGroup"], socket["SocketMode"]) == ("vifd", "0660")
+
+
+def test_the_two_sockets_differ_in_type() -> None:
+    # All sockets of a unit share one name, so the type is what tells them apart.
+    socket = read_unit("vifd.socket")["Socket"]
+    assert socket["ListenStream"] == "/run/vifd/vifd.sock"
+    assert socket["ListenSequentialPacket"] == "/run/vifd/fd.sock"
+
+
+def test_sysusers_makes_the_user_and_its_group(root: Path) -> None:
+    done = run("systemd-sysusers", f"--root={root}", "vifd.conf")
+    assert done.returncode == 0, done.stderr
+    name, _, _, _, _, home, shell = (root / "etc/passwd").read_text().strip().split(":")
+    assert (name, home, shell) == ("vifd", "/var/lib/vifd", "/usr/sbin/nologin")
+    assert (root / "etc/group").read_text().startswith("vifd:")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_tmpfiles_makes_the_directories(root: Path) -> None:
+    assert run("systemd-sysusers", f"--root={root}", "vifd.conf").returncode == 0
+    done = run("systemd-tmpfiles", f"--root={root}", "--create", "vifd.conf")
+    assert (done.returncode, done.stderr) == (0, "")
+    state, runtime = (root / "var/lib/vifd").stat(), (root / "run/vifd").stat()
+    assert (state.st_mode & 0o777, state.st_uid != 0) == (0o700, True)
+    # Whoever may connect is in the group: only the owner may put things there or take them away.
+    assert runtime.st_mode & 0o777 == 0o755
