@@ -1,0 +1,95 @@
+"""The command line: `python -m tests.bench --help`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tests.bench import in_flight, one_by_one, resident
+from tests.bench.contenders.vifd import BATCH_SIZE
+from tests.bench.machine import describe_machine
+from tests.bench.measure import Row
+from tests.bench.report import Report
+from tests.bench.targets import judge
+
+NAMES = (*one_by_one.NAMES, "in-flight", "memory", "cycles")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a run does."""
+
+    rounds: int = 8
+    count: int = 25
+    flight_rounds: int = 4
+    flight_count: int = 512
+    cycles: int = 20_000
+
+
+QUICK = Size(rounds=2, count=10, flight_rounds=1, flight_count=128, cycles=1_280)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="A small run: it shows that the bench works, not how fast vifd is.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Measure only this; may be repeated.")
+@click.option("--cycles", type=click.IntRange(min=BATCH_SIZE), help="How many lives the growth is measured over.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default="bench.json", show_default=True)
+@click.option("--check", is_flag=True, help="Exit with 1 if a target is missed or wasn't measured.")
+@click.pass_context
+def main(context: click.Context, *, quick: bool, only: tuple[str, ...], cycles: int | None, json_path: Path, check: bool) -> None:
+    """Measure vifd, the bare kernel, `ip` and CNI's bridge plugin side by side, in private network namespaces. Needs root."""
+    if os.geteuid() != 0:
+        raise click.ClickException("the bench makes network namespaces and taps: run it as root")
+    size = QUICK if quick else Size()
+    size = Size(**(asdict(size) | {"cycles": cycles or size.cycles}))
+    machine = describe_machine()
+    with _progress() as progress:
+        rows = _measure(set(only or NAMES), size, progress)
+    report = Report(machine, asdict(size), rows, judge(rows))
+    report.print(_console())
+    report.write_json(json_path)
+    click.echo(f"written: {json_path}")
+    context.exit(1 if check and not all(target.passed for target in report.targets) else 0)
+
+
+def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row]:
+    def step(description: str, total: int) -> Callable[[], None]:
+        task = progress.add_task(description, total=total)
+        return lambda: progress.advance(task)
+
+    rows: list[Row] = []
+    if contenders := set(names).intersection(one_by_one.NAMES):
+        turns = step("one by one", size.rounds * len(contenders))
+        rows += one_by_one.measure_one_by_one(contenders, size.rounds, size.count, turns)
+    if "in-flight" in names:
+        turns = step("64 in flight", size.flight_rounds * in_flight.WAYS)
+        rows += in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)
+    if "memory" in names:
+        batches = resident.count_batches(resident.RESIDENT_COUNT)
+        rows += resident.measure_memory(step(f"{resident.RESIDENT_COUNT:,} endpoints", batches))
+    if "cycles" in names:
+        batches = resident.count_batches(resident.WARM_UP_CYCLES + size.cycles)
+        rows += resident.measure_cycles(size.cycles, step(f"{size.cycles:,} cycles", batches))
+    return rows
+
+
+def _console() -> Console:
+    """Where the report goes: in a file or a pipe as wide as it needs to be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=130)
+
+
+def _progress() -> Progress:
+    """A bar for each part, on stderr, so that stdout has only the report."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What vifd must reach, computed from the same run's rows.
+
+A figure that wasn't measured is NaN: it runs through the arithmetic, and JSON shows it as null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.bench.measure import Row
+
+MEMORY_LIMIT_MIB = 120
+# Over 20,000 cycles: what allocators and the page cache do by themselves, not a leak (100 bytes a cycle make 2 MiB).
+MEMORY_GROWTH_LIMIT_MIB = 2
+DATABASE_GROWTH_LIMIT_MIB = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to reach."""
+
+    name: str
+    measured: float
+    limit: float
+    unit: str
+    at_least: bool = False
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it is reached; None when it wasn't measured."""
+        if math.isnan(self.measured) or math.isnan(self.limit):
+            return None
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+def judge(rows: Sequence[Row]) -> list[Target]:
+    """Compare the rows of a run with every target."""
+    p50 = {(row.contender, row.operation): row.p50 for row in rows}
+
+    def of(contender: str, operation: str) -> float:
+        return p50.get((contender, operation), math.nan)
+
+    def vifd(operation: str) -> float:
+        return of("vifd", operation)
+
+    make, delete = vifd("make"), vifd("delete")
+    base = of("bare kernel", "make") + of("empty call", "call")
+    one_by_one = of("bare kernel", "delete")
+    return [
+        Target("Request p50: 1.8 x (bare kernel + empty call)", make, 1.8 * base, "ms"),
+        Target("Request p50: 1/2 of ip", make, of("ip command", "make") / 2, "ms"),
+        Target("Request p50: 1/4 of CNI's ADD", make, of("CNI bridge", "make") / 4, "ms"),
+        Target("Release p50: 1.2 x bare kernel", delete, 1.2 * one_by_one, "ms"),
+        Target("Release, 64 in flight: 1/10 of bare kernel one by one", vifd("delete, 64 in flight"), one_by_one / 10, "ms"),
+        Target("Request, 64 in flight: 600/s", 1000 / vifd("make, 64 in flight"), 600, "/s", at_least=True),
+        Target("BatchRequest of 64: 1,000/s", 1000 / vifd("make, batch of 64"), 1000, "/s", at_least=True),
+        Target("RSS of both processes, 1,000 endpoints", vifd("RSS, 1,000 endpoints"), MEMORY_LIMIT_MIB, "MiB"),
+        Target("PSS of both processes, 1,000 endpoints", vifd("PSS, 1,000 endpoints"), MEMORY_LIMIT_MIB, "MiB"),
+        Target("RSS growth over the cycles", vifd("RSS growth"), MEMORY_GROWTH_LIMIT_MIB, "MiB"),
+        Target("PSS growth over the cycles", vifd("PSS growth"), MEMORY_GROWTH_LIMIT_MIB, "MiB"),
+        Target("Open files growth over the cycles", vifd("open files growth"), 0, ""),
+        Target("Database growth over the cycles", vifd("database growth"), DATABASE_GROWTH_LIMIT_MIB, "MiB"),
+    ]
