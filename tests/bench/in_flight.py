@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from tests.bench.contenders.bare import BareKernel, bare_kernel
-from tests.bench.contenders.in_flight import in_flight_round
-from tests.bench.contenders.vifd import Batches
-from tests.bench.daemon import Daemon, running_daemon
-from tests.bench.measure import Row, Samples, make_row
+from tests.bench.contenders.bare import InGroups, bare_kernel
+from tests.bench.contenders.in_flight import InFlight
+from tests.bench.contenders.vifd import batches
+from tests.bench.daemon import running_daemon
+from tests.bench.measure import Contender, Row, Samples, make_row
 from tests.bench.namespaces import private_namespace
 
-WAYS = 3
+WAYS = 3  # of doing it
 
 
 def measure_in_flight(rounds: int, count: int, advance: Callable[[], None]) -> list[Row]:
@@ -28,19 +28,12 @@ def measure_in_flight(rounds: int, count: int, advance: Callable[[], None]) -> l
         private_namespace("bare") as namespace,
         bare_kernel(namespace) as bare,
         running_daemon() as daemon,
-        Batches(daemon) as batches,
+        batches(daemon) as in_batches,
     ):
+        contenders: tuple[Contender, ...] = (InGroups(bare), InFlight(daemon), in_batches)
         for _ in range(rounds):
-            for name, way in _ways(bare, daemon, batches):
-                for operation, times in way(count).items():
-                    samples[name, operation] += times
+            for contender in contenders:
+                for operation, times in contender.round(count).items():
+                    samples[contender.name, operation] += times
                 advance()
     return [make_row(name, operation, times) for (name, operation), times in samples.items()]
-
-
-def _ways(bare: BareKernel, daemon: Daemon, batches: Batches) -> Sequence[tuple[str, Callable[[int], dict[str, Samples]]]]:
-    return (
-        (bare.name, bare.round_by_group),
-        ("vifd", lambda count: in_flight_round(daemon, count)),
-        ("vifd", batches.round),
-    )

@@ -10,7 +10,7 @@ from tests.bench.contenders.bare import bare_kernel
 from tests.bench.contenders.cni import cni_bridge
 from tests.bench.contenders.empty import empty_call
 from tests.bench.contenders.iproute import ip_command
-from tests.bench.contenders.vifd import one_client
+from tests.bench.contenders.vifd import one_by_one
 from tests.bench.daemon import Daemon, running_daemon
 from tests.bench.measure import Contender, Row, Samples, make_row
 from tests.bench.namespaces import Namespace, private_namespace
@@ -20,7 +20,7 @@ _IN_NAMESPACE: dict[str, Callable[[Namespace], AbstractContextManager[Contender]
     "ip": ip_command,
     "cni": cni_bridge,
 }
-_AT_DAEMON: dict[str, Callable[[Daemon], AbstractContextManager[Contender]]] = {"empty": empty_call, "vifd": one_client}
+_AT_DAEMON: dict[str, Callable[[Daemon], AbstractContextManager[Contender]]] = {"empty": empty_call, "vifd": one_by_one}
 NAMES = ("bare", "empty", "vifd", "ip", "cni")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.bench.contenders.vifd import BATCH_SIZE, Batches
+from tests.bench.contenders.vifd import BATCH_SIZE, Batches, batches
 from tests.bench.daemon import running_daemon
 from tests.bench.measure import Row, make_value
 from tests.bench.process import Footprint
@@ -20,9 +20,9 @@ def count_batches(endpoints: int) -> int:
 
 def measure_memory(advance: Callable[[], None]) -> list[Row]:
     """Make 1,000 endpoints and look at the two processes."""
-    with running_daemon() as daemon, Batches(daemon) as batches:
+    with running_daemon() as daemon, batches(daemon) as client:
         for first in range(0, RESIDENT_COUNT, BATCH_SIZE):
-            batches.request(min(BATCH_SIZE, RESIDENT_COUNT - first))
+            client.request(min(BATCH_SIZE, RESIDENT_COUNT - first))
             advance()
         return _rows(daemon.footprint(), f"{RESIDENT_COUNT:,} endpoints")
 
@@ -34,17 +34,17 @@ def measure_cycles(cycles: int, advance: Callable[[], None]) -> list[Row]:
         cycles: how many lives.
         advance: is called after each batch.
     """
-    with running_daemon() as daemon, Batches(daemon) as batches:
-        _cycle(batches, WARM_UP_CYCLES, advance)
+    with running_daemon() as daemon, batches(daemon) as client:
+        _cycle(client, WARM_UP_CYCLES, advance)
         before = daemon.footprint()
-        _cycle(batches, cycles, advance)
+        _cycle(client, cycles, advance)
         after = daemon.footprint()
     return [*_rows(after, f"after {cycles:,} cycles"), *_growth(before, after)]
 
 
-def _cycle(batches: Batches, cycles: int, advance: Callable[[], None]) -> None:
+def _cycle(client: Batches, cycles: int, advance: Callable[[], None]) -> None:
     for _ in range(0, cycles, BATCH_SIZE):
-        batches.release(batches.request(BATCH_SIZE))
+        client.release(client.request(BATCH_SIZE))
         advance()
 
 

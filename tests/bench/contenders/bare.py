@@ -67,21 +67,12 @@ class BareKernel:
         made: Samples = []
         deleted: Samples = []
         with self.namespace.entered():
-            for ifindex in [timed(made, self._make) for _ in range(count)]:
+            for ifindex in [timed(made, self.make) for _ in range(count)]:
                 timed(deleted, self._delete, ifindex)
         return {"make": made, "delete": deleted}
 
-    def round_by_group(self, count: int) -> dict[str, Samples]:
-        """Make `count` taps one by one, then delete them in groups: each sample is what one device of its group cost."""
-        made: Samples = []
-        deleted: Samples = []
-        with self.namespace.entered():
-            indexes = [timed(made, self._make) for _ in range(count)]
-            for first in range(0, count, GROUP_SIZE):
-                timed(deleted, self._delete_group, indexes[first : first + GROUP_SIZE])
-        return {f"make, {count} on the bridge": made, f"delete, groups of {GROUP_SIZE}": [cost / GROUP_SIZE for cost in deleted]}
-
-    def _make(self) -> int:
+    def make(self) -> int:
+        """Make a tap and give its ifindex."""
         endpoint = str(uuid.uuid4())
         name = f"vdt{endpoint[:8]}"
         _make_tap(name, OWNER_UID)
@@ -107,10 +98,30 @@ class BareKernel:
     def _delete(self, ifindex: int) -> None:
         self.route.send([link_message(RTM_DELLINK, ifindex)])
 
-    def _delete_group(self, indexes: list[int]) -> None:
+    def delete_group(self, indexes: list[int]) -> None:
+        """Put devices into a group of their own and delete that."""
         group = number(IFLA_GROUP, 1 + int.from_bytes(os.urandom(3), "little"))
         self.route.send([link_message(RTM_SETLINK, index, group) for index in indexes])
         self.route.send([link_message(RTM_DELLINK, 0, group)])
+
+
+@dataclass(frozen=True)
+class InGroups:
+    """Makes many taps and deletes them in groups."""
+
+    bare: BareKernel
+
+    name = "bare kernel"
+
+    def round(self, count: int) -> dict[str, Samples]:
+        """Make `count` taps one by one, then delete them: each sample is what one device of its group cost."""
+        made: Samples = []
+        deleted: Samples = []
+        with self.bare.namespace.entered():
+            indexes = [timed(made, self.bare.make) for _ in range(count)]
+            for first in range(0, count, GROUP_SIZE):
+                timed(deleted, self.bare.delete_group, indexes[first : first + GROUP_SIZE])
+        return {f"make, {count} on the bridge": made, f"delete, groups of {GROUP_SIZE}": [cost / GROUP_SIZE for cost in deleted]}
 
 
 @contextmanager

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
-import grpc
+from vifclient import Client
+from vifclient.messages import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest, TapPreference
 
 from tests.bench.daemon import NETWORK, Daemon
 from tests.bench.measure import Samples, timed
-from vif.v1 import endpoint_service_pb2 as api
-from vif.v1.endpoint_service_pb2_grpc import EndpointServiceStub
 
 BATCH_SIZE = 64
 
 
-def make_request() -> api.RequestEndpointRequest:
+def make_request() -> RequestEndpointRequest:
     """Ask for a tap with a new id."""
-    acceptable = [api.EndpointPreference(tap=api.TapPreference())]
-    return api.RequestEndpointRequest(endpoint_id=str(uuid.uuid4()), network=NETWORK, acceptable=acceptable)
+    acceptable = [EndpointPreference(tap=TapPreference())]
+    return RequestEndpointRequest(endpoint_id=str(uuid.uuid4()), network=NETWORK, acceptable=acceptable)
 
 
 @dataclass(frozen=True)
-class OneClient:
+class OneByOne:
     """Requests and releases, one after the other."""
 
-    stub: EndpointServiceStub
+    client: Client
 
     name = "vifd"
 
@@ -38,42 +36,29 @@ class OneClient:
         deleted: Samples = []
         requests = [make_request() for _ in range(count)]
         for request in requests:
-            timed(made, self.stub.RequestEndpoint, request)
+            timed(made, self.client.request_endpoint, request)
         for request in requests:
-            timed(deleted, self.stub.ReleaseEndpoint, api.ReleaseEndpointRequest(endpoint_id=request.endpoint_id))
+            timed(deleted, self.client.release_endpoint, request.endpoint_id)
         return {"make": made, "delete": deleted}
 
 
-@contextmanager
-def one_client(daemon: Daemon) -> Iterator[OneClient]:
-    """Connect a client."""
-    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
-        yield OneClient(EndpointServiceStub(channel))
-
-
+@dataclass(frozen=True)
 class Batches:
-    """Makes and releases endpoints in batches."""
+    """Requests and releases in batches."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._channel = grpc.insecure_channel(f"unix:{daemon.socket}")
-        self._stub = EndpointServiceStub(self._channel)
+    client: Client
 
-    def __enter__(self) -> Batches:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._channel.close()
+    name = "vifd"
 
     def request(self, count: int) -> list[str]:
         """Make a batch and give its ids."""
         requests = [make_request() for _ in range(count)]
-        self._stub.BatchRequestEndpoints(api.BatchRequestEndpointsRequest(requests=requests))
+        self.client.batch_request_endpoints(requests)
         return [request.endpoint_id for request in requests]
 
-    def release(self, ids: Iterable[str]) -> None:
+    def release(self, endpoint_ids: list[str]) -> None:
         """Release a batch."""
-        requests = [api.ReleaseEndpointRequest(endpoint_id=id_) for id_ in ids]
-        self._stub.BatchReleaseEndpoints(api.BatchReleaseEndpointsRequest(requests=requests))
+        self.client.batch_release_endpoints(ReleaseEndpointRequest(endpoint_id=id_) for id_ in endpoint_ids)
 
     def round(self, count: int) -> dict[str, Samples]:
         """Make `count` endpoints in batches, then release them; each sample is what one endpoint of its batch cost."""
@@ -86,3 +71,17 @@ class Batches:
             f"make, batch of {BATCH_SIZE}": [cost / BATCH_SIZE for cost in made],
             f"delete, batch of {BATCH_SIZE}": [cost / BATCH_SIZE for cost in deleted],
         }
+
+
+@contextmanager
+def one_by_one(daemon: Daemon) -> Iterator[OneByOne]:
+    """Connect a client."""
+    with Client(str(daemon.socket)) as client:
+        yield OneByOne(client)
+
+
+@contextmanager
+def batches(daemon: Daemon) -> Iterator[Batches]:
+    """Connect a client."""
+    with Client(str(daemon.socket)) as client:
+        yield Batches(client)
