@@ -90,12 +90,13 @@ install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, a
 	install -D -m 644 systemd/vifd.sysusers $(DESTDIR)$(LIBDIR)/sysusers.d/vifd.conf
 	install -D -m 644 systemd/vifd.tmpfiles $(DESTDIR)$(LIBDIR)/tmpfiles.d/vifd.conf
 	test -e $(DESTDIR)$(SYSCONFDIR)/vifd/vifd.toml || install -m 644 demo/vifd.toml $(DESTDIR)$(SYSCONFDIR)/vifd/vifd.toml
-	test -n "$(DESTDIR)" || { systemd-sysusers $(LIBDIR)/sysusers.d/vifd.conf && systemd-tmpfiles --create $(LIBDIR)/tmpfiles.d/vifd.conf; }
+	test -n "$(DESTDIR)" || ! command -v systemd-sysusers || systemd-sysusers $(LIBDIR)/sysusers.d/vifd.conf
+	test -n "$(DESTDIR)" || ! command -v systemd-tmpfiles || systemd-tmpfiles --create $(LIBDIR)/tmpfiles.d/vifd.conf
 	test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl daemon-reload
 	@echo "installed; to start it: systemctl enable --now vifd.socket vifd.service"
 
 uninstall: ## Take away what install made; the configuration and the state stay (root)
-	test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl disable --now vifd.service vifd.socket
+	-test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl disable --now vifd.service vifd.socket
 	test ! -e $(DESTDIR)$(PREFIX)/pyvenv.cfg || rm -rf $(DESTDIR)$(PREFIX)
 	rm -f $(DESTDIR)$(BINDIR)/vifd $(DESTDIR)$(BINDIR)/vifctl
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system/vifd.service systemd/system/vifd.socket sysusers.d/vifd.conf tmpfiles.d/vifd.conf)
