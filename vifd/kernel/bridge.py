@@ -1,0 +1,190 @@
+"""A network's bridge: made when it is missing, used as it is when somebody else made it. Not on the way of a request, so
+pyroute2.
+
+A bridge that vifd makes has a MAC address derived from the network's name, from its first moment, and an ifalias from its
+second; either
+says whose it is, so a helper that dies in between finishes its work at the next start.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+from pathlib import Path
+from typing import NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vifd.kernel import names
+from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.netlink import IFF_UP, Ifla, Link, RtnlSocket, delete_link, get_link
+
+_IPV6_CONF = Path("/proc/sys/net/ipv6/conf")
+
+
+class BridgeError(Exception):
+    """The bridge or its uplink can't be used: what the administrator has to know.
+
+    Args:
+        message: a sentence.
+        number: the kernel's errno, 0 where vifd itself refused.
+    """
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class BridgeState(NamedTuple):
+    """A bridge as it was found or made.
+
+    Args:
+        own: whether vifd made it, at whatever time.
+        created: whether this call made it.
+    """
+
+    name: str
+    ifindex: int
+    mtu_bytes: int
+    own: bool
+    created: bool
+
+
+def find_link(rtnl: RtnlSocket, ifname: str) -> Link | None:
+    """Look one device up by its name.
+
+    Raises:
+        BridgeError: the kernel refused to say.
+    """
+    reply = rtnl.ask(get_link(ifname=ifname))
+    if reply.errno not in (0, errno.ENODEV):
+        raise BridgeError(f"can't look {ifname} up: {reply.message}", reply.errno)
+    return reply.link
+
+
+def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
+    """Give the network's bridge, making it first if it is missing or was left half made.
+
+    A bridge of somebody else's is used without changing any of its settings; only a configured uplink is put on it.
+
+    Args:
+        rtnl: the socket to ask through.
+        network: the network's name.
+        grant: what the configuration says of it.
+
+    Raises:
+        BridgeError: it can't be made or used.
+    """
+    link = find_link(rtnl, grant.bridge)
+    created = link is None
+    if link is None or (_is_own(link, network) and not link.flags & IFF_UP):
+        _make(network, grant, create=created)
+        link = find_link(rtnl, grant.bridge)
+    if link is None:
+        raise BridgeError(f"bridge {grant.bridge} went away as it was made", errno.ENODEV)
+    if link.kind != "bridge":
+        raise BridgeError(
+            f"{grant.bridge} is a {link.kind or 'network card'}, not a bridge; give network {network} another name for its own"
+        )
+    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), _is_own(link, network), created)
+
+
+def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> None:
+    """Bring a network's bridge to what the configuration says: at start, and after a reload.
+
+    Raises:
+        BridgeError: it can't be.
+    """
+    state = ensure(rtnl, network, grant)
+    if state.own and not state.created:
+        _make(network, grant, create=False)
+    if grant.uplink:
+        _attach_uplink(rtnl, grant, state)
+
+
+def discard_unused(rtnl: RtnlSocket, state: BridgeState) -> None:
+    """Delete a bridge that this very batch made, unless a port of another group hangs on it."""
+    with IPRoute() as ipr:
+        if any(True for _ in ipr.get_links(master=state.ifindex)):
+            return
+    rtnl.ask(delete_link(state.ifindex))
+
+
+@functools.cache
+def has_ipv6() -> bool:
+    """Tell whether the kernel runs IPv6 at all: without it, it refuses IPv6's attributes."""
+    return _IPV6_CONF.exists()
+
+
+def _is_own(link: Link | None, network: str) -> bool:
+    if link is None or link.kind != "bridge":
+        return False
+    alias = link.text(Ifla.IFALIAS)
+    mac = link.attributes.get(Ifla.ADDRESS, b"").hex(":")
+    return alias == names.network_mark(network) or (not alias and mac == names.derived_mac(names.network_mark(network)))
+
+
+def _make(network: str, grant: BridgeGrant, *, create: bool) -> None:
+    """Make the bridge, or finish one that is half made; every step can be repeated."""
+    try:
+        with IPRoute() as ipr:
+            if create:
+                # An MTU that is set keeps the bridge from following its smallest port's (net/bridge/br_if.c, br_mtu_auto_adjust).
+                mac = names.derived_mac(names.network_mark(network))
+                ipr.link("add", ifname=grant.bridge, kind="bridge", address=mac, br_forward_delay=0)
+            index = ipr.link_lookup(ifname=grant.bridge)[0]
+            ipr.link("set", index=index, ifalias=names.network_mark(network), mtu=grant.mtu_bytes)
+            _shut_ipv6_autoconfiguration(grant)
+            if has_ipv6() and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
+                spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
+                ipr.link("set", index=index, IFLA_AF_SPEC=spec)
+            _set_addresses(ipr, index, grant.addresses)
+            ipr.link("set", index=index, state="up")
+    except NetlinkError as error:
+        raise BridgeError(f"can't make bridge {grant.bridge} of network {network}: {error.args[1]}", error.code) from error
+
+
+def _shut_ipv6_autoconfiguration(grant: BridgeGrant) -> None:
+    """Keep the host from taking routes and addresses from router advertisements that a VM sends (accept_ra, ip-sysctl.rst)."""
+    if not has_ipv6():
+        return
+    for setting in ("accept_ra", "autoconf"):
+        try:
+            (_IPV6_CONF / grant.bridge / setting).write_text("0")
+        except OSError as error:
+            message = f"can't switch {setting} off on bridge {grant.bridge} ({error.strerror}); let vifd write below {_IPV6_CONF}"
+            raise BridgeError(message, error.errno or 0) from error
+
+
+def _set_addresses(ipr: IPRoute, index: int, addresses: tuple[str, ...]) -> None:
+    """Give the bridge the configured addresses, and take those that a former configuration gave it."""
+    wanted = {ipaddress.ip_interface(address) for address in addresses}
+    present = set()
+    for message in ipr.get_addr(index=index):
+        address = ipaddress.ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
+        if not address.is_link_local:
+            present.add(address)
+    for address in present - wanted:
+        ipr.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+    for address in wanted - present:
+        ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+
+
+def _attach_uplink(rtnl: RtnlSocket, grant: BridgeGrant, state: BridgeState) -> None:
+    link = find_link(rtnl, grant.uplink)
+    if link is None:
+        raise BridgeError(f"uplink {grant.uplink} of bridge {grant.bridge} isn't there", errno.ENODEV)
+    master = link.number(Ifla.MASTER)
+    if master == state.ifindex:
+        return
+    if master:
+        raise BridgeError(
+            f"uplink {grant.uplink} belongs to another bridge or bond already; take it out of that first", errno.EBUSY
+        )
+    try:
+        with IPRoute() as ipr:
+            ipr.link("set", index=link.ifindex, master=state.ifindex, state="up")
+    except NetlinkError as error:
+        raise BridgeError(f"can't put uplink {grant.uplink} on bridge {grant.bridge}: {error.args[1]}", error.code) from error

@@ -1,0 +1,237 @@
+"""The privileged helper: a fork of vifd that keeps CAP_NET_ADMIN and does what plans say, and nothing else.
+
+`start` forks it before grpc or any thread exists. The front process calls the entry points below; oslo.privsep carries the calls.
+What they take comes from a process that strangers talk to: bytes are decoded by type, every plan is checked against the
+configuration that the helper has read itself, and no argument is a path, an argv or a device that isn't derived from an
+endpoint's id.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures.thread  # noqa: F401  the helper takes no module in after the fork, and this one is taken in lazily
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from typing import Any, NamedTuple, cast
+
+from oslo_config import cfg
+from oslo_privsep import capabilities, priv_context
+
+from vifd.errors import StartError
+from vifd.kernel import names, ops
+from vifd.kernel.authority import Authority
+from vifd.kernel.executor import Executor
+
+#: One for making, one for deleting, one for everything else, and one for the watchdog.
+_THREADS = 4
+_PLANS_A_CALL = 512
+_TOKEN_BYTES = 16
+_MAX_QUEUES = 256
+_START_SECONDS = 20
+
+context = priv_context.PrivContext(
+    "vifd.kernel",
+    cfg_section="vifd_privsep",
+    pypath=f"{__name__}.context",
+    capabilities=[capabilities.Capabilities.CAP_NET_ADMIN],
+)
+
+
+class _Helper:
+    """What the helper has beside its entry points: set before the fork, so that no call can set it."""
+
+    def __init__(self, load: Callable[[], tuple[str, Authority]], fd_channel: socket.socket) -> None:
+        self.load, self.fd_channel = load, fd_channel
+        self.authority: Authority = load()[1]
+        self.per_thread = threading.local()
+
+    @property
+    def executor(self) -> Executor:
+        """This thread's executor: a netlink socket serves one thread at a time."""
+        if not hasattr(self.per_thread, "executor"):
+            self.per_thread.executor = Executor(lambda: self.authority)
+        return cast("Executor", self.per_thread.executor)
+
+
+_helper: _Helper | None = None
+
+
+class Channels(NamedTuple):
+    """The front process's ends of what it shares with the helper beside oslo.privsep's own.
+
+    Args:
+        fds: where `open_queues` sends descriptors.
+        lifeline: reads end-of-file when the helper is dead.
+    """
+
+    fds: socket.socket
+    lifeline: int
+
+
+def start(load: Callable[[], tuple[str, Authority]]) -> Channels:
+    """Fork the helper. Call it as root, before any thread exists; drop the privileges after it.
+
+    Args:
+        load: reads the configuration; gives its text, and what it lets the helper touch. The helper calls it again on `reload`.
+
+    Returns:
+        What the front process shares with it.
+
+    Raises:
+        oslo_privsep.daemon.FailedToDropPrivileges: the helper could not start.
+    """
+    global _helper  # noqa: PLW0603  the entry points are functions, and oslo.privsep finds them by name
+    front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    lifeline, held = os.pipe2(os.O_CLOEXEC)
+    _helper = _Helper(load, back)
+    cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
+    os.register_at_fork(after_in_child=_Fork(front, lifeline))
+    with _time_limit(_START_SECONDS):
+        context.start(priv_context.Method.FORK)
+    back.close()
+    os.close(held)
+    return Channels(front, lifeline)
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raise after some seconds: oslo.privsep waits for ever for a helper that died at its first step."""
+
+    def expire(*_: object) -> None:
+        raise StartError("the privileged helper did not start; its error stands above")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Fork:
+    """What the child does first, once: it lets go of the front's end and takes no new module in."""
+
+    def __init__(self, front: socket.socket, lifeline: int) -> None:
+        self._front: socket.socket | None = front
+        self._lifeline = lifeline
+        self._parent = os.getpid()
+
+    def __call__(self) -> None:
+        if self._front is not None and os.getppid() == self._parent:
+            self._front.close()
+            os.close(self._lifeline)
+            self._front = None
+            _seal_imports()
+
+
+def _seal_imports() -> None:
+    """Take no further module in: oslo.privsep imports whatever module a call's name begins with, before it looks what that is."""
+    sys.meta_path[:] = [_NoImports()]
+
+
+class _NoImports(MetaPathFinder):
+    """A finder that refuses, so that even a module that nobody would miss isn't run by a stranger's wish."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:  # noqa: ARG002  the import system's signature
+        """Refuse."""
+        raise ImportError(f"the privileged helper imports nothing: {name}")
+
+
+def _get() -> _Helper:
+    if _helper is None:
+        raise RuntimeError("the helper isn't started")
+    return _helper
+
+
+@context.entrypoint
+def apply(request: bytes) -> bytes:
+    """Make groups of plans, each all or none. Needs CAP_NET_ADMIN: it makes taps and bridges (TUNSETIFF, RTM_SETLINK).
+
+    Args:
+        request: an encoded `ops.ApplyRequest`.
+
+    Returns:
+        An encoded `ops.ApplyAnswer`.
+    """
+    groups = ops.decode_apply(request).groups
+    if sum(map(len, groups)) > _PLANS_A_CALL:
+        raise ValueError("too many plans in a call")
+    return ops.encode(_get().executor.apply(groups))
+
+
+@context.entrypoint
+def revert(request: bytes) -> bytes:
+    """Delete the devices of plans. Needs CAP_NET_ADMIN: it deletes taps (RTM_DELLINK), only those with the endpoint's mark.
+
+    Args:
+        request: an encoded `ops.RevertRequest`.
+
+    Returns:
+        An encoded `ops.RevertAnswer`.
+    """
+    plans = ops.decode_revert(request).plans
+    if len(plans) > _PLANS_A_CALL:
+        raise ValueError("too many plans in a call")
+    return ops.encode(_get().executor.revert(plans))
+
+
+@context.entrypoint
+def inspect(endpoint_ids: tuple[str, ...]) -> bytes:
+    """Tell what is there of endpoints' devices; with no id, of every device with an endpoint's mark. It changes nothing.
+
+    Returns:
+        An encoded list of `ops.Device`.
+    """
+    executor = _get().executor
+    return ops.encode(executor.inspect(endpoint_ids) if endpoint_ids else executor.find_marked())
+
+
+@context.entrypoint
+def open_queues(endpoint_id: str, count: int, token: bytes) -> int:
+    """Open queues of an endpoint's tap and send them over the fd channel, the token with them.
+
+    Needs CAP_NET_ADMIN: only then a tap opens for somebody who isn't its owner.
+
+    Args:
+        endpoint_id: whose tap.
+        count: how many queues, 1 to 256.
+        token: what the front process knows the packet by.
+
+    Returns:
+        0, or the errno.
+    """
+    if not names.is_endpoint_id(endpoint_id) or not 1 <= count <= _MAX_QUEUES or len(token) != _TOKEN_BYTES:
+        raise ValueError("bad arguments")
+    try:
+        fds = _get().executor.open_queues(endpoint_id, count)
+    except OSError as error:
+        return error.errno or -1
+    try:
+        socket.send_fds(_get().fd_channel, [token], fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return 0
+
+
+@context.entrypoint
+def reload() -> tuple[str, dict[str, str]]:
+    """Read the configuration again and bring the networks' bridges to it. Needs CAP_NET_ADMIN to make them.
+
+    Returns:
+        The configuration's text, which the front process may not be able to read; and by network, what is wrong with its
+        bridge, or by ""
+        what is wrong with the configuration, which then stays as it was.
+    """
+    helper = _get()
+    try:
+        text, helper.authority = helper.load()
+    except StartError as error:
+        return "", {"": str(error)}
+    return text, helper.executor.prepare()

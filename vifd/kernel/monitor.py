@@ -1,0 +1,79 @@
+"""Watches the kernel's link events: who has a tap open, and what went away behind vifd's back.
+
+It runs in the unprivileged process: rtnetlink(7) lets everybody listen to RTNLGRP_LINK. A tap's carrier says that a process has a
+queue of it open (drivers/net/tun.c, tun_attach and __tun_detach).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from logging import getLogger
+
+from vifd.kernel.names import DEVICE_PREFIX
+from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, parse_events
+
+_log = getLogger(__name__)
+_RTMGRP_LINK = 1
+_PACKETS_A_TURN = 64
+_PACKET_BYTES = 1 << 16
+_BUFFER_BYTES = 4 << 20
+
+
+class LinkMonitor:
+    """Tells of each change of carrier, and of each end, of a device with vifd's prefix.
+
+    Args:
+        on_carrier: called with a device's index and whether it has carrier, for each event.
+        on_gone: called with the index of a device that went away.
+        on_overflow: called when events were lost: everything has to be looked at afresh.
+    """
+
+    def __init__(
+        self, on_carrier: Callable[[int, bool], None], on_gone: Callable[[int], None], on_overflow: Callable[[], None]
+    ) -> None:
+        self._on_carrier, self._on_gone, self._on_overflow = on_carrier, on_gone, on_overflow
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        self._socket.setblocking(False)
+        self._socket.bind((0, _RTMGRP_LINK))
+        self._carrier: dict[int, bool] = {}
+
+    def start(self) -> None:
+        """Begin to tell, in the running loop."""
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+
+    def close(self) -> None:
+        """Stop telling."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def has_carrier(self, ifindex: int) -> bool:
+        """Tell the carrier as the last event had it; False where there was none since the start."""
+        return self._carrier.get(ifindex, False)
+
+    def _read(self) -> None:
+        for _ in range(_PACKETS_A_TURN):
+            try:
+                packet = self._socket.recv(_PACKET_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # ENOBUFS: the kernel dropped events because this process was slow.
+                _log.warning("link events were lost", extra={"error": str(error)})
+                self._on_overflow()
+                return
+            for event in parse_events(packet):
+                if event.ifname.startswith(DEVICE_PREFIX):
+                    self._note(event)
+
+    def _note(self, event: LinkEvent) -> None:
+        if event.deleted:
+            self._carrier.pop(event.ifindex, None)
+            self._on_gone(event.ifindex)
+            return
+        carrier = bool(event.flags & IFF_LOWER_UP)
+        if self._carrier.get(event.ifindex) != carrier:
+            self._carrier[event.ifindex] = carrier
+            self._on_carrier(event.ifindex, carrier)

@@ -1,0 +1,157 @@
+"""The plan operations: what to do in the kernel, as data that is described, journaled and checked before it runs.
+
+A driver plans them, the privileged helper carries them out in order and undoes them in reverse. A plan names no bridge and no
+uplink: it names a network, and the helper knows from its own reading of the configuration what that network may touch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+
+class EnsureBridge(Struct, frozen=True, tag="ensure_bridge", forbid_unknown_fields=True):
+    """Make the network's bridge, with its address and uplink, if it is missing. Undone only if this call made it.
+
+    Args:
+        network: the network's name.
+    """
+
+    network: str
+
+    def __str__(self) -> str:
+        return f"make sure that the bridge of network {self.network} is there"
+
+
+class CreateTap(Struct, frozen=True, tag="create_tap", forbid_unknown_fields=True):
+    """Make a persistent tap that carries the endpoint's mark, down and on no bridge. Undone by deleting it.
+
+    Args:
+        endpoint_id: the endpoint.
+        ifname: its name (`names.device_name`).
+        mac: the MAC of the host's side (`names.host_mac`).
+        owner_uid: who may open it.
+        owner_gid: the group that the opener must be in as well; None: no matter.
+        queues: how many queues may be opened, 1 to 256.
+        vnet_hdr: whether frames carry a virtio-net header.
+    """
+
+    endpoint_id: str
+    ifname: str
+    mac: str
+    owner_uid: int
+    owner_gid: int | None
+    queues: int
+    vnet_hdr: bool
+
+    def __str__(self) -> str:
+        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
+        return f"make tap {self.ifname} for uid {self.owner_uid}{group}, {self.queues} queue(s), host-side MAC {self.mac}"
+
+
+class AttachPort(Struct, frozen=True, tag="attach_port", forbid_unknown_fields=True):
+    """Put a device that this plan made on the network's bridge and set it up. Undone with the device.
+
+    Args:
+        ifname: the device.
+        network: the network.
+        mtu_bytes: its MTU; 0: the bridge's.
+    """
+
+    ifname: str
+    network: str
+    mtu_bytes: int
+
+    def __str__(self) -> str:
+        mtu = f"MTU {self.mtu_bytes}" if self.mtu_bytes else "the bridge's MTU"
+        return f"put {self.ifname} on the bridge of network {self.network} with {mtu} and set it up"
+
+
+Operation = EnsureBridge | CreateTap | AttachPort
+
+#: The order in which the helper runs the operations of a batch, and in which each plan has them.
+STAGES: tuple[type[Operation], ...] = (EnsureBridge, CreateTap, AttachPort)
+
+Plan = tuple[Operation, ...]
+
+#: Plans that are made all or none.
+Group = tuple[Plan, ...]
+
+
+class Made(Struct, frozen=True):
+    """What a plan came to: the device's index, the MTU in effect, the bridge's name; 0 and empty where there is none."""
+
+    ifindex: int = 0
+    mtu_bytes: int = 0
+    bridge_name: str = ""
+
+
+class Refusal(Struct, frozen=True):
+    """Why a group, or the revert of a plan, failed; what it had done is undone.
+
+    Args:
+        plan_index: which plan of the group.
+        operation: the operation's name.
+        device: the device that it was about.
+        errno: the kernel's number, 0 where vifd itself refused.
+        message: a sentence.
+        cause: what the caller can conclude from it.
+    """
+
+    plan_index: int
+    operation: str
+    device: str
+    errno: int
+    message: str
+    cause: str = "kernel"
+
+
+#: The causes of a Refusal.
+KERNEL, FULL, NOT_READY, REJECTED = "kernel", "full", "not_ready", "rejected"
+
+
+class Device(Struct, frozen=True):
+    """What the kernel says of one device (`inspect`).
+
+    Args:
+        endpoint_id: from its mark; empty where it has none.
+        carrier: whether somebody has the tap open.
+    """
+
+    ifname: str
+    ifindex: int
+    kind: str
+    endpoint_id: str
+    master: int
+    mtu_bytes: int
+    mac: str
+    up: bool
+    carrier: bool
+
+
+class ApplyRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of the helper's `apply`."""
+
+    groups: tuple[Group, ...]
+
+
+class RevertRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of the helper's `revert`."""
+
+    plans: tuple[Plan, ...]
+
+
+ApplyAnswer = list[list[Made] | Refusal]
+RevertAnswer = list[Refusal | None]
+
+encode = msgspec.msgpack.Encoder().encode
+decode_apply = msgspec.msgpack.Decoder(ApplyRequest).decode
+decode_apply_answer = msgspec.msgpack.Decoder(list[list[Made] | Refusal]).decode
+decode_revert = msgspec.msgpack.Decoder(RevertRequest).decode
+decode_revert_answer = msgspec.msgpack.Decoder(list[Refusal | None]).decode
+decode_devices = msgspec.msgpack.Decoder(list[Device]).decode
+
+
+def describe(plan: Plan) -> tuple[str, ...]:
+    """Give a line for people for each operation."""
+    return tuple(str(operation) for operation in plan)

@@ -1,0 +1,92 @@
+"""Taps by ioctl (linux/if_tun.h; Documentation/networking/tuntap.rst)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+_TUN = "/dev/net/tun"
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
+_SIOCGIFINDEX = 0x8933
+
+
+def create(ifname: str, *, uid: int, gid: int | None, multi_queue: bool, vnet_hdr: bool) -> int:
+    """Make a tap that lives as long as the descriptor, until `persist` is called.
+
+    So a helper that dies in the middle leaves nothing behind.
+
+    Args:
+        ifname: its name; it must not exist.
+        uid: who may open it (TUNSETOWNER).
+        gid: the group that the opener must be in as well (TUNSETGROUP), None: no matter.
+        multi_queue: whether several queues may be opened.
+        vnet_hdr: whether frames carry a virtio-net header.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: EBUSY where a device of that name exists (IFF_TUN_EXCL), or what else the kernel says.
+    """
+    fd = _attach(ifname, _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr) | _IFF_TUN_EXCL)
+    try:
+        fcntl.ioctl(fd, _TUNSETOWNER, _as_int(uid))
+        if gid is not None:
+            fcntl.ioctl(fd, _TUNSETGROUP, _as_int(gid))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def persist(fd: int) -> None:
+    """Let a tap outlive its descriptor, and close that."""
+    try:
+        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    finally:
+        os.close(fd)
+
+
+def open_queue(ifname: str, *, multi_queue: bool, vnet_hdr: bool) -> int:
+    """Open a queue of a tap that exists.
+
+    The caller checks with `ifindex_of` that it is the one meant: if that has gone in the meantime, the kernel has just made a
+    new one, which
+    goes with the descriptor.
+
+    Raises:
+        OSError: EBUSY where a tap with one queue is open already.
+    """
+    return _attach(ifname, _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr))
+
+
+def ifindex_of(socket_fd: int, ifname: str) -> int:
+    """Give the index of a device by its name, asking through the descriptor of any socket (netdevice(7)).
+
+    Raises:
+        OSError: ENODEV where there is none.
+    """
+    answer = fcntl.ioctl(socket_fd, _SIOCGIFINDEX, struct.pack("16si20x", ifname.encode(), 0))
+    index: int = struct.unpack_from("16si", answer)[1]
+    return index
+
+
+def _flags(*, multi_queue: bool, vnet_hdr: bool) -> int:
+    return _IFF_TAP | _IFF_NO_PI | (_IFF_MULTI_QUEUE if multi_queue else 0) | (_IFF_VNET_HDR if vnet_hdr else 0)
+
+
+def _attach(ifname: str, flags: int) -> int:
+    fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", ifname.encode(), flags))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _as_int(number: int) -> int:
+    """Give a 32-bit id as the C int that fcntl.ioctl takes."""
+    return number - (1 << 32) if number >= 1 << 31 else number
