@@ -1,0 +1,102 @@
+"""What a network driver is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Generic, TypeVar
+
+from msgspec import Struct
+
+from vifd.errors import Violation
+from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.ops import Made, Plan
+from vifd.model import Drift, Endpoint, EndpointSpec, Location, Offer, Port, Preference
+
+OptionsT = TypeVar("OptionsT", bound=Struct)
+
+
+class Planned(Struct, frozen=True):
+    """What a driver would do for a request.
+
+    Args:
+        plan: the kernel operations; empty where the kernel has nothing to do.
+        port: the port with every choice that was the driver's filled in, as far as it is known before the plan runs.
+    """
+
+    plan: Plan
+    port: Port
+
+
+class NetworkDriver(Generic[OptionsT]):
+    """Makes endpoints on one network. One instance a network; it is made anew when the configuration changes.
+
+    A driver from another package derives from it, and names itself under the entry-point group `vifd.network_drivers`. Only
+    `offers`, `plan` and
+    `locate` have to be written; the engine alone owns the order, the journal, the undo and the retries.
+
+    Args:
+        network: the network's name.
+        options: the network's keys.
+    """
+
+    #: The name in the configuration.
+    name: ClassVar[str]
+    #: The struct that a network's keys are turned into; its fields are the keys.
+    options: ClassVar[type[Struct]]
+
+    def __init__(self, network: str, options: OptionsT) -> None:
+        self.network = network
+        self.config = options
+
+    @classmethod
+    def check_options(cls, options: OptionsT) -> list[Violation]:
+        """Say what is wrong with a network's keys beyond their types: key and sentence each."""
+        del options
+        return []
+
+    @classmethod
+    def grant(cls, options: OptionsT) -> BridgeGrant | None:
+        """Say what of the kernel the privileged helper may touch for this network. None: nothing."""
+        del options
+        return None
+
+    @property
+    def mtu_bytes(self) -> int:
+        """The MTU of an endpoint that asks for none; 0: known only when one is made."""
+        return 0
+
+    def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
+        """Say for every kind that this driver knows whether it can be made here and now, and what it can do. Changes nothing.
+
+        Args:
+            spec: what is asked for; None: nothing particular.
+        """
+        raise NotImplementedError
+
+    def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
+        """Say what the kernel has to do. Pure: the same answer each time, and no I/O.
+
+        Args:
+            endpoint_id: the endpoint.
+            spec: what is asked for.
+            preference: the kind that was chosen, with its options.
+        """
+        raise NotImplementedError
+
+    def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
+        """Give the typed location, from what the plan came to. Pure."""
+        raise NotImplementedError
+
+    async def bind(self, endpoint: Endpoint) -> None:
+        """Tell the network system of a new endpoint, before the kernel is touched. Idempotent."""
+
+    async def unbind(self, endpoint: Endpoint) -> None:
+        """Tell the network system that an endpoint is gone. Idempotent."""
+
+    async def activate(self, endpoint: Endpoint) -> None:
+        """Tell the network system that the VM runs here now. Idempotent."""
+
+    async def check(self, endpoint: Endpoint) -> Sequence[Drift]:
+        """Find the drifts that only the network system can know."""
+        del endpoint
+        return ()

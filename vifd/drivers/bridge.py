@@ -1,0 +1,114 @@
+"""The Linux bridge: taps on a bridge of this host, or the bridge's name for hypervisors that make their own ports."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vifd.drivers.base import NetworkDriver, Planned
+from vifd.errors import Violation
+from vifd.kernel import names
+from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.ops import AttachPort, CreateTap, EnsureBridge, Made
+from vifd.model import BridgePort, EndpointSpec, Feature, Kind, Location, Offer, Preference, TapDevice, TapPreference
+
+_TAP_FEATURES = frozenset({Feature.LIVE_MIGRATION, Feature.MULTI_QUEUE, Feature.FD_HANDOFF, Feature.MTU})
+_BRIDGE_FEATURES = frozenset({Feature.LIVE_MIGRATION})
+_DEFAULT_MTU_BYTES = 1500
+
+
+class BridgeOptions(Struct, frozen=True):
+    """The keys of a network whose driver is `bridge`.
+
+    Args:
+        bridge: the bridge; made if it is missing, used as it is if it exists.
+        uplink: a device that is put on it; empty: none.
+        mtu: bytes; 0: 1500 for a bridge that vifd makes, the bridge's own otherwise.
+        addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
+    """
+
+    bridge: str
+    uplink: str = ""
+    mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
+    addresses: tuple[str, ...] = ()
+
+
+class BridgeDriver(NetworkDriver[BridgeOptions]):
+    """See the module."""
+
+    name = "bridge"
+    options = BridgeOptions
+
+    @classmethod
+    def check_options(cls, options: BridgeOptions) -> list[Violation]:
+        """See NetworkDriver."""
+        problems = [
+            Violation(
+                key, f"{value!r} can't name an interface: 1 to 15 letters, digits, '_', '-', '.', '+', first a letter or digit"
+            )
+            for key, value in (("bridge", options.bridge), ("uplink", options.uplink))
+            if (value or key == "bridge") and not names.is_ifname(value)
+        ]
+        if options.bridge and options.bridge == options.uplink:
+            problems.append(Violation("uplink", "is the bridge itself"))
+        problems += [
+            Violation("addresses", f"{address!r} is no address with a prefix length, like 10.0.0.1/24")
+            for address in options.addresses
+            if not _is_interface_address(address)
+        ]
+        return problems
+
+    @classmethod
+    def grant(cls, options: BridgeOptions) -> BridgeGrant:
+        """See NetworkDriver."""
+        return BridgeGrant(options.bridge, options.uplink, options.mtu or _DEFAULT_MTU_BYTES, options.addresses)
+
+    @property
+    def mtu_bytes(self) -> int:
+        """See NetworkDriver."""
+        return self.config.mtu
+
+    def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
+        """See NetworkDriver."""
+        too_large = ""
+        if spec is not None and self.config.mtu and spec.port.mtu_bytes > self.config.mtu:
+            too_large = f"MTU {spec.port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
+        return (Offer(Kind.TAP, _TAP_FEATURES, too_large), Offer(Kind.BRIDGE, _BRIDGE_FEATURES))
+
+    def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
+        """See NetworkDriver."""
+        mtu_bytes = spec.port.mtu_bytes or self.config.mtu
+        port = msgspec.structs.replace(spec.port, mac=spec.port.mac or names.derived_mac(endpoint_id), mtu_bytes=mtu_bytes)
+        ensure = EnsureBridge(self.network)
+        if not isinstance(preference, TapPreference):
+            return Planned((ensure,), port)
+        ifname = names.device_name(Kind.TAP, endpoint_id)
+        create = CreateTap(
+            endpoint_id=endpoint_id,
+            ifname=ifname,
+            mac=names.host_mac(port.mac),
+            owner_uid=spec.owner.uid,
+            owner_gid=spec.owner.gid,
+            queues=preference.queues,
+            vnet_hdr=preference.vnet_hdr,
+        )
+        return Planned((ensure, create, AttachPort(ifname, self.network, mtu_bytes)), port)
+
+    def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
+        """See NetworkDriver."""
+        if not isinstance(preference, TapPreference):
+            return BridgePort(made.bridge_name, names.device_name(Kind.BRIDGE, endpoint_id))
+        ifname = names.device_name(Kind.TAP, endpoint_id)
+        return TapDevice(ifname, made.ifindex, preference.queues, preference.vnet_hdr)
+
+
+def _is_interface_address(text: Any) -> bool:
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        return False
+    return "/" in text

@@ -1,0 +1,59 @@
+"""The network drivers there are: the built-in ones written out, others through the entry-point group `vifd.network_drivers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from vifd.config import Config, NetworkConfig
+from vifd.drivers.base import NetworkDriver
+from vifd.drivers.bridge import BridgeDriver
+from vifd.drivers.fake import FakeDriver
+from vifd.errors import StartError, Violation
+from vifd.kernel.authority import BridgeGrant
+
+GROUP = "vifd.network_drivers"
+_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, FakeDriver)
+
+Catalog = Mapping[str, type[NetworkDriver[Any]]]
+
+
+def load() -> Catalog:
+    """Give every network driver by its name.
+
+    Raises:
+        StartError: one from another package can't be loaded, or takes a name that is taken.
+    """
+    catalog = {driver.name: driver for driver in _BUILT_IN}
+    for entry in entry_points(group=GROUP):
+        if entry.name in catalog:
+            raise StartError(f"two packages have a network driver {entry.name!r}; the second is {entry.value}")
+        catalog[entry.name] = _load(entry)
+    return catalog
+
+
+def _load(entry: EntryPoint) -> type[NetworkDriver[Any]]:
+    try:
+        driver = entry.load()
+    except Exception as error:
+        raise StartError(f"network driver {entry.name!r} ({entry.value}) can't be loaded: {error}") from error
+    if not (isinstance(driver, type) and issubclass(driver, NetworkDriver)):
+        raise StartError(f"network driver {entry.name!r} ({entry.value}) is no NetworkDriver")
+    return driver
+
+
+def check_options(catalog: Catalog, name: str, options: Any) -> list[Violation]:
+    """Let a driver check one network's keys."""
+    return catalog[name].check_options(options)
+
+
+def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:
+    """Make the driver of one network."""
+    return catalog[network.driver](network.name, network.options)
+
+
+def authority(catalog: Catalog, config: Config) -> dict[str, BridgeGrant]:
+    """Say what of the kernel the configured networks need."""
+    grants = {name: catalog[network.driver].grant(network.options) for name, network in config.networks.items()}
+    return {name: grant for name, grant in grants.items() if grant is not None}

@@ -1,0 +1,115 @@
+"""No kernel at all: every kind, as the caller's hypervisor driver would see it. For tests of hypervisor authors, and for `vifd
+--fake`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vifd.drivers.base import NetworkDriver, Planned
+from vifd.errors import Violation
+from vifd.kernel import names
+from vifd.kernel.ops import Made
+from vifd.model import (
+    BridgePort,
+    BridgePreference,
+    EndpointSpec,
+    Feature,
+    Kind,
+    Location,
+    MacvtapDevice,
+    MacvtapPreference,
+    Offer,
+    OvsPort,
+    OvsPortPreference,
+    PciDevice,
+    PciPreference,
+    Preference,
+    TapDevice,
+    TapPreference,
+    VdpaDevice,
+    VdpaPreference,
+    VhostUserPreference,
+    VhostUserSocket,
+)
+
+_FEATURES = frozenset(Feature) - {Feature.FD_HANDOFF}
+
+
+class FakeOptions(Struct, frozen=True):
+    """The keys of a network whose driver is `fake`.
+
+    Args:
+        kinds: the kinds that it offers; empty: all.
+        unavailable: kinds that it knows but "can't make now", to try out what a caller does then.
+        mtu: bytes.
+    """
+
+    kinds: tuple[str, ...] = ()
+    unavailable: tuple[str, ...] = ()
+    mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
+
+
+class FakeDriver(NetworkDriver[FakeOptions]):
+    """See the module."""
+
+    name = "fake"
+    options = FakeOptions
+
+    @classmethod
+    def check_options(cls, options: FakeOptions) -> list[Violation]:
+        """See NetworkDriver."""
+        kinds = {"kinds": options.kinds, "unavailable": options.unavailable}
+        return [
+            Violation(key, f"there is no kind {kind!r}; there are {', '.join(Kind)}")
+            for key, values in kinds.items()
+            for kind in values
+            if kind not in set(Kind)
+        ]
+
+    @property
+    def mtu_bytes(self) -> int:
+        """See NetworkDriver."""
+        return self.config.mtu
+
+    def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
+        """See NetworkDriver."""
+        kinds = [Kind(kind) for kind in self.config.kinds] or list(Kind)
+        return [Offer(kind, self._features(kind), self._unavailable(kind)) for kind in kinds]
+
+    def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
+        """See NetworkDriver."""
+        mac = spec.port.mac or names.derived_mac(endpoint_id)
+        return Planned((), msgspec.structs.replace(spec.port, mac=mac, mtu_bytes=spec.port.mtu_bytes or self.config.mtu))
+
+    def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
+        """Give a location that nothing stands behind, the same one each time."""
+        ifname = names.device_name(preference.kind, endpoint_id)
+        number = int(ifname[3:], 32) % 10_000 + 1
+        match preference:
+            case BridgePreference():
+                return BridgePort("br-fake", ifname)
+            case TapPreference(queues, vnet_hdr):
+                return TapDevice(ifname, number, queues, vnet_hdr)
+            case MacvtapPreference(mode):
+                return MacvtapDevice(ifname, number, f"/nonexistent/{ifname}", "fake0", mode)
+            case PciPreference(host_driver):
+                return PciDevice(
+                    f"0000:03:{number % 32:02x}.{number % 8}", "fake0", number % 64, host_driver, number, "/nonexistent/vfio"
+                )
+            case OvsPortPreference():
+                return OvsPort("br-int", ifname, endpoint_id, "system")
+            case VhostUserPreference(role, queues):
+                return VhostUserSocket(f"/nonexistent/{ifname}.sock", role, queues)
+            case VdpaPreference(queues):
+                return VdpaDevice(f"/nonexistent/{ifname}", ifname, queues)
+
+    def _features(self, kind: Kind) -> frozenset[Feature]:
+        return _FEATURES - {Feature.LIVE_MIGRATION} if kind is Kind.PCI else _FEATURES
+
+    def _unavailable(self, kind: Kind) -> str:
+        return f"the configuration of network {self.network} says so" if kind in self.config.unavailable else ""
