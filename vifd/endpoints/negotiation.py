@@ -1,0 +1,90 @@
+"""Which of the acceptable kinds it will be, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import msgspec
+
+from vifd.errors import NoAcceptableKind, Unsupported
+from vifd.model import Consideration, EndpointSpec, Feature, Kind, Offer, Outcome, Preference
+
+
+def choose(
+    spec: EndpointSpec, offers: Sequence[Offer], forbids: Callable[[Kind], bool]
+) -> tuple[Preference, tuple[Consideration, ...]]:
+    """Choose the first preference that can be made as it is asked for.
+
+    Args:
+        spec: what is asked for.
+        offers: what the network's driver can make now.
+        forbids: tells whether the operator's policy forbids a kind.
+
+    Returns:
+        The preference, and every preference with its outcome.
+
+    Raises:
+        Unsupported: an option of the caller's is all that stands in the way.
+        NoAcceptableKind: none can be made.
+    """
+    by_kind = {offer.kind: offer for offer in offers}
+    considered = [
+        _consider(index, preference, spec, by_kind.get(preference.kind), forbids)
+        for index, preference in enumerate(spec.acceptable)
+    ]
+    chosen = next((c for c in considered if c.outcome is Outcome.CHOSEN), None)
+    if chosen is None:
+        _refuse(spec, considered)
+    settled = [_not_needed(c) if c.outcome is Outcome.CHOSEN and c is not chosen else c for c in considered]
+    return spec.acceptable[chosen.index], tuple(settled)
+
+
+def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature, str]:
+    """Give what an endpoint must be able to do for a request, each with the option that asks for it."""
+    port = spec.port
+    asked = {
+        Feature.MULTI_QUEUE: ("queues", getattr(preference, "queues", 1) > 1),
+        Feature.GUARD: ("port.guard", bool(port.guard_enabled)),
+        Feature.ADDRESSES: ("port.addresses", bool(port.addresses)),
+        Feature.LIMITS: ("port.limits", port.limits is not None),
+        Feature.VLAN: ("port.vlan", port.vlan is not None),
+        Feature.ISOLATION: ("port.isolated", bool(port.isolated)),
+        Feature.LINK_STATE: ("port.link_up = false", port.link_up is False),
+        Feature.MTU: ("port.mtu_bytes", port.mtu_bytes != 0),
+        Feature.PORT_ID: ("port_id", spec.port_id != ""),
+    }
+    return {feature: option for feature, (option, wanted) in asked.items() if wanted}
+
+
+def _consider(
+    index: int, preference: Preference, spec: EndpointSpec, offer: Offer | None, forbids: Callable[[Kind], bool]
+) -> Consideration:
+    kind = preference.kind
+
+    def outcome(result: Outcome, message: str = "") -> Consideration:
+        return Consideration(index, kind, result, message)
+
+    if offer is None:
+        return outcome(Outcome.KIND_NOT_OFFERED, f"network {spec.network} has no {kind} endpoints")
+    if forbids(kind):
+        return outcome(Outcome.FORBIDDEN_BY_POLICY, f"the policy allows this caller no {kind} on network {spec.network}")
+    missing = [option for feature, option in needed_features(spec, preference).items() if feature not in offer.features]
+    if missing:
+        return outcome(Outcome.OPTION_UNSUPPORTED, f"{kind} on network {spec.network} can't do {', '.join(missing)}")
+    if spec.live_migratable and Feature.LIVE_MIGRATION not in offer.features:
+        return outcome(Outcome.REQUIREMENT_NOT_MET, f"a VM can't move to another host with {kind} while it runs")
+    if offer.unavailable:
+        return outcome(Outcome.NOT_POSSIBLE_HERE, offer.unavailable)
+    return outcome(Outcome.CHOSEN)
+
+
+def _not_needed(consideration: Consideration) -> Consideration:
+    return msgspec.structs.replace(consideration, outcome=Outcome.NOT_NEEDED, message="a preference before it was chosen")
+
+
+def _refuse(spec: EndpointSpec, considered: Sequence[Consideration]) -> NoReturn:
+    why = "; ".join(f"{c.kind}: {c.message}" for c in considered)
+    if any(c.outcome is Outcome.OPTION_UNSUPPORTED for c in considered):
+        raise Unsupported(f"{why}. Ask without it, or accept another kind", considered)
+    raise NoAcceptableKind(f"none of the acceptable kinds can be made on network {spec.network}: {why}", considered)

@@ -1,0 +1,141 @@
+"""Start-up: bring the journal and the kernel together again. A second pass changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from logging import getLogger
+
+import msgspec
+
+from vifd.endpoints.journal import Entry, Journal
+from vifd.errors import VifdError
+from vifd.kernel.names import device_name, host_mac
+from vifd.kernel.ops import CreateTap, Device, Plan
+from vifd.kernel.room import Room
+from vifd.model import Drift, DriftKind, Endpoint, Kind, MacvtapDevice, State, TapDevice
+
+_log = getLogger(__name__)
+_INSPECT_AT_ONCE = 256
+
+
+def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
+    """Undo what was never answered, finish what was being taken down, check and mend the rest, and sweep up strays.
+
+    Args:
+        journal: the journal as the last run left it.
+        room: the kernel.
+        boot_id: of the running kernel; if it is another than the journal's, the kernel part of every endpoint is gone with the
+        host.
+
+    Returns:
+        The endpoints that live, READY or ATTACHED.
+
+    Raises:
+        HelperLostError: nothing can be said.
+        JournalDamaged: nothing was changed.
+    """
+    entries = journal.load()
+    if journal.boot_id != boot_id:
+        journal.write([], forget=[entry.endpoint.endpoint_id for entry in entries])
+        journal.set_boot_id(boot_id)
+        if entries:
+            _log.info("the host was started anew: endpoints are forgotten", extra={"endpoints": len(entries)})
+        entries = []
+    unfinished = [e for e in entries if e.endpoint.state in (State.PENDING, State.RELEASING)]
+    kept = _take_down(journal, room, unfinished)
+    living = _mend(journal, room, [entry for entry in entries if entry not in unfinished])
+    _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
+    return living + kept
+
+
+def _take_down(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
+    """Take unfinished endpoints down; give those that the kernel doesn't let go, as RELEASING."""
+    answers = room.revert([entry.plan for entry in entries])
+    gone = [entry.endpoint.endpoint_id for entry, error in zip(entries, answers, strict=True) if error is None]
+    journal.write([], forget=gone)
+    if gone:
+        _log.info("unfinished endpoints are taken down", extra={"endpoints": len(gone)})
+    kept = []
+    for entry, error in zip(entries, answers, strict=True):
+        if error is not None:
+            _log.error("an unfinished endpoint can't be taken down", extra=_about(entry, error))
+            kept.append(_replace(entry, state=State.RELEASING))
+    return kept
+
+
+def _mend(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
+    """Make missing devices again, and note which are open."""
+    devices = _inspect(room, [e.endpoint.endpoint_id for e in entries if _needs_device(e)])
+    living, changed = [], []
+    for entry in entries:
+        device = devices.get(entry.endpoint.endpoint_id)
+        settled = _remake(room, entry) if _needs_device(entry) and device is None else _settle(entry, device)
+        living.append(settled)
+        if settled.endpoint.location != entry.endpoint.location:
+            changed.append(_replace(settled, state=State.READY))
+    journal.write(changed)
+    return living
+
+
+def _remake(room: Room, entry: Entry) -> Entry:
+    """Run an endpoint's plan once more: somebody deleted its device while vifd was away."""
+    made = room.apply([(entry.plan,)])[0]
+    if isinstance(made, VifdError):
+        _log.error("the device of an endpoint is gone and can't be made again", extra=_about(entry, made))
+        name = getattr(entry.endpoint.location, "ifname", "")
+        drift = Drift(DriftKind.DEVICE_MISSING, name, "", f"{name} is gone and can't be made again: {made}")
+        return _replace(entry, state=State.READY, drifts=(drift,))
+    _log.warning("the device of an endpoint was gone and is made again", extra={"endpoint_id": entry.endpoint.endpoint_id})
+    return _replace(entry, state=State.READY, location=_moved(entry.endpoint, made[0].ifindex), drifts=())
+
+
+def _settle(entry: Entry, device: Device | None) -> Entry:
+    if device is None:
+        return _replace(entry, state=State.READY, drifts=())
+    state = State.ATTACHED if device.carrier else State.READY
+    return _replace(entry, state=state, location=_moved(entry.endpoint, device.ifindex), drifts=())
+
+
+def _sweep(room: Room, known: set[str]) -> None:
+    """Delete marked devices that no record knows, unless somebody has them open."""
+    strays = [device for device in room.inspect([]) if device.endpoint_id not in known]
+    for device in strays:
+        if device.carrier:
+            _log.warning("a tap of vifd's that no record knows is in use: it stays", extra={"device": device.ifname})
+    idle = [device for device in strays if not device.carrier]
+    for device, error in zip(idle, room.revert([_plan_for(device) for device in idle]), strict=True):
+        if error is None:
+            _log.warning("a tap of vifd's that no record knows is deleted", extra={"device": device.ifname})
+        else:
+            _log.error("a stray tap can't be deleted", extra={"device": device.ifname, "error": str(error)})
+
+
+def _plan_for(device: Device) -> Plan:
+    """Give a plan whose undoing deletes a device: only its name and mark count for that."""
+    ifname = device_name(Kind.TAP, device.endpoint_id)
+    return (CreateTap(device.endpoint_id, ifname, host_mac("02:00:00:00:00:00"), 0, None, 1, vnet_hdr=True),)
+
+
+def _inspect(room: Room, endpoint_ids: Sequence[str]) -> dict[str, Device]:
+    """Look at devices; no id must not mean all of them."""
+    parts = [endpoint_ids[i : i + _INSPECT_AT_ONCE] for i in range(0, len(endpoint_ids), _INSPECT_AT_ONCE)]
+    return {device.endpoint_id: device for part in parts for device in room.inspect(part)}
+
+
+def _needs_device(entry: Entry) -> bool:
+    return bool(entry.plan) and entry.endpoint.ifindex != 0
+
+
+def _moved(endpoint: Endpoint, ifindex: int) -> object:
+    location = endpoint.location
+    if isinstance(location, TapDevice | MacvtapDevice) and location.ifindex != ifindex:
+        return msgspec.structs.replace(location, ifindex=ifindex)
+    return location
+
+
+def _replace(entry: Entry, **fields: object) -> Entry:
+    return Entry(msgspec.structs.replace(entry.endpoint, **fields), entry.plan)
+
+
+def _about(entry: Entry, error: VifdError) -> dict[str, str]:
+    return {"endpoint_id": entry.endpoint.endpoint_id, "error": str(error)}

@@ -1,0 +1,148 @@
+"""The endpoints there are, in memory, and those who watch them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from enum import Enum
+
+from vifd.errors import Overloaded, TryAgain
+from vifd.kernel.ops import Plan
+from vifd.model import Endpoint, State
+
+_EVENTS_A_WATCHER = 4096
+_WATCHERS = 256
+
+
+class Change(Enum):
+    """What happened to an endpoint."""
+
+    CURRENT = 1
+    SYNCED = 2
+    ADDED = 3
+    CHANGED = 4
+    REMOVED = 5
+
+
+Event = tuple[Change, Endpoint | None]
+
+
+class _Watcher:
+    def __init__(self, wants: Callable[[Endpoint], bool]) -> None:
+        self.wants = wants
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_A_WATCHER + 1)
+        self.error: Exception | None = None
+
+    def end(self, error: Exception) -> None:
+        """Let the watcher read what it has, then fail. The queue has one place more than events may take."""
+        if self.error is None:
+            self.error = error
+            self.events.put_nowait(None)
+
+    def tell(self, event: Event) -> None:
+        if self.error is None:
+            if self.events.qsize() >= _EVENTS_A_WATCHER:
+                self.end(Overloaded("this watcher is too slow for what happens; watch again to get all that is current"))
+            else:
+                self.events.put_nowait(event)
+
+
+class Registry:
+    """Every endpoint with its plan, as of now. It lives in the event loop's thread alone."""
+
+    def __init__(self) -> None:
+        self._endpoints: dict[str, Endpoint] = {}
+        self._plans: dict[str, Plan] = {}
+        self._by_ifindex: dict[int, str] = {}
+        self._count_by_owner: dict[int, int] = {}
+        self._watchers: set[_Watcher] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self._endpoints.values())
+
+    def find(self, endpoint_id: str) -> Endpoint | None:
+        """Give an endpoint, or None."""
+        return self._endpoints.get(endpoint_id)
+
+    def find_by_ifindex(self, ifindex: int) -> Endpoint | None:
+        """Give the endpoint whose device has this index, or None."""
+        return self._endpoints.get(self._by_ifindex.get(ifindex, ""))
+
+    def plan_of(self, endpoint_id: str) -> Plan:
+        """Give the plan that made an endpoint."""
+        return self._plans[endpoint_id]
+
+    def count_of(self, uid: int) -> int:
+        """Tell how many endpoints a uid owns."""
+        return self._count_by_owner.get(uid, 0)
+
+    def add(self, endpoint: Endpoint, plan: Plan) -> None:
+        """Add an endpoint and tell the watchers."""
+        self._endpoints[endpoint.endpoint_id] = endpoint
+        self._plans[endpoint.endpoint_id] = plan
+        self._count_by_owner[endpoint.owner.uid] = self.count_of(endpoint.owner.uid) + 1
+        self._index(endpoint)
+        self._tell(Change.ADDED, endpoint)
+
+    def update(self, endpoint: Endpoint) -> None:
+        """Put a new state of an endpoint in the place of the old, and tell the watchers."""
+        self._by_ifindex.pop(self._endpoints[endpoint.endpoint_id].ifindex, None)
+        self._endpoints[endpoint.endpoint_id] = endpoint
+        self._index(endpoint)
+        self._tell(Change.CHANGED, endpoint)
+
+    def remove(self, endpoint_id: str) -> None:
+        """Forget an endpoint and tell the watchers."""
+        endpoint = self._endpoints.pop(endpoint_id)
+        del self._plans[endpoint_id]
+        self._by_ifindex.pop(endpoint.ifindex, None)
+        left = self.count_of(endpoint.owner.uid) - 1
+        if left:
+            self._count_by_owner[endpoint.owner.uid] = left
+        else:
+            del self._count_by_owner[endpoint.owner.uid]
+        self._tell(Change.REMOVED, endpoint)
+
+    async def watch(self, wants: Callable[[Endpoint], bool]) -> AsyncIterator[Event]:
+        """Give every endpoint that is wanted, then SYNCED, then each change.
+
+        Raises:
+            Overloaded: the watcher is too slow, or there are too many.
+            TryAgain: vifd stops.
+        """
+        if self._closed:
+            raise TryAgain("vifd is stopping")
+        if len(self._watchers) >= _WATCHERS:
+            raise Overloaded(f"there are {_WATCHERS} watchers already; end one")
+        watcher = _Watcher(wants)
+        current = [endpoint for endpoint in self if wants(endpoint)]
+        self._watchers.add(watcher)
+        try:
+            for endpoint in current:
+                yield Change.CURRENT, endpoint
+            yield Change.SYNCED, None
+            while (event := await watcher.events.get()) is not None:
+                yield event
+            if watcher.error is not None:
+                raise watcher.error
+        finally:
+            self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """End every watch."""
+        self._closed = True
+        for watcher in self._watchers:
+            watcher.end(TryAgain("vifd is stopping; watch again"))
+
+    def _index(self, endpoint: Endpoint) -> None:
+        if endpoint.ifindex and endpoint.state is not State.RELEASING:
+            self._by_ifindex[endpoint.ifindex] = endpoint.endpoint_id
+
+    def _tell(self, change: Change, endpoint: Endpoint) -> None:
+        for watcher in self._watchers:
+            if watcher.wants(endpoint):
+                watcher.tell((change, endpoint))
