@@ -1,0 +1,60 @@
+"""The gRPC server: services, reflection and health on a socket that only the gate reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from vif.v1 import endpoint_service_pb2, host_service_pb2
+from vif.v1.endpoint_service_pb2_grpc import add_EndpointServiceServicer_to_server
+from vif.v1.host_service_pb2_grpc import add_HostServiceServicer_to_server
+from vifd.server.services import EndpointService, HostService
+
+_SERVICES = (
+    endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"].full_name,
+    host_service_pb2.DESCRIPTOR.services_by_name["HostService"].full_name,
+)
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 2 << 20),  # 64 requests with all their labels are 0.7 MiB
+    ("grpc.max_concurrent_streams", 512),
+    ("grpc.max_metadata_size", 16 << 10),
+)
+_CALLS_AT_ONCE = 2048
+
+
+class Server:
+    """Serves until it is told to stop.
+
+    Args:
+        path: where grpc listens; in a directory that only this user can enter.
+        endpoints: the service of endpoints.
+        host: the service of the host.
+    """
+
+    def __init__(self, path: Path, endpoints: EndpointService, host: HostService) -> None:
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
+        self._health = health.aio.HealthServicer()
+        add_EndpointServiceServicer_to_server(endpoints, self._server)
+        add_HostServiceServicer_to_server(host, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self._server.add_insecure_port(f"unix:{path}")
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and answer those in flight.
+
+        Args:
+            grace_s: how long they may take, in seconds.
+        """
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)

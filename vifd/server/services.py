@@ -1,0 +1,135 @@
+"""The servicers: each method converts, calls one use case, and converts back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from vif.v1 import endpoint_pb2, host_service_pb2
+from vif.v1 import endpoint_service_pb2 as pb
+from vif.v1.endpoint_service_pb2_grpc import EndpointServiceServicer
+from vif.v1.host_service_pb2_grpc import HostServiceServicer
+from vifd import __version__
+from vifd.endpoints.engine import Answer, Engine
+from vifd.endpoints.registry import Change
+from vifd.errors import Unsupported
+from vifd.kernel.ops import describe
+from vifd.model import Caller, Endpoint
+from vifd.server import requests, words
+from vifd.server.middleware import FindCaller, stream, unary
+
+_EVENTS: dict[Change, Any] = {change: pb.WatchEventKind.Value(f"WATCH_EVENT_KIND_{change.name}") for change in Change}
+
+
+class EndpointService(EndpointServiceServicer):
+    """vif.v1.EndpointService.
+
+    Args:
+        engine: the use cases.
+        find_caller: tells who is behind a `context.peer()`.
+        netns_path: the namespace that holds the devices; empty: the one vifd was started in.
+    """
+
+    def __init__(self, engine: Engine, find_caller: FindCaller, netns_path: str) -> None:
+        self._engine, self.find_caller, self._netns_path = engine, find_caller, netns_path
+
+    @unary
+    async def RequestEndpoint(self, message: pb.RequestEndpointRequest, caller: Caller) -> pb.RequestEndpointResponse:
+        request = requests.endpoint_request(message, caller)
+        (answer,) = await self._engine.request(caller, [request])
+        return self._answer(answer)
+
+    @unary
+    async def BatchRequestEndpoints(
+        self, message: pb.BatchRequestEndpointsRequest, caller: Caller
+    ) -> pb.BatchRequestEndpointsResponse:
+        answers = await self._engine.request(caller, requests.batch_request(message, caller))
+        return pb.BatchRequestEndpointsResponse(responses=[self._answer(answer) for answer in answers])
+
+    @unary
+    async def ReleaseEndpoint(self, message: pb.ReleaseEndpointRequest, caller: Caller) -> pb.ReleaseEndpointResponse:
+        await self._engine.release(caller, [requests.release(message)])
+        return pb.ReleaseEndpointResponse()
+
+    @unary
+    async def BatchReleaseEndpoints(
+        self, message: pb.BatchReleaseEndpointsRequest, caller: Caller
+    ) -> pb.BatchReleaseEndpointsResponse:
+        await self._engine.release(caller, requests.batch_release(message))
+        return pb.BatchReleaseEndpointsResponse()
+
+    @unary
+    async def GetEndpoint(self, message: pb.GetEndpointRequest, caller: Caller) -> pb.GetEndpointResponse:
+        endpoint = self._engine.get(caller, requests.endpoint_id(message))
+        return pb.GetEndpointResponse(endpoint=self._endpoint(endpoint))
+
+    @unary
+    async def ListEndpoints(self, message: pb.ListEndpointsRequest, caller: Caller) -> pb.ListEndpointsResponse:
+        wanted, (after, count) = requests.wanted(message), requests.page(message)
+        page, more = self._engine.page(caller, wanted, after=after, count=count)
+        token = requests.page_token(message, page[-1].endpoint_id) if more else ""
+        return pb.ListEndpointsResponse(endpoints=[self._endpoint(e) for e in page], next_page_token=token)
+
+    @stream
+    async def WatchEndpoints(self, message: pb.WatchEndpointsRequest, caller: Caller) -> AsyncIterator[pb.WatchEndpointsResponse]:
+        async for change, endpoint in self._engine.watch(caller, requests.wanted(message)):
+            seen = self._endpoint(endpoint) if endpoint is not None else None
+            yield pb.WatchEndpointsResponse(kind=_EVENTS[change], endpoint=seen)
+
+    @unary
+    async def UpdateEndpoint(self, message: pb.UpdateEndpointRequest, caller: Caller) -> pb.UpdateEndpointResponse:
+        raise _not_built("change an endpoint; release it and request it as it should be")
+
+    @unary
+    async def ActivateEndpoint(self, message: pb.ActivateEndpointRequest, caller: Caller) -> pb.ActivateEndpointResponse:
+        raise _not_built("be told where a VM runs; go on without")
+
+    @unary
+    async def CheckEndpoint(self, message: pb.CheckEndpointRequest, caller: Caller) -> pb.CheckEndpointResponse:
+        raise _not_built("compare an endpoint with the kernel; GetEndpoint's drifts has what it noticed")
+
+    @unary
+    async def CollectGarbage(self, message: pb.CollectGarbageRequest, caller: Caller) -> pb.CollectGarbageResponse:
+        raise _not_built("collect garbage; list the endpoints and release those that are not needed")
+
+    def _endpoint(self, endpoint: Endpoint) -> endpoint_pb2.Endpoint:
+        return words.endpoint(endpoint, self._netns_path)
+
+    def _answer(self, answer: Answer) -> pb.RequestEndpointResponse:
+        return pb.RequestEndpointResponse(
+            endpoint=self._endpoint(answer.endpoint),
+            considered=[words.consideration(c) for c in answer.endpoint.considered],
+            plan=describe(answer.plan),
+        )
+
+
+class HostService(HostServiceServicer):
+    """vif.v1.HostService.
+
+    Args:
+        engine: the use cases.
+        find_caller: tells who is behind a `context.peer()`.
+        boot_id: of the running kernel.
+        drivers: the network drivers that can be configured.
+        fd_socket: where open queues can be had.
+    """
+
+    def __init__(self, engine: Engine, find_caller: FindCaller, *, boot_id: str, drivers: list[str], fd_socket: str) -> None:
+        self._engine, self.find_caller = engine, find_caller
+        self._boot_id, self._drivers, self._fd_socket = boot_id, drivers, fd_socket
+
+    @unary
+    async def GetHostInfo(
+        self, message: host_service_pb2.GetHostInfoRequest, caller: Caller
+    ) -> host_service_pb2.GetHostInfoResponse:
+        return host_service_pb2.GetHostInfoResponse(
+            version=__version__,
+            boot_id=self._boot_id,
+            network_drivers=self._drivers,
+            networks=[words.network(network) for network in self._engine.networks(caller)],
+            fd_socket_path=self._fd_socket,
+        )
+
+
+def _not_built(what: str) -> Unsupported:
+    return Unsupported(f"this vifd can't {what}")

@@ -1,0 +1,128 @@
+"""vifd's words as the API's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from vif.v1 import endpoint_pb2, error_pb2, host_service_pb2
+from vifd import model
+from vifd.endpoints.engine import NetworkInfo
+
+
+def _numbers(enum: Any, prefix: str, members: type[StrEnum]) -> Mapping[StrEnum, Any]:
+    """Pair a model's enum with the API's by name: `Kind.OVS_PORT` with `ENDPOINT_KIND_OVS_PORT`."""
+    return {member: enum.Value(f"{prefix}_{member.name}") for member in members}
+
+
+_KINDS = _numbers(endpoint_pb2.EndpointKind, "ENDPOINT_KIND", model.Kind)
+_STATES = _numbers(endpoint_pb2.EndpointState, "ENDPOINT_STATE", model.State)
+_MODES = _numbers(endpoint_pb2.MacvtapMode, "MACVTAP_MODE", model.MacvtapMode)
+_HOST_DRIVERS = _numbers(endpoint_pb2.PciHostDriver, "PCI_HOST_DRIVER", model.PciHostDriver)
+_ROLES = _numbers(endpoint_pb2.VhostUserRole, "VHOST_USER_ROLE", model.VhostUserRole)
+_DRIFTS = _numbers(endpoint_pb2.DriftKind, "DRIFT_KIND", model.DriftKind)
+_OUTCOMES = _numbers(error_pb2.ConsiderationOutcome, "CONSIDERATION_OUTCOME", model.Outcome)
+_FEATURES = _numbers(host_service_pb2.Feature, "FEATURE", model.Feature)
+
+
+def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
+    """Give an endpoint's message.
+
+    Args:
+        value: the endpoint.
+        netns_path: the namespace that holds its device; empty: the one vifd was started in.
+    """
+    message = endpoint_pb2.Endpoint(
+        endpoint_id=value.endpoint_id,
+        generation=value.generation,
+        network=value.network,
+        network_driver=value.network_driver,
+        state=_STATES[value.state],
+        port=port(value.port),
+        owner=endpoint_pb2.Owner(uid=value.owner.uid, gid=value.owner.gid),
+        labels=value.labels,
+        drifts=[drift(d) for d in value.drifts],
+    )
+    if value.instance.uuid or value.instance.name:
+        message.instance.uuid, message.instance.name = value.instance.uuid, value.instance.name
+    message.create_time.FromNanoseconds(value.create_time_ns)
+    if value.location is not None:
+        _set_location(message, value.location, netns_path)
+    return message
+
+
+def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_path: str) -> None:
+    fields: dict[str, Any] = {name: getattr(value, name) for name in value.__struct_fields__}
+    match value:
+        case model.TapDevice():
+            fields |= {"multi_queue": value.multi_queue, "netns_path": netns_path}
+        case model.MacvtapDevice():
+            fields["mode"] = _MODES[value.mode]
+        case model.PciDevice():
+            fields["host_driver"] = _HOST_DRIVERS[value.host_driver]
+        case model.VhostUserSocket():
+            fields["hypervisor_role"] = _ROLES[value.hypervisor_role]
+        case _:
+            pass
+    target = getattr(message, value.kind.value)
+    target.SetInParent()
+    for name, field in fields.items():
+        setattr(target, name, field)
+
+
+def port(value: model.Port) -> endpoint_pb2.PortSpec:
+    """Give a port's message."""
+    message = endpoint_pb2.PortSpec(
+        mac=value.mac, mtu_bytes=value.mtu_bytes, addresses=value.addresses, isolated=value.isolated, link_up=value.link_up
+    )
+    if value.vlan is not None:
+        message.vlan.vid, message.vlan.native_vid = value.vlan.vid, value.vlan.native_vid
+        message.vlan.trunk_vids.extend(value.vlan.trunk_vids)
+    if value.guard_enabled is not None:
+        message.guard.enabled = value.guard_enabled
+    if value.limits is not None:
+        message.limits.SetInParent()
+        for target, limit in ((message.limits.from_vm, value.limits.from_vm), (message.limits.to_vm, value.limits.to_vm)):
+            target.rate_bps, target.burst_bytes, target.rate_pps = limit.rate_bps, limit.burst_bytes, limit.rate_pps
+    return message
+
+
+def drift(value: model.Drift) -> endpoint_pb2.Drift:
+    """Give a drift's message."""
+    return endpoint_pb2.Drift(
+        kind=_DRIFTS[value.kind],
+        expected=value.expected,
+        actual=value.actual,
+        message=value.message,
+    )
+
+
+def consideration(value: model.Consideration) -> error_pb2.Consideration:
+    """Give a preference's outcome as a message."""
+    return error_pb2.Consideration(
+        index=value.index,
+        kind=_KINDS[value.kind],
+        outcome=_OUTCOMES[value.outcome],
+        message=value.message,
+    )
+
+
+def network(value: NetworkInfo) -> host_service_pb2.Network:
+    """Give a network's message."""
+    return host_service_pb2.Network(
+        name=value.name,
+        network_driver=value.driver.name,
+        mtu_bytes=value.driver.mtu_bytes,
+        offers=[_offer(offer) for offer in value.offers],
+        endpoint_count=value.endpoint_count,
+    )
+
+
+def _offer(value: model.Offer) -> host_service_pb2.KindOffer:
+    return host_service_pb2.KindOffer(
+        kind=_KINDS[value.kind],
+        available=not value.unavailable,
+        message=value.unavailable,
+        features=sorted(_FEATURES[feature] for feature in value.features),
+    )
