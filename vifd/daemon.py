@@ -1,0 +1,263 @@
+"""The composition root: builds every object, in order, and stops them in reverse. No logic."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from logging import getLogger
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+
+from vifd import privileges
+from vifd.config import Config, parse
+from vifd.drivers import catalog
+from vifd.endpoints.engine import Engine
+from vifd.endpoints.journal import Journal
+from vifd.endpoints.policy import Policy
+from vifd.endpoints.recovery import recover
+from vifd.errors import StartError
+from vifd.gate import listeners, relay
+from vifd.gate.door import Door
+from vifd.kernel import netns
+from vifd.kernel.authority import Authority
+from vifd.kernel.monitor import LinkMonitor
+from vifd.kernel.room import NoRoom, PrivilegedRoom
+from vifd.systemd import Notifier
+
+_log = getLogger("vifd")
+_RUN = Path("/run/vifd")
+_GRACE_SECONDS = 10.0
+_HELPER_ANSWERS_SECONDS = 10.0
+
+
+class Setup(NamedTuple):
+    """What the command line comes to.
+
+    Args:
+        drivers: the network drivers there are.
+        load: reads the configuration's text; again on SIGHUP.
+        config: what it says.
+        in_memory: keep no journal on disk.
+    """
+
+    drivers: catalog.Catalog
+    load: Callable[[], str]
+    config: Config
+    in_memory: bool = False
+
+    def parse(self, text: str) -> Config:
+        """Turn the configuration's text into values.
+
+        Raises:
+            ConfigError: with every problem.
+        """
+        options = {name: driver.options for name, driver in self.drivers.items()}
+        return parse(text, options, lambda name, values: catalog.check_options(self.drivers, name, values))
+
+    def load_authority(self) -> tuple[str, Authority]:
+        """Read the configuration for the helper: its text, and what it lets the helper touch."""
+        text = self.load()
+        return text, catalog.authority(self.drivers, self.parse(text))
+
+
+class _Sockets(NamedTuple):
+    rpc: socket.socket
+    fds: socket.socket
+    #: Where grpc listens: in a directory that only vifd's user can enter.
+    upstream: Path
+
+
+def run(setup: Setup) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: vifd can't start.
+    """
+    privileged = os.geteuid() == 0 and not setup.in_memory
+    if not privileged and (needing := catalog.authority(setup.drivers, setup.config)):
+        raise StartError(
+            f"network {next(iter(needing))} needs root to be made; start vifd as root, or try it out with vifd --fake"
+        )
+    notifier = Notifier()
+    identity = privileges.resolve(setup.config.daemon) if privileged else None
+    if setup.config.daemon.netns:
+        netns.enter(setup.config.daemon.netns)
+    locks = _lock(setup.config, privileged=privileged)
+    sockets = _listen(setup.config, identity)
+    if not setup.in_memory:
+        privileges.make_directory(Path(setup.config.daemon.state_dir), identity)
+    privileges.raise_file_limit()
+    room: PrivilegedRoom | NoRoom = NoRoom()
+    lifeline = -1
+    if identity is not None:
+        from vifd.kernel import helper  # noqa: PLC0415  only a vifd with a helper pays for its imports
+
+        channels = helper.start(setup.load_authority)
+        privileges.drop(identity)
+        room, lifeline = PrivilegedRoom(channels.fds), channels.lifeline
+    uvloop.run(_Daemon(setup, sockets, room, lifeline, notifier).serve())
+    for lock in locks:
+        os.close(lock)
+
+
+def _lock(config: Config, *, privileged: bool) -> list[int]:
+    """Be the only vifd on the socket, and on this network namespace: the recovery takes every marked device for its own."""
+    locks = [listeners.lock(Path(f"{config.daemon.socket}.lock"), f"the socket {config.daemon.socket}")]
+    if privileged:
+        locks.append(listeners.lock(_RUN / f"netns-{netns.inode()}.lock", "this network namespace"))
+    return locks
+
+
+def _listen(config: Config, identity: privileges.Identity | None) -> _Sockets:
+    path = Path(config.daemon.socket)
+    access = listeners.Access(identity.socket_gid if identity else None, int(config.daemon.socket_mode, 8))
+    passed = {listener.type: listener for listener in listeners.passed()}
+    rpc = passed.get(socket.SOCK_STREAM) or listeners.listen(path, socket.SOCK_STREAM, access)
+    fds = passed.get(socket.SOCK_SEQPACKET) or listeners.listen(Path(config.daemon.fd_socket), socket.SOCK_SEQPACKET, access)
+    private = Path(f"{path}.d")
+    privileges.make_directory(private, identity)
+    upstream = private / "grpc"
+    upstream.unlink(missing_ok=True)
+    return _Sockets(rpc, fds, upstream)
+
+
+def _boot_id() -> str:
+    """Give the kernel's boot id (proc_sys_kernel(5))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class _Daemon:
+    """The unprivileged process from here on: everything lives in one event loop."""
+
+    def __init__(self, setup: Setup, sockets: _Sockets, room: PrivilegedRoom | NoRoom, lifeline: int, notifier: Notifier) -> None:
+        self._setup, self._sockets, self._room, self._lifeline, self._notifier = setup, sockets, room, lifeline, notifier
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Start, serve, stop."""
+        from vifd.gate import handoff  # noqa: PLC0415  grpc must not exist before the helper is forked
+        from vifd.server.app import Server  # noqa: PLC0415  as above
+        from vifd.server.services import EndpointService, HostService  # noqa: PLC0415  as above
+
+        daemon, loop = self._setup.config.daemon, asyncio.get_running_loop()
+        if self._lifeline >= 0:
+            loop.add_reader(self._lifeline, self._helper_died)
+        problems = await self._prepare()
+        boot_id = _boot_id()
+        journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
+        monitor = LinkMonitor(self._on_carrier, self._on_gone, self._on_overflow)
+        self._engine = Engine(journal, self._room, monitor.has_carrier)
+        self._configure(self._setup.config, problems)
+        self._engine.restore(await loop.run_in_executor(None, recover, journal, self._room, boot_id))
+        monitor.start()
+        relaying = relay.Relay(self._sockets.upstream)
+        host = HostService(
+            self._engine,
+            relaying.find_caller,
+            boot_id=boot_id,
+            drivers=sorted(self._setup.drivers),
+            fd_socket=daemon.fd_socket,
+        )
+        server = Server(
+            self._sockets.upstream, EndpointService(self._engine, relaying.find_caller, netns.path_of(daemon.netns)), host
+        )
+        await server.start()
+        door = Door(self._engine.admits)
+        door.open(self._sockets.rpc, relaying.serve, relay.refuse)
+        door.open(self._sockets.fds, handoff.Handoff(self._engine.open_queues).serve, handoff.refuse)
+        self._listen_to_signals()
+        self._notifier.ready(self._status())
+        _log.info("vifd serves", extra={"socket": daemon.socket, "networks": len(self._setup.config.networks)})
+
+        await self._stop.wait()
+        _log.info("vifd stops")
+        self._notifier.stopping()
+        await door.shut()
+        self._engine.refuse_work()
+        await server.stop(_GRACE_SECONDS)
+        await self._engine.close()
+        await door.close()
+        monitor.close()
+        journal.close()
+        if isinstance(self._room, PrivilegedRoom):
+            loop.remove_reader(self._lifeline)
+            await loop.run_in_executor(None, self._room.stop)
+
+    async def _prepare(self) -> dict[str, str]:
+        """Bring the networks' bridges to what the configuration says; a network that can't be is reported, the others work."""
+        if not isinstance(self._room, PrivilegedRoom):
+            return {}
+        _, problems = await asyncio.get_running_loop().run_in_executor(None, self._room.reload)
+        for network, problem in problems.items():
+            _log.error("a network isn't ready", extra={"network": network, "error": problem})
+        return problems
+
+    def _configure(self, config: Config, problems: dict[str, str]) -> None:
+        drivers = {name: catalog.create(self._setup.drivers, network) for name, network in config.networks.items()}
+        self._engine.configure(drivers, Policy(config.policy), problems)
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(self._reload()))
+        if self._notifier.watchdog_s is not None:
+            self._keep(self._give_signs_of_life(self._notifier.watchdog_s))
+
+    async def _reload(self) -> None:
+        """Take networks and policy of the configuration as it is now; a wrong one changes nothing."""
+        self._notifier.reloading()
+        try:
+            problems: dict[str, str] = {}
+            if isinstance(self._room, PrivilegedRoom):
+                text, problems = await asyncio.get_running_loop().run_in_executor(None, self._room.reload)
+            else:
+                text = self._setup.load()
+            config = self._setup.parse(text)
+            self._configure(config, problems)
+        except StartError as error:
+            _log.error("the configuration is wrong and stays as it was", extra={"error": str(error)})
+        else:
+            for network, problem in problems.items():
+                _log.error("a network isn't ready", extra={"network": network, "error": problem})
+            if config.daemon != self._setup.config.daemon:
+                _log.warning("a change of [daemon] takes a restart")
+            _log.info("the configuration is read again", extra={"networks": len(config.networks)})
+        self._notifier.ready(self._status())
+
+    async def _give_signs_of_life(self, interval_s: float) -> None:
+        """Tell systemd that the loop runs and the helper answers; if either doesn't, vifd is restarted."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if isinstance(self._room, PrivilegedRoom):
+                await asyncio.wait_for(loop.run_in_executor(None, self._room.ping), _HELPER_ANSWERS_SECONDS)
+            self._notifier.alive()
+            await asyncio.sleep(interval_s)
+
+    def _helper_died(self) -> None:
+        """End at once: nothing can be said of what the helper was doing, and the next start's recovery finds out."""
+        _log.critical("the privileged helper died; vifd ends, to be started anew")
+        os._exit(1)
+
+    def _on_carrier(self, ifindex: int, carrier: bool) -> None:
+        self._engine.on_carrier(ifindex, carrier)
+
+    def _on_gone(self, ifindex: int) -> None:
+        self._engine.on_gone(ifindex)
+
+    def _on_overflow(self) -> None:
+        self._keep(self._engine.resync())
+
+    def _status(self) -> str:
+        return f"{len(self._engine.registry)} endpoints"
+
+    def _keep(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
