@@ -90,8 +90,8 @@ class Stage:
         """Say how the ordinary user runs vifctl; it finds the socket by VIFD_SOCKET."""
         return self.as_user([str(_BIN / "vifctl"), *arguments])
 
-    def start_vifd(self) -> None:
-        """Start vifd and wait until it says that it is ready.
+    def start_vifd(self) -> subprocess.Popen[bytes]:
+        """Start vifd and wait until it says that it is ready; the process is the one that clients talk to.
 
         Raises:
             StageError: It ended, or said nothing in time.
@@ -115,6 +115,7 @@ class Stage:
             environment = os.environ | {"NOTIFY_SOCKET": str(notifications)}
             process = self.start(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
             _wait_until_ready(listener, process)
+        return process
 
     def start(self, command: Sequence[str], **pipes: object) -> subprocess.Popen[bytes]:
         """Start a process that ends with the stage, if not before.

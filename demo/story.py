@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -51,29 +52,29 @@ class Story:
 
     def _start(self) -> None:
         self._terminal.heading(f"vifd starts in a network namespace of its own, {self._stage.namespace}")
-        self._stage.start_vifd()
+        front = self._stage.start_vifd()
         self._terminal.output(self._stage.configuration.read_text())
-        self._terminal.good("vifd is ready: root made the sockets, an ordinary user serves them")
+        self._terminal.good(f"what clients talk to runs as {_user_of(front.pid)}, its helper as {_user_of(_child_of(front.pid))}")
 
     def _endpoint_by_hand(self) -> None:
         user = self._stage.user
         self._terminal.heading(f"{user.pw_name} (uid {user.pw_uid}, no capability) asks for a network endpoint")
         self._run_vifctl("request", NETWORK)
         [endpoint] = self._endpoints()
-        self._run_vifctl("show", endpoint["endpointId"])
         self._run_vifctl("list")
         self._terminal.say("The kernel's side: a tap on the bridge, and who may open it.")
         self._run_ip("-d", "link", "show", endpoint["tap"]["ifname"])
         self._terminal.heading("It gives the endpoint back")
-        self._run_vifctl("release", endpoint["endpointId"])
+        self._run_vifctl("release", endpoint["endpoint_id"])
 
     def _virtual_machine(self, guest: image.Image) -> None:
         self._terminal.heading("A virtual machine: vifctl run asks, hands QEMU the open tap, and releases when QEMU ends")
         accelerator = machine.find_accelerator(guest, self._stage.as_user)
         process = self._boot(guest, accelerator)
         [endpoint] = self._wait_until(lambda endpoints: [end["state"] for end in endpoints] == ["ENDPOINT_STATE_ATTACHED"])
-        self._terminal.good(f"QEMU runs as uid {_uid_of(process.pid)}: the tap is attached")
+        self._terminal.good(f"QEMU runs as {_user_of(_child_of(process.pid))} and has the tap open: the endpoint is attached")
         self._run_vifctl("list")
+        self._run_vifctl("show", endpoint["endpoint_id"])
         self._run_ip("-d", "link", "show", endpoint["tap"]["ifname"])
         self._terminal.heading("The host pings the virtual machine")
         self._run_in_namespace("ping", "-c", "3", "-i", "0.2", "-W", "5", GUEST_ADDRESS)
@@ -136,7 +137,7 @@ class Story:
         self._terminal.output(self._output(full))
 
     def _endpoints(self) -> list[dict[str, Any]]:
-        endpoints: list[dict[str, Any]] = json.loads(self._output(self._stage.vifctl("--json", "list")))
+        endpoints: list[dict[str, Any]] = json.loads(self._output(self._stage.vifctl("--json", "list")))["endpoints"]
         return endpoints
 
     def _wait_until(self, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
@@ -160,5 +161,10 @@ def _short(word: str) -> str:
     return word.removeprefix(f"{checkout}/")
 
 
-def _uid_of(pid: int) -> int:
-    return Path("/proc", str(pid)).stat().st_uid
+def _child_of(pid: int) -> int:
+    """Find the only child of a process (proc(5), children)."""
+    return int(Path("/proc", str(pid), "task", str(pid), "children").read_text())
+
+
+def _user_of(pid: int) -> str:
+    return pwd.getpwuid(Path("/proc", str(pid)).stat().st_uid).pw_name

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 _BOLD, _DIM, _GREEN, _RED, _RESET = "\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"
 
+_WIDTH = 110
+
 
 class Terminal:
     """Standard output, in colour if it is a terminal."""
@@ -25,16 +27,22 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Explain something, a paragraph."""
-        self._write(textwrap.fill(text, width=96, initial_indent="   ", subsequent_indent="   "))
+        self._write(textwrap.fill(text, width=_WIDTH, initial_indent="   ", subsequent_indent="   "))
 
     def command(self, prompt: str, command: Sequence[str]) -> None:
         """Show a command that is about to run."""
-        self._write("   " + self._paint(_DIM, prompt) + " " + shlex.join(command))
+        lines = [""]
+        for word in map(shlex.quote, command):
+            if lines[-1] and len(lines[-1]) + len(word) > _WIDTH:
+                lines.append("")
+            lines[-1] += f" {word}"
+        self._write("   " + self._paint(_DIM, prompt) + " \\\n      ".join(lines))
 
     def output(self, text: str) -> None:
-        """Show what a command printed."""
-        if text.strip():
-            self._write(textwrap.indent(text.rstrip(), "     "))
+        """Show what a command printed, all but the ends of very long lines."""
+        lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…" for line in text.rstrip().splitlines()]
+        if lines:
+            self._write(textwrap.indent("\n".join(lines), "     "))
 
     def good(self, text: str) -> None:
         """Say that something is as it should be."""
