@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.e2e.hypervisor import Hypervisor
+from tests.guest import image, unprivileged
+from tests.support.daemon import Daemon, network_namespace, short_directory
 from vifclient import Client
 
-from tests.e2e.host import Host, running_host
-from tests.e2e.hypervisor import Hypervisor
-from tests.guest import image
-from tests.guest.unprivileged import User
-
 FIRST_UID = 20001
+
+
+class ReachableDaemon(Daemon):
+    """A vifd that finds its Python also as an ordinary user, wherever the checkout and the Python lie."""
+
+    @property
+    def argv(self) -> list[str]:
+        return unprivileged.command(super().argv, user=None)
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +29,27 @@ def guest_image() -> image.Image:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
-    with running_host() as host:
-        yield host
+def host() -> Iterator[Daemon]:
+    with short_directory() as directory, network_namespace() as namespace:
+        daemon = ReachableDaemon(directory, netns=namespace)
+        try:
+            yield daemon.start()
+            assert daemon.stop() == 0
+        finally:
+            daemon.kill()
+            print(daemon.log())  # pytest shows it when a test fails
 
 
 @pytest.fixture
-def client(host: Host) -> Iterator[Client]:
+def client(host: Daemon) -> Iterator[Client]:
     """root's client: it sees everybody's endpoints."""
-    with Client(str(host.socket)) as client:
+    with Client(host.socket) as client:
         yield client
 
 
 @pytest.fixture
-def make_hypervisor(host: Host, guest_image: image.Image) -> Callable[[int], Hypervisor]:
-    return lambda uid: Hypervisor(User(uid, uid), host.socket, host.namespace, guest_image)
+def make_hypervisor(host: Daemon, guest_image: image.Image) -> Callable[[int], Hypervisor]:
+    return lambda uid: Hypervisor(unprivileged.User(uid, uid), Path(host.socket), host.netns, guest_image)
 
 
 @pytest.fixture

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support.daemon import short_directory
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "demo"]
 TIMEOUT_S = 150
+
+
+def run_demo(**options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(DEMO, cwd=CHECKOUT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **options)
 
 
 def namespaces() -> str:
@@ -27,8 +35,22 @@ def namespace_of(output: str) -> str:
 
 @pytest.mark.timeout(TIMEOUT_S + 30)
 def test_it_runs_green() -> None:
-    done = subprocess.run(DEMO, cwd=CHECKOUT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = run_demo()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert namespace_of(done.stdout) not in namespaces()
+
+
+@pytest.mark.timeout(TIMEOUT_S + 30)
+def test_it_shows_what_happened_and_cleans_up_when_the_machine_does_not_start() -> None:
+    with short_directory() as programs:
+        qemu = programs / "qemu-system-x86_64"
+        qemu.write_text("#!/bin/sh\necho this is no machine\nexit 1\n")
+        qemu.chmod(0o755)
+        path = f"{programs}:{os.environ['PATH']}"
+        done = run_demo(env=os.environ | {"PATH": path})
+    assert done.returncode == 1
+    assert "this is no machine" in done.stdout
+    assert "vifd serves" in done.stdout  # its log
     assert namespace_of(done.stdout) not in namespaces()
 
 

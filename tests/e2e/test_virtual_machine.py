@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.e2e.hypervisor import DriverError, Hypervisor
+from tests.support.daemon import Daemon, ip
 from vifclient import Client, Watch
 from vifclient.messages import Endpoint, EndpointState, WatchEventKind
 
-from tests.e2e.host import ADDRESS, GUESTS, NETWORK, Host
-from tests.e2e.hypervisor import DriverError, Hypervisor
+# generous: the machines are emulated, and whoever runs this may have a slow and busy CPU
+pytestmark = pytest.mark.timeout(300)
+
+NETWORK = "blue"
+HOST_ADDRESS = "10.91.0.1"
+GUESTS = ("10.91.0.2", "10.91.0.3")
 
 
 def next_state(watch: Watch, state: EndpointState.ValueType) -> Endpoint:
@@ -30,28 +36,25 @@ def wait_until_gone(watch: Watch) -> None:
     raise AssertionError("the watch ended")
 
 
-def links(host: Host) -> dict[str, Any]:
+def links(host: Daemon) -> dict[str, Any]:
     """Every device of vifd's namespace by name, read with ip."""
-    output = subprocess.run(
-        ["ip", "-n", host.namespace, "-details", "-json", "link", "show"], capture_output=True, text=True, check=True
-    ).stdout
-    return {link["ifname"]: link for link in json.loads(output)}
+    return {link["ifname"]: link for link in ip(host.netns, "link", "show")}
 
 
-def ping(host: Host, address: str) -> None:
-    command = ["ip", "netns", "exec", host.namespace, "ping", "-c", "3", "-i", "0.2", "-W", "10", address]
+def ping(host: Daemon, address: str) -> None:
+    command = ["ip", "netns", "exec", host.netns, "ping", "-c", "3", "-i", "0.2", "-W", "10", address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("queues", "multi_queue"), [(1, False), (2, True)])
-def test_life_of_an_endpoint(host: Host, client: Client, hypervisor: Hypervisor, queues: int, multi_queue: bool) -> None:
+def test_life_of_an_endpoint(host: Daemon, client: Client, hypervisor: Hypervisor, queues: int, multi_queue: bool) -> None:
     before = links(host)
     with client.watch_endpoints(timeout_s=180) as watch:
         endpoint_id = hypervisor.request(NETWORK, queues=queues)
         tap = next_state(watch, EndpointState.ENDPOINT_STATE_READY).tap
-        assert links(host)[tap.ifname]["linkinfo"]["info_data"]["multi_queue"] is multi_queue
-        assert links(host)[tap.ifname]["linkinfo"]["info_data"]["user"] == str(hypervisor.user.uid)
+        device = links(host)[tap.ifname]["linkinfo"]["info_data"]
+        assert (device["multi_queue"], str(device["user"])) == (multi_queue, str(hypervisor.user.uid))
         with hypervisor.boot(endpoint_id, f"{GUESTS[0]}/24", cpus=queues) as guest:
             assert next_state(watch, EndpointState.ENDPOINT_STATE_ATTACHED).endpoint_id == endpoint_id
             ping(host, GUESTS[0])
@@ -64,7 +67,7 @@ def test_life_of_an_endpoint(host: Host, client: Client, hypervisor: Hypervisor,
     assert links(host).keys() == before.keys()
 
 
-def test_an_endpoint_outlives_a_killed_machine_and_serves_the_next(host: Host, client: Client, hypervisor: Hypervisor) -> None:
+def test_an_endpoint_outlives_a_killed_machine_and_serves_the_next(host: Daemon, client: Client, hypervisor: Hypervisor) -> None:
     endpoint_id = hypervisor.request(NETWORK)
     with client.watch_endpoints(timeout_s=180) as watch:
         with hypervisor.boot(endpoint_id, f"{GUESTS[0]}/24") as guest:
@@ -77,12 +80,12 @@ def test_an_endpoint_outlives_a_killed_machine_and_serves_the_next(host: Host, c
     hypervisor.release(endpoint_id)
 
 
-def test_two_machines_talk_to_each_other(host: Host, client: Client, hypervisor: Hypervisor) -> None:
+def test_two_machines_talk_to_each_other(host: Daemon, client: Client, hypervisor: Hypervisor) -> None:
     first, second = hypervisor.request(NETWORK), hypervisor.request(NETWORK)
     with hypervisor.boot(first, f"{GUESTS[0]}/24") as guest, hypervisor.boot(second, f"{GUESTS[1]}/24"):
         status, said = guest.console.run(f"ping -c 3 -W 10 {GUESTS[1]}", timeout_s=60)
         assert status == 0, said
-        status, said = guest.console.run(f"ping -c 3 -W 10 {ADDRESS}", timeout_s=60)
+        status, said = guest.console.run(f"ping -c 3 -W 10 {HOST_ADDRESS}", timeout_s=60)
         assert status == 0, said
     hypervisor.release(first)
     hypervisor.release(second)
@@ -90,7 +93,7 @@ def test_two_machines_talk_to_each_other(host: Host, client: Client, hypervisor:
 
 
 def test_the_owner_opens_the_tap_by_its_name_and_nobody_else(
-    host: Host, client: Client, hypervisor: Hypervisor, make_hypervisor: Callable[[int], Hypervisor]
+    host: Daemon, client: Client, hypervisor: Hypervisor, make_hypervisor: Callable[[int], Hypervisor]
 ) -> None:
     endpoint_id = hypervisor.request(NETWORK)
     with hypervisor.boot(endpoint_id, f"{GUESTS[0]}/24", by_name=True):
@@ -109,6 +112,7 @@ def test_another_user_gets_nothing_of_it(
     stranger = make_hypervisor(hypervisor.user.uid + 1)
     with pytest.raises(DriverError, match="NotFound"), stranger.boot(endpoint_id, f"{GUESTS[0]}/24"):
         pass
-    stranger.release(endpoint_id)
+    with pytest.raises(DriverError, match="NotAllowed"):
+        stranger.release(endpoint_id)
     assert client.get_endpoint(endpoint_id).state == EndpointState.ENDPOINT_STATE_READY
     hypervisor.release(endpoint_id)
