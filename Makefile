@@ -4,6 +4,7 @@ PYTHON ?= python3
 PREFIX ?= /opt/vifd
 BINDIR ?= /usr/local/bin
 LIBDIR ?= /usr/local/lib
+DATADIR ?= /usr/local/share
 SYSCONFDIR ?= /etc
 
 BIN := .venv/bin
@@ -84,6 +85,8 @@ install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, a
 	test -z "$(DESTDIR)" || grep -rlIF '#!$(DESTDIR)' $(DESTDIR)$(PREFIX)/bin | xargs sed -i '1s|^#!$(DESTDIR)|#!|'
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SYSCONFDIR)/vifd
 	ln -sfn $(PREFIX)/bin/vifd $(PREFIX)/bin/vifctl $(DESTDIR)$(BINDIR)/
+	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions
+	$(DESTDIR)$(PREFIX)/bin/python -I $(DESTDIR)$(PREFIX)/bin/vifctl completion bash >$(DESTDIR)$(DATADIR)/bash-completion/completions/vifctl
 	install -D -m 644 systemd/vifd.socket $(DESTDIR)$(LIBDIR)/systemd/system/vifd.socket
 	install -D -m 644 systemd/vifd.service $(DESTDIR)$(LIBDIR)/systemd/system/vifd.service
 	sed -i 's|^ExecStart=/usr/bin/vifd |ExecStart=$(PREFIX)/bin/vifd |' $(DESTDIR)$(LIBDIR)/systemd/system/vifd.service
@@ -98,7 +101,7 @@ install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, a
 uninstall: ## Take away what install made; the configuration and the state stay (root)
 	-test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl disable --now vifd.service vifd.socket
 	test ! -e $(DESTDIR)$(PREFIX)/pyvenv.cfg || rm -rf $(DESTDIR)$(PREFIX)
-	rm -f $(DESTDIR)$(BINDIR)/vifd $(DESTDIR)$(BINDIR)/vifctl
+	rm -f $(DESTDIR)$(BINDIR)/vifd $(DESTDIR)$(BINDIR)/vifctl $(DESTDIR)$(DATADIR)/bash-completion/completions/vifctl
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system/vifd.service systemd/system/vifd.socket sysusers.d/vifd.conf tmpfiles.d/vifd.conf)
 	test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl daemon-reload
 
