@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import socket
@@ -98,6 +99,8 @@ def run(setup: Setup) -> None:
         from vifd.kernel import helper  # noqa: PLC0415  only a vifd with a helper pays for its imports
 
         channels = helper.start(setup.load_authority)
+        # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
+        importlib.import_module("vifd.server.app")
         privileges.drop(identity)
         room, lifeline = PrivilegedRoom(channels.fds), channels.lifeline
     uvloop.run(_Daemon(setup, sockets, room, lifeline, notifier).serve())
