@@ -24,7 +24,7 @@ from vifd.endpoints.recovery import recover
 from vifd.errors import StartError
 from vifd.gate import listeners, relay
 from vifd.gate.door import Door
-from vifd.kernel import netns
+from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority
 from vifd.kernel.monitor import LinkMonitor
 from vifd.kernel.room import NoRoom, PrivilegedRoom
@@ -93,17 +93,15 @@ def run(setup: Setup) -> None:
     if not setup.in_memory:
         privileges.make_directory(Path(setup.config.daemon.state_dir), identity)
     privileges.raise_file_limit()
-    room: PrivilegedRoom | NoRoom = NoRoom()
-    lifeline = -1
+    channels = None
     if identity is not None:
-        from vifd.kernel import helper  # noqa: PLC0415  only a vifd with a helper pays for its imports
-
         channels = helper.start(setup.load_authority)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)
-        room, lifeline = PrivilegedRoom(channels.fds), channels.lifeline
-    uvloop.run(_Daemon(setup, sockets, room, lifeline, notifier).serve())
+    uvloop.run(_Daemon(setup, sockets, channels, notifier).serve())
+    if channels is not None:
+        helper.stop()
     for lock in locks:
         os.close(lock)
 
@@ -137,8 +135,9 @@ def _boot_id() -> str:
 class _Daemon:
     """The unprivileged process from here on: everything lives in one event loop."""
 
-    def __init__(self, setup: Setup, sockets: _Sockets, room: PrivilegedRoom | NoRoom, lifeline: int, notifier: Notifier) -> None:
-        self._setup, self._sockets, self._room, self._lifeline, self._notifier = setup, sockets, room, lifeline, notifier
+    def __init__(self, setup: Setup, sockets: _Sockets, channels: helper.Channels | None, notifier: Notifier) -> None:
+        self._setup, self._sockets, self._channels, self._notifier = setup, sockets, channels, notifier
+        self._room: PrivilegedRoom | NoRoom = NoRoom()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -149,15 +148,16 @@ class _Daemon:
         from vifd.server.services import EndpointService, HostService  # noqa: PLC0415  as above
 
         daemon, loop = self._setup.config.daemon, asyncio.get_running_loop()
-        if self._lifeline >= 0:
-            loop.add_reader(self._lifeline, self._helper_died)
+        if self._channels is not None:
+            loop.add_reader(self._channels.lifeline, self._helper_died)
+            self._room = PrivilegedRoom(helper.calls(), self._channels.fds)
         problems = await self._prepare()
         boot_id = _boot_id()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
         monitor = LinkMonitor(self._on_carrier, self._on_gone, self._on_overflow)
         self._engine = Engine(journal, self._room, monitor.has_carrier)
         self._configure(self._setup.config, problems)
-        self._engine.restore(await loop.run_in_executor(None, recover, journal, self._room, boot_id))
+        self._engine.restore(await recover(journal, self._room, boot_id))
         monitor.start()
         relaying = relay.Relay(self._sockets.upstream)
         host = HostService(
@@ -188,15 +188,14 @@ class _Daemon:
         await door.close()
         monitor.close()
         journal.close()
-        if isinstance(self._room, PrivilegedRoom):
-            loop.remove_reader(self._lifeline)
-            await loop.run_in_executor(None, self._room.stop)
+        if self._channels is not None:
+            loop.remove_reader(self._channels.lifeline)
 
     async def _prepare(self) -> dict[str, str]:
         """Bring the networks' bridges to what the configuration says; a network that can't be is reported, the others work."""
         if not isinstance(self._room, PrivilegedRoom):
             return {}
-        _, problems = await asyncio.get_running_loop().run_in_executor(None, self._room.reload)
+        _, problems = await self._room.reload()
         for network, problem in problems.items():
             _log.error("a network isn't ready", extra={"network": network, "error": problem})
         return problems
@@ -219,7 +218,7 @@ class _Daemon:
         try:
             problems: dict[str, str] = {}
             if isinstance(self._room, PrivilegedRoom):
-                text, problems = await asyncio.get_running_loop().run_in_executor(None, self._room.reload)
+                text, problems = await self._room.reload()
             else:
                 text = self._setup.load()
             config = self._setup.parse(text)
@@ -236,10 +235,9 @@ class _Daemon:
 
     async def _give_signs_of_life(self, interval_s: float) -> None:
         """Tell systemd that the loop runs and the helper answers; if either doesn't, vifd is restarted."""
-        loop = asyncio.get_running_loop()
         while True:
             if isinstance(self._room, PrivilegedRoom):
-                await asyncio.wait_for(loop.run_in_executor(None, self._room.ping), _HELPER_ANSWERS_SECONDS)
+                await asyncio.wait_for(self._room.ping(), _HELPER_ANSWERS_SECONDS)
             self._notifier.alive()
             await asyncio.sleep(interval_s)
 

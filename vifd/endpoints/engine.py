@@ -99,15 +99,11 @@ class Engine:
         self._room, self._has_carrier = room, has_carrier
         self._drivers: Mapping[str, NetworkDriver[Any]] = {}
         self._policy = Policy(())
-        self._generation = journal.generation
+        self._journal = journal
         works = Works(journal, room)
-        self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(
-            "make", works.make, weight=len, capacity=_PLANS_A_BATCH
-        )
+        self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(works.make, weight=len, capacity=_PLANS_A_BATCH)
         # A lane of its own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
-        self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(
-            "delete", works.take_down, weight=len, capacity=_PLANS_A_BATCH
-        )
+        self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
         self._works: dict[str, _Work] = {}
         self._problems: dict[str, str] = {}
         self._stopping = False
@@ -226,7 +222,7 @@ class Engine:
         preference, considered = negotiation.choose(spec, driver.offers(spec), forbids)
         planned = driver.plan(request.endpoint_id, spec, preference)
         if generation is None:
-            generation = self._generation = self._generation + 1
+            generation = self._journal.next_generation()
         endpoint = Endpoint(
             endpoint_id=request.endpoint_id,
             generation=generation,
@@ -412,8 +408,7 @@ class Engine:
         tap = _tap_of(endpoint, self.registry.plan_of(endpoint_id))
         if count > tap.queues:
             raise WrongState(f"endpoint {endpoint_id} has {tap.queues} queue(s), not {count}; ask for fewer, or 0 for all")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._room.open_queues, endpoint_id, count or tap.queues), tap
+        return await self._room.open_queues(endpoint_id, count or tap.queues), tap
 
     # --- what the kernel tells
 
@@ -444,8 +439,7 @@ class Engine:
         before = {e.endpoint_id: e for e in self.registry if e.state in _LIVE and e.ifindex}
         if not before:
             return
-        devices = await asyncio.get_running_loop().run_in_executor(None, self._room.inspect, list(before))
-        found = {device.endpoint_id: device for device in devices}
+        found = {device.endpoint_id: device for device in await self._room.inspect(list(before))}
         for endpoint_id, endpoint in before.items():
             device = found.get(endpoint_id)
             if device is None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -12,21 +11,19 @@ R = TypeVar("R")
 
 
 class Lane(Generic[T, R]):
-    """Runs batches in a thread of its own, one at a time; a lone item waits for nobody.
+    """Does batches, one at a time; a lone item waits for nobody.
 
     Args:
-        name: of the thread.
-        work: does a batch; blocks; gives a result for each item, in order.
+        work: does a batch; gives a result for each item, in order.
         weight: how much of a batch an item takes.
         capacity: how much a batch takes at most; an item that alone is heavier goes alone.
     """
 
     def __init__(
-        self, name: str, work: Callable[[Sequence[T]], Sequence[R]], *, weight: Callable[[T], int], capacity: int
+        self, work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, weight: Callable[[T], int], capacity: int
     ) -> None:
         self._work, self._weight, self._capacity = work, weight, capacity
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._busy: asyncio.Task[None] | None = None
 
     async def do(self, item: T) -> R:
@@ -43,18 +40,16 @@ class Lane(Generic[T, R]):
         return await asyncio.shield(future)
 
     async def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish what waits."""
         while self._busy is not None:
             await self._busy
-        self._thread.shutdown()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 batch = self._take()
                 try:
-                    results = await loop.run_in_executor(self._thread, self._work, [item for item, _ in batch])
+                    results = await self._work([item for item, _ in batch])
                 except Exception as error:
                     for _, future in batch:
                         future.set_exception(error)

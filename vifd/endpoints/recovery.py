@@ -18,7 +18,7 @@ _log = getLogger(__name__)
 _INSPECT_AT_ONCE = 256
 
 
-def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
+async def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
     """Undo what was never answered, finish what was being taken down, check and mend the rest, and sweep up strays.
 
     Args:
@@ -42,15 +42,15 @@ def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
             _log.info("the host was started anew: endpoints are forgotten", extra={"endpoints": len(entries)})
         entries = []
     unfinished = [e for e in entries if e.endpoint.state in (State.PENDING, State.RELEASING)]
-    kept = _take_down(journal, room, unfinished)
-    living = _mend(journal, room, [entry for entry in entries if entry not in unfinished])
-    _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
+    kept = await _take_down(journal, room, unfinished)
+    living = await _mend(journal, room, [entry for entry in entries if entry not in unfinished])
+    await _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
     return living + kept
 
 
-def _take_down(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
+async def _take_down(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
     """Take unfinished endpoints down; give those that the kernel doesn't let go, as RELEASING."""
-    answers = room.revert([entry.plan for entry in entries])
+    answers = await room.revert([entry.plan for entry in entries])
     gone = [entry.endpoint.endpoint_id for entry, error in zip(entries, answers, strict=True) if error is None]
     journal.write([], forget=gone)
     if gone:
@@ -63,13 +63,13 @@ def _take_down(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[E
     return kept
 
 
-def _mend(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
+async def _mend(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
     """Make missing devices again, and note which are open."""
-    devices = _inspect(room, [e.endpoint.endpoint_id for e in entries if _needs_device(e)])
+    devices = await _inspect(room, [e.endpoint.endpoint_id for e in entries if _needs_device(e)])
     living, changed = [], []
     for entry in entries:
         device = devices.get(entry.endpoint.endpoint_id)
-        settled = _remake(room, entry) if _needs_device(entry) and device is None else _settle(entry, device)
+        settled = await _remake(room, entry) if _needs_device(entry) and device is None else _settle(entry, device)
         living.append(settled)
         if settled.endpoint.location != entry.endpoint.location:
             changed.append(_replace(settled, state=State.READY))
@@ -77,9 +77,9 @@ def _mend(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]
     return living
 
 
-def _remake(room: Room, entry: Entry) -> Entry:
+async def _remake(room: Room, entry: Entry) -> Entry:
     """Run an endpoint's plan once more: somebody deleted its device while vifd was away."""
-    made = room.apply([(entry.plan,)])[0]
+    (made,) = await room.apply([(entry.plan,)])
     if isinstance(made, VifdError):
         _log.error("the device of an endpoint is gone and can't be made again", extra=_about(entry, made))
         name = getattr(entry.endpoint.location, "ifname", "")
@@ -96,14 +96,14 @@ def _settle(entry: Entry, device: Device | None) -> Entry:
     return _replace(entry, state=state, location=_moved(entry.endpoint, device.ifindex), drifts=())
 
 
-def _sweep(room: Room, known: set[str]) -> None:
+async def _sweep(room: Room, known: set[str]) -> None:
     """Delete marked devices that no record knows, unless somebody has them open."""
-    strays = [device for device in room.inspect([]) if device.endpoint_id not in known]
+    strays = [device for device in await room.inspect([]) if device.endpoint_id not in known]
     for device in strays:
         if device.carrier:
             _log.warning("a tap of vifd's that no record knows is in use: it stays", extra={"device": device.ifname})
     idle = [device for device in strays if not device.carrier]
-    for device, error in zip(idle, room.revert([_plan_for(device) for device in idle]), strict=True):
+    for device, error in zip(idle, await room.revert([_plan_for(device) for device in idle]), strict=True):
         if error is None:
             _log.warning("a tap of vifd's that no record knows is deleted", extra={"device": device.ifname})
         else:
@@ -116,10 +116,10 @@ def _plan_for(device: Device) -> Plan:
     return (CreateTap(device.endpoint_id, ifname, host_mac("02:00:00:00:00:00"), 0, None, 1, vnet_hdr=True),)
 
 
-def _inspect(room: Room, endpoint_ids: Sequence[str]) -> dict[str, Device]:
+async def _inspect(room: Room, endpoint_ids: Sequence[str]) -> dict[str, Device]:
     """Look at devices; no id must not mean all of them."""
     parts = [endpoint_ids[i : i + _INSPECT_AT_ONCE] for i in range(0, len(endpoint_ids), _INSPECT_AT_ONCE)]
-    return {device.endpoint_id: device for part in parts for device in room.inspect(part)}
+    return {device.endpoint_id: device for part in parts for device in await room.inspect(part)}
 
 
 def _needs_device(entry: Entry) -> bool:

@@ -1,7 +1,8 @@
-"""The two batches: endpoints that are made, and endpoints that are taken down. They run in their lanes' threads."""
+"""The two batches: endpoints that are made, and endpoints that are taken down."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Sequence
 from logging import getLogger
@@ -47,8 +48,9 @@ class Works:
 
     def __init__(self, journal: Journal, room: Room) -> None:
         self._journal, self._room = journal, room
+        self._checkpoint: asyncio.Future[None] | None = None  # keeps it from being collected
 
-    def make(self, groups: Sequence[Sequence[Job]]) -> list[list[Endpoint] | VifdError]:
+    async def make(self, groups: Sequence[Sequence[Job]]) -> list[list[Endpoint] | VifdError]:
         """Make groups of endpoints, each all or none.
 
         Returns:
@@ -59,8 +61,8 @@ class Works:
             HelperLostError: nothing can be said.
         """
         jobs = [job for group in groups for job in group]
-        self._write([Entry(job.endpoint, job.plan) for job in jobs], generation=max(job.endpoint.generation for job in jobs))
-        answers = self._room.apply([tuple(job.plan for job in group) for group in groups])
+        self._write([Entry(job.endpoint, job.plan) for job in jobs])
+        answers = await self._room.apply([tuple(job.plan for job in group) for group in groups])
         done: list[Entry] = []
         failed: list[str] = []
         results: list[list[Endpoint] | VifdError] = []
@@ -75,11 +77,11 @@ class Works:
         try:
             self._write(done, forget=failed)
         except TryAgain:
-            self._room.revert([entry.plan for entry in done])
+            await self._room.revert([entry.plan for entry in done])
             raise
         return results
 
-    def take_down(self, groups: Sequence[Sequence[Entry]]) -> list[list[VifdError | None]]:
+    async def take_down(self, groups: Sequence[Sequence[Entry]]) -> list[list[VifdError | None]]:
         """Take endpoints down and forget those that are gone.
 
         Args:
@@ -94,15 +96,17 @@ class Works:
         """
         entries = [entry for group in groups for entry in group]
         self._write(entries)
-        answers = self._room.revert([entry.plan for entry in entries])
+        answers = await self._room.revert([entry.plan for entry in entries])
         gone = [entry.endpoint.endpoint_id for entry, error in zip(entries, answers, strict=True) if error is None]
         self._write([], forget=gone)
         rest = iter(answers)
         return [[next(rest) for _ in group] for group in groups]
 
-    def _write(self, entries: Sequence[Entry], *, forget: Sequence[str] = (), generation: int = 0) -> None:
+    def _write(self, entries: Sequence[Entry], *, forget: Sequence[str] = ()) -> None:
         try:
-            self._journal.write(entries, forget=forget, generation=generation)
+            self._journal.write(entries, forget=forget)
+            if self._journal.wants_checkpoint():
+                self._checkpoint = asyncio.get_running_loop().run_in_executor(None, self._journal.checkpoint)
         except sqlite3.OperationalError as error:
             _log.exception("the journal can't be written")
             raise TryAgain(f"vifd's journal can't be written: {error}; tell the administrator") from error

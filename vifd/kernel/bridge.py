@@ -20,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant
 from vifd.kernel.netlink import IFF_UP, Ifla, Link, RtnlSocket, delete_link, get_link
+from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 
 _IPV6_CONF = Path("/proc/sys/net/ipv6/conf")
 
@@ -89,6 +90,15 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
             f"{grant.bridge} is a {link.kind or 'network card'}, not a bridge; give network {network} another name for its own"
         )
     return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), _is_own(link, network), created)
+
+
+def is_unchanged(rtnl: RtnlSocket, state: BridgeState) -> bool:
+    """Tell by two ioctls, a twentieth of a message's cost, whether a bridge is still there as it was (netdevice(7))."""
+    try:
+        index = device_number(rtnl.fileno(), SIOCGIFINDEX, state.name)
+        return index == state.ifindex and device_number(rtnl.fileno(), SIOCGIFMTU, state.name) == state.mtu_bytes
+    except OSError:
+        return False
 
 
 def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from pyroute2 import IPRoute
 
 from vifd.kernel import bridge, names, netlink, ops, tap
-from vifd.kernel.authority import Authority, PlanRejectedError, check_identity, check_plan
+from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, check_identity, check_plan
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
 
 _OWN_BRIDGE_IS_FULL = 54  # EXFULL, net/bridge/br_if.c, find_portno: 1,023 ports
@@ -62,7 +62,6 @@ class Executor:
         Returns:
             For each group, what its plans came to, or the first refusal.
         """
-        self._bridges.clear()
         authority = self._authority()
         per_group = [[_Run(plan, g, i) for i, plan in enumerate(group)] for g, group in enumerate(groups)]
         runs = [run for group in per_group for run in group]
@@ -120,17 +119,24 @@ class Executor:
 
     def _ensure_bridges(self, todo: list[tuple[_Run, ops.EnsureBridge]]) -> None:
         authority = self._authority()
+        for network in {op.network for _, op in todo}:
+            self._bridges[network] = self._find_bridge(network, authority[network])
         for run, op in todo:
-            if op.network not in self._bridges:
-                try:
-                    self._bridges[op.network] = bridge.ensure(self._rtnl, op.network, authority[op.network])
-                except bridge.BridgeError as error:
-                    self._bridges[op.network] = error
             state = self._bridges[op.network]
             if isinstance(state, bridge.BridgeError):
                 run.fail(op, authority[op.network].bridge, state.errno, str(state), ops.NOT_READY)
             else:
                 run.made = ops.Made(0, state.mtu_bytes, state.name)
+
+    def _find_bridge(self, network: str, grant: BridgeGrant) -> bridge.BridgeState | bridge.BridgeError:
+        """Give a network's bridge, from memory if that still holds: no two bridges ever have the same index."""
+        known = self._bridges.get(network)
+        if isinstance(known, bridge.BridgeState) and known.name == grant.bridge and bridge.is_unchanged(self._rtnl, known):
+            return known._replace(created=False)
+        try:
+            return bridge.ensure(self._rtnl, network, grant)
+        except bridge.BridgeError as error:
+            return error
 
     def _create_taps(self, todo: list[tuple[_Run, ops.CreateTap]]) -> None:
         opened = [(run, op) for run, op in todo if self._open_tap(run, op)]
@@ -150,7 +156,9 @@ class Executor:
     def _open_tap(self, run: _Run, op: ops.CreateTap) -> bool:
         try:
             run.fd = tap.create(op.ifname, uid=op.owner_uid, gid=op.owner_gid, multi_queue=op.queues > 1, vnet_hdr=op.vnet_hdr)
-            run.made = ops.Made(tap.ifindex_of(self._rtnl.fileno(), op.ifname), run.made.mtu_bytes, run.made.bridge_name)
+            run.made = ops.Made(
+                tap.device_number(self._rtnl.fileno(), tap.SIOCGIFINDEX, op.ifname), run.made.mtu_bytes, run.made.bridge_name
+            )
         except OSError as error:
             _close(run)
             exists = f"a device of that name is there already that isn't {op.endpoint_id}'s"
@@ -233,7 +241,7 @@ class Executor:
         try:
             for _ in range(count):
                 fds.append(tap.open_queue(ifname, **flags))
-                if tap.ifindex_of(self._rtnl.fileno(), ifname) != link.ifindex:
+                if tap.device_number(self._rtnl.fileno(), tap.SIOCGIFINDEX, ifname) != link.ifindex:
                     raise OSError(errno.ENODEV, f"tap {ifname} went away")
         except OSError:
             for fd in fds:

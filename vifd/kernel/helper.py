@@ -25,6 +25,7 @@ from oslo_privsep import capabilities, priv_context
 from vifd.errors import StartError
 from vifd.kernel import names, ops
 from vifd.kernel.authority import Authority
+from vifd.kernel.calls import Calls
 from vifd.kernel.executor import Executor
 
 #: One for making, one for deleting, one for everything else, and one for the watchdog.
@@ -112,6 +113,16 @@ def _time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def calls() -> Calls:
+    """Give the entry points as coroutines, once the helper is started."""
+    return Calls(context, __name__)
+
+
+def stop() -> None:
+    """End the helper, and wait until it has closed its side."""
+    context.stop()
 
 
 class _Fork:

@@ -9,7 +9,7 @@ import struct
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
-_SIOCGIFINDEX = 0x8933
+SIOCGIFINDEX, SIOCGIFMTU = 0x8933, 0x8921  # linux/sockios.h
 
 
 def create(ifname: str, *, uid: int, gid: int | None, multi_queue: bool, vnet_hdr: bool) -> int:
@@ -52,7 +52,7 @@ def persist(fd: int) -> None:
 def open_queue(ifname: str, *, multi_queue: bool, vnet_hdr: bool) -> int:
     """Open a queue of a tap that exists.
 
-    The caller checks with `ifindex_of` that it is the one meant: if that has gone in the meantime, the kernel has just made a
+    The caller checks with `device_number` that it is the one meant: if that has gone in the meantime, the kernel has just made a
     new one, which
     goes with the descriptor.
 
@@ -62,15 +62,20 @@ def open_queue(ifname: str, *, multi_queue: bool, vnet_hdr: bool) -> int:
     return _attach(ifname, _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr))
 
 
-def ifindex_of(socket_fd: int, ifname: str) -> int:
-    """Give the index of a device by its name, asking through the descriptor of any socket (netdevice(7)).
+def device_number(socket_fd: int, request: int, ifname: str) -> int:
+    """Ask one number of a device by its name (netdevice(7)): its index or MTU.
+
+    Args:
+        socket_fd: any socket.
+        request: SIOCGIFINDEX or SIOCGIFMTU.
+        ifname: the device.
 
     Raises:
         OSError: ENODEV where there is none.
     """
-    answer = fcntl.ioctl(socket_fd, _SIOCGIFINDEX, struct.pack("16si20x", ifname.encode(), 0))
-    index: int = struct.unpack_from("16si", answer)[1]
-    return index
+    answer = fcntl.ioctl(socket_fd, request, struct.pack("16si20x", ifname.encode(), 0))
+    number: int = struct.unpack_from("16si", answer)[1]
+    return number
 
 
 def _flags(*, multi_queue: bool, vnet_hdr: bool) -> int:
