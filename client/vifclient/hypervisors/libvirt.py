@@ -1,0 +1,85 @@
+"""libvirt: an endpoint as an `<interface>` element of a domain (https://libvirt.org/formatdomain.html#network-interfaces)."""
+
+from collections.abc import Callable, Mapping
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from vif.v1.endpoint_pb2 import Endpoint, VlanSpec
+from vif.v1.endpoint_service_pb2 import BridgePreference, EndpointPreference, TapPreference
+from vifclient.hypervisors import refuse
+
+
+def acceptable(*, queues: int = 1) -> list[EndpointPreference]:
+    """Say which kinds libvirt attaches, best first.
+
+    Args:
+        queues: How many queue pairs the VM shall have, 1 to 256.
+
+    Returns:
+        A tap, which also an unprivileged libvirt attaches; then a bridge, for which libvirt needs privileges of its own.
+    """
+    tap = TapPreference(queues=queues, vnet_hdr=True)
+    return [EndpointPreference(tap=tap), EndpointPreference(bridge=BridgePreference())]
+
+
+def interface_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio") -> str:
+    """Turn an endpoint into an `<interface>` element.
+
+    Args:
+        endpoint: The endpoint, a tap or a bridge.
+        queues: How many queue pairs the VM has on a bridge, where libvirt makes the tap; a tap of vifd knows its own number.
+        model: The device that the VM sees.
+
+    Returns:
+        The element as text.
+
+    Raises:
+        UnacceptableEndpoint: libvirt can't attach it.
+    """
+    build = _BUILDERS.get(endpoint.WhichOneof("location") or "")
+    if build is None:
+        raise refuse(endpoint, "libvirt", _BUILDERS)
+    element = build(endpoint)
+    SubElement(element, "mac", address=endpoint.port.mac)
+    SubElement(element, "model", type=model)
+    queues = endpoint.tap.queues if endpoint.HasField("tap") else queues
+    if queues > 1:
+        SubElement(element, "driver", queues=str(queues))
+    if endpoint.port.mtu_bytes:
+        SubElement(element, "mtu", size=str(endpoint.port.mtu_bytes))
+    indent(element)
+    return tostring(element, encoding="unicode")
+
+
+def _tap(endpoint: Endpoint) -> Element:
+    element = Element("interface", type="ethernet")
+    # Without managed='no' libvirt fails on a tap that exists, and deletes it.
+    SubElement(element, "target", dev=endpoint.tap.ifname, managed="no")
+    return element
+
+
+def _bridge(endpoint: Endpoint) -> Element:
+    bridge = endpoint.bridge
+    element = Element("interface", type="bridge")
+    SubElement(element, "source", bridge=bridge.bridge_name)
+    SubElement(element, "target", dev=bridge.suggested_ifname)
+    if bridge.HasField("vlan"):
+        element.append(_vlan(bridge.vlan))
+    return element
+
+
+def _vlan(spec: VlanSpec) -> Element:
+    # libvirt does VLANs of Linux bridges since 11.0 and refuses them before that; either is better than to leave them out.
+    if spec.vid:
+        element = Element("vlan")
+        SubElement(element, "tag", id=str(spec.vid))
+        return element
+    element = Element("vlan", trunk="yes")
+    if spec.native_vid:
+        SubElement(element, "tag", id=str(spec.native_vid), nativeMode="untagged")
+    for vid in spec.trunk_vids:
+        if vid != spec.native_vid:
+            SubElement(element, "tag", id=str(vid))
+    return element
+
+
+_BUILDERS: Mapping[str, Callable[[Endpoint], Element]] = {"tap": _tap, "bridge": _bridge}
