@@ -1,0 +1,161 @@
+"""The commands on endpoints: request, release, list, show, watch."""
+
+from typing import Any
+from uuid import UUID
+
+import click
+
+from vifclient import errors
+from vifclient.cli.command import Command, connect
+from vifclient.cli.completers import complete_endpoint, complete_network
+from vifclient.cli.output import open_output
+from vifclient.cli.settings import Settings, check_text, split_labels
+from vifclient.cli.spec import Spec, spec_options
+from vifclient.cli.words import KINDS
+from vifclient.messages import ReleaseEndpointRequest
+
+_BATCH = 64  # what BatchReleaseEndpoints takes
+
+
+def _filter_options(function: Any) -> Any:
+    label = click.option(
+        "--label", "labels", callback=split_labels, multiple=True, metavar="KEY=VALUE", help="Only those with this label."
+    )
+    instance = click.option("--instance", type=click.UUID, metavar="UUID", help="Only those of the VM with this UUID.")
+    network = click.option(
+        "--network",
+        callback=check_text,
+        default="",
+        metavar="NETWORK",
+        shell_complete=complete_network,
+        help="Only those on this network.",
+    )
+    return network(instance(label(function)))
+
+
+@click.command(
+    "request",
+    cls=Command,
+    examples=[
+        "vifctl request default",
+        "vifctl request blue --kind tap --kind bridge --queues 4 --instance-name web1",
+        "vifctl request blue --validate-only",
+    ],
+)
+@spec_options
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(KINDS),
+    multiple=True,
+    default=["tap"],
+    show_default=True,
+    help="What you can attach; may be repeated, best first.",
+)
+@click.option("--validate-only", is_flag=True, help="Only say what would be made, and why.")
+@click.pass_obj
+def request_command(settings: Settings, /, kinds: tuple[str, ...], *, validate_only: bool, **options: Any) -> None:
+    """Ask for an endpoint on NETWORK, and show it.
+
+    It stays until `vifctl release`. The same request with the same --id shows the same endpoint again.
+    """
+    request = Spec(**options).to_request(kinds, validate_only=validate_only)
+    with connect(settings) as client:
+        answer = client.request_endpoint(request)
+    open_output(settings).requested(answer)
+
+
+@click.command(
+    "release",
+    cls=Command,
+    examples=[
+        "vifctl release 3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61",
+        "vifctl list --network blue --json | jq -r '.endpoints[].endpoint_id' | xargs vifctl release",
+    ],
+)
+@click.argument("endpoint_ids", metavar="ID...", type=click.UUID, nargs=-1, required=True, shell_complete=complete_endpoint)
+@click.option(
+    "--generation",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    metavar="N",
+    help="Only this life of the id. [default: whichever]",
+)
+@click.pass_obj
+def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generation: int) -> None:
+    """Take the endpoints ID... down.
+
+    It is no error if one is gone already.
+    """
+    unique = list(dict.fromkeys(map(str, endpoint_ids)))
+    if generation and len(unique) > 1:
+        raise click.UsageError("--generation goes with one ID: each has generations of its own.", click.get_current_context())
+    requests = [ReleaseEndpointRequest(endpoint_id=one, generation=generation) for one in unique]
+    with connect(settings) as client:
+        for start in range(0, len(requests), _BATCH):
+            client.batch_release_endpoints(requests[start : start + _BATCH])
+    open_output(settings).released(unique)
+
+
+@click.command(
+    "list",
+    cls=Command,
+    examples=[
+        "vifctl list",
+        "vifctl list --network blue --label tier=web",
+        "vifctl list --json | jq -r '.endpoints[].tap.ifname'",
+    ],
+)
+@_filter_options
+@click.pass_obj
+def list_command(settings: Settings, network: str, instance: UUID | None, labels: list[tuple[str, str]]) -> None:
+    """List the endpoints that you may see."""
+    with connect(settings) as client:
+        found = client.list_endpoints(network=network, instance_uuid=str(instance or ""), labels=dict(labels))
+        open_output(settings).endpoints(found)
+
+
+@click.command(
+    "show",
+    cls=Command,
+    examples=[
+        "vifctl show 3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61",
+    ],
+)
+@click.argument("endpoint_id", metavar="ID", type=click.UUID, shell_complete=complete_endpoint)
+@click.pass_obj
+def show_command(settings: Settings, endpoint_id: UUID) -> None:
+    """Show everything about the endpoint ID."""
+    with connect(settings) as client:
+        endpoint = client.get_endpoint(str(endpoint_id))
+    open_output(settings).endpoint(endpoint)
+
+
+@click.command(
+    "watch",
+    cls=Command,
+    examples=[
+        "vifctl watch",
+        "vifctl watch --network blue --json | jq -r 'select(.kind == \"WATCH_EVENT_KIND_ADDED\").endpoint.endpoint_id'",
+    ],
+)
+@_filter_options
+@click.pass_obj
+def watch_command(settings: Settings, network: str, instance: UUID | None, labels: list[tuple[str, str]]) -> None:
+    """Follow the endpoints: first those that are there, then each change.
+
+    It goes on until Ctrl-C, or as long as --timeout says. It ends with an error when vifd stops, for it may then miss changes:
+    start it again.
+    """
+    output = open_output(settings)
+    instance_uuid = str(instance or "")
+    with connect(settings) as client:
+        events = client.watch_endpoints(
+            network=network, instance_uuid=instance_uuid, labels=dict(labels), timeout_s=settings.timeout
+        )
+        try:
+            with events:
+                for event in events:
+                    output.event(event)
+        except errors.DeadlineExceeded:  # --timeout says how long to watch
+            return

@@ -1,0 +1,116 @@
+"""The options that say what endpoint is wanted, which `request` and `run` share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+import click
+
+from vifclient.cli.completers import complete_network
+from vifclient.cli.settings import check_text, split_labels
+from vifclient.messages import (
+    EndpointPreference,
+    Instance,
+    Owner,
+    PortSpec,
+    RequestEndpointRequest,
+)
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_ID = click.IntRange(0, 2**32 - 2)  # 2**32 - 1 is nobody's: "unchanged" in chown(2)
+
+_OPTIONS = (
+    click.argument("network", callback=check_text, shell_complete=complete_network),
+    click.option("--id", "endpoint_id", type=click.UUID, metavar="UUID", help="The endpoint's id. [default: a new one]"),
+    click.option("--queues", type=click.IntRange(1, 256), metavar="N", help="How many queue pairs. [default: 1]"),
+    click.option("--no-vnet-hdr", is_flag=True, help="Frames without a virtio-net header (Firecracker doesn't want it)."),
+    click.option(
+        "--mac", callback=check_text, default="", metavar="MAC", help="The VM's MAC address. [default: made from the id]"
+    ),
+    click.option("--mtu", type=click.IntRange(68, 65535), metavar="BYTES", help="Its MTU. [default: the network's]"),
+    click.option(
+        "--instance-name", callback=check_text, default="", metavar="NAME", help="The VM's name, to find the endpoint by."
+    ),
+    click.option("--instance-uuid", type=click.UUID, metavar="UUID", help="The VM's UUID."),
+    click.option(
+        "--label", "labels", callback=split_labels, multiple=True, metavar="KEY=VALUE", help="A label; may be repeated."
+    ),
+    click.option("--owner-uid", type=_ID, metavar="UID", help="Who opens the device. [default: you]"),
+    click.option("--owner-gid", type=_ID, metavar="GID", help="A group that the opener must be in as well."),
+)
+
+
+def spec_options(function: _Function) -> _Function:
+    """Give a command the options that `Spec` is made of."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What the options say."""
+
+    network: str
+    endpoint_id: UUID | None
+    queues: int | None
+    no_vnet_hdr: bool
+    mac: str
+    mtu: int | None
+    instance_name: str
+    instance_uuid: UUID | None
+    labels: Sequence[tuple[str, str]]
+    owner_uid: int | None
+    owner_gid: int | None
+
+    def to_request(self, kinds: Sequence[str], *, validate_only: bool = False) -> RequestEndpointRequest:
+        """Make the request.
+
+        Args:
+            kinds: The acceptable kinds, best first.
+            validate_only: Whether nothing is to be made.
+
+        Returns:
+            The request.
+
+        Raises:
+            click.UsageError: An option is given that none of the kinds has.
+        """
+        request = RequestEndpointRequest(
+            endpoint_id=str(self.endpoint_id or uuid4()),
+            network=self.network,
+            acceptable=self._acceptable(kinds),
+            port=PortSpec(mac=self.mac, mtu_bytes=self.mtu or 0),
+            labels=dict(self.labels),
+            validate_only=validate_only,
+        )
+        if self.instance_name or self.instance_uuid:
+            request.instance.CopyFrom(Instance(name=self.instance_name, uuid=str(self.instance_uuid or "")))
+        if self.owner_uid is not None or self.owner_gid is not None:
+            request.owner.CopyFrom(Owner(uid=self.owner_uid, gid=self.owner_gid))
+        return request
+
+    def _acceptable(self, kinds: Sequence[str]) -> list[EndpointPreference]:
+        preferences = [_prefer(kind) for kind in dict.fromkeys(kinds)]
+        if self.queues is not None:
+            _set_option(preferences, "queues", self.queues)
+        if self.no_vnet_hdr:
+            _set_option(preferences, "vnet_hdr", value=False)
+        return preferences
+
+
+def _prefer(kind: str) -> EndpointPreference:
+    preference = EndpointPreference()
+    getattr(preference, kind).SetInParent()
+    return preference
+
+
+def _set_option(preferences: Sequence[EndpointPreference], name: str, value: int) -> None:
+    options = [getattr(preference, str(preference.WhichOneof("kind"))) for preference in preferences]
+    able = [one for one in options if name in one.DESCRIPTOR.fields_by_name]
+    if not able:
+        kinds = ", ".join(str(preference.WhichOneof("kind")) for preference in preferences)
+        raise click.UsageError(f"No kind that is asked for has {name.replace('_', ' ')}: {kinds}.", click.get_current_context())
+    for one in able:
+        setattr(one, name, value)

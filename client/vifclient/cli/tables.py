@@ -1,0 +1,212 @@
+"""Answers as tables, in colour on a terminal."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vifclient.cli import words
+from vifclient.messages import (
+    ConsiderationOutcome,
+    Endpoint,
+    EndpointKind,
+    EndpointState,
+    GetHostInfoResponse,
+    KindOffer,
+    RequestEndpointResponse,
+    WatchEndpointsResponse,
+    WatchEventKind,
+)
+
+_WIDE = 110  # columns from which a list has its MAC and age, too
+_STATE_STYLES = {"pending": "yellow", "ready": "green", "attached": "cyan", "active": "bold cyan", "releasing": "yellow"}
+_EVENT_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
+
+
+class Tables:
+    """Prints tables."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def requested(self, answer: RequestEndpointResponse) -> None:
+        """Print the endpoint; if it isn't of the first kind that was asked for, why; and what was planned."""
+        self.endpoint(answer.endpoint)
+        planned = bool(answer.plan) or not answer.endpoint.generation
+        if planned or len(answer.considered) > 1:
+            self._considered(answer)
+        if planned:
+            self._print("\nNothing was made. It would take:" if answer.plan else "\nNothing was made.", "bold")
+            for step in answer.plan:
+                self._print(f"  {step}")
+        elif self._console.is_terminal:
+            self._print(f"\nTake it down with: vifctl release {answer.endpoint.endpoint_id}", "dim")
+
+    def released(self, endpoint_ids: list[str]) -> None:
+        """Print the ids."""
+        for endpoint_id in endpoint_ids:
+            self._print(f"released {endpoint_id}")
+
+    def endpoint(self, endpoint: Endpoint) -> None:
+        """Print a line for each thing that is known."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in _describe(endpoint):
+            if value:
+                grid.add_row(name, value if isinstance(value, Text) else Text(value))
+        self._print_table(grid)
+
+    def endpoints(self, endpoints: Iterable[Endpoint]) -> None:
+        """Print a row for each endpoint."""
+        wide = self._console.width >= _WIDE
+        table = _table("ID", "NETWORK", "STATE", "KIND", "DEVICE", *(["MAC", "AGE"] if wide else []))
+        table.add_column("INSTANCE", overflow="ellipsis", no_wrap=True)
+        for endpoint in endpoints:
+            more = [endpoint.port.mac, words.age(endpoint)] if wide else []
+            row: list[str | Text] = [
+                endpoint.endpoint_id,
+                endpoint.network,
+                _state(endpoint),
+                _kind(endpoint),
+                words.device_name(endpoint),
+                *more,
+            ]
+            table.add_row(*(one if isinstance(one, Text) else Text(one) for one in [*row, words.instance_name(endpoint)]))
+        self._show(table, "There are no endpoints that you may see.")
+
+    def event(self, event: WatchEndpointsResponse) -> None:
+        """Print a line."""
+        kind = words.enum_word(WatchEventKind.DESCRIPTOR, event.kind)
+        if kind == "synced":
+            if self._console.is_terminal:
+                self._print("That is all there is now; changes follow. Ctrl-C ends it.", "dim")
+            return
+        endpoint = event.endpoint
+        clock = datetime.now().astimezone().strftime("%H:%M:%S")
+        line = Text(f"{clock}  ").append(f"{kind:8}", _EVENT_STYLES.get(kind, "")).append(f"  {endpoint.endpoint_id}  ")
+        line.append(f"{endpoint.network}  {_kind(endpoint)} {words.device_name(endpoint)}  ").append(_state(endpoint))
+        if words.instance_name(endpoint):
+            line.append(f"  {words.instance_name(endpoint)}")
+        self._console.print(line, soft_wrap=True)
+
+    def networks(self, info: GetHostInfoResponse) -> None:
+        """Print a row for each network, with the kinds that can be made now; then why the others can't."""
+        table = _table("NETWORK", "DRIVER", "MTU", "ENDPOINTS", "KINDS")
+        for network in info.networks:
+            kinds = Text(", ").join(_offer(offer) for offer in network.offers)
+            row = [network.name, network.network_driver, str(network.mtu_bytes), str(network.endpoint_count)]
+            table.add_row(*map(Text, row), kinds)
+        self._show(table, "There are no networks that you may use.")
+        for network in info.networks:
+            for offer in network.offers:
+                if not offer.available:
+                    self._print(f"{network.name}: no {_kind_word(offer)} now: {offer.message}", "dim")
+
+    def host(self, info: GetHostInfoResponse) -> None:
+        """Print what vifd says of itself, then the networks."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row("version", Text(info.version))
+        grid.add_row("boot id", Text(info.boot_id))
+        grid.add_row("drivers", Text(", ".join(info.network_drivers)))
+        grid.add_row("fd socket", Text(info.fd_socket_path or "none"))
+        self._print_table(grid)
+        self._console.print()
+        self.networks(info)
+
+    def _considered(self, answer: RequestEndpointResponse) -> None:
+        self._console.print()
+        table = _table("PREFERENCE", "OUTCOME")
+        table.add_column("WHY", overflow="fold")
+        for one in answer.considered:
+            outcome = words.enum_word(ConsiderationOutcome.DESCRIPTOR, one.outcome)
+            style = "green" if outcome == "chosen" else "dim"
+            kind = words.enum_word(EndpointKind.DESCRIPTOR, one.kind)
+            table.add_row(Text(kind), Text(outcome.replace("_", " "), style), Text(one.message))
+        self._print_table(table)
+
+    def _show(self, table: Table, otherwise: str) -> None:
+        if table.row_count:
+            self._print_table(table)
+        elif self._console.is_terminal:
+            self._print(otherwise, "dim")
+
+    def _print_table(self, table: Table) -> None:
+        if self._console.is_terminal:
+            self._console.print(table)
+            return
+        # rich fills the last column with blanks, which a file has no use for.
+        with self._console.capture() as capture:
+            self._console.print(table)
+        for line in capture.get().splitlines():
+            self._print(line.rstrip())
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._console.print(Text(line, style), soft_wrap=True)
+
+
+def open_output() -> Tables:
+    """Open the output."""
+    console = Console(highlight=False)
+    # Nothing is cut off in a pipe or a file, whose width is nobody's.
+    return Tables(console if console.is_terminal else Console(highlight=False, width=10_000))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _describe(endpoint: Endpoint) -> Iterable[tuple[str, str | Text]]:
+    yield "id", endpoint.endpoint_id
+    yield "network", f"{endpoint.network} (driver {endpoint.network_driver})"
+    yield "state", _state(endpoint)
+    yield "kind", _kind(endpoint)
+    yield from _describe_location(endpoint)
+    yield "mac", endpoint.port.mac
+    yield "mtu", str(endpoint.port.mtu_bytes or "")
+    yield "addresses", ", ".join(endpoint.port.addresses)
+    yield "instance", " ".join(filter(None, [endpoint.instance.name, endpoint.instance.uuid]))
+    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
+    yield "owner", _owner(endpoint)
+    if endpoint.HasField("create_time"):
+        yield "created", endpoint.create_time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    yield "generation", str(endpoint.generation or "")
+    for drift in endpoint.drifts:
+        yield "drift", Text(words.drift_line(drift), "red")
+
+
+def _describe_location(endpoint: Endpoint) -> Iterable[tuple[str, str]]:
+    kind = endpoint.WhichOneof("location")
+    location = getattr(endpoint, kind) if kind else None
+    for field, value in location.ListFields() if location else ():
+        text = words.enum_word(field.enum_type, value) if field.enum_type else str(value).strip().lower().replace("\n", ", ")
+        yield field.name.replace("_", " "), text
+
+
+def _owner(endpoint: Endpoint) -> str:
+    owner = endpoint.owner
+    return " ".join(f"{name} {getattr(owner, name)}" for name in ("uid", "gid") if owner.HasField(name))
+
+
+def _state(endpoint: Endpoint) -> Text:
+    word = words.enum_word(EndpointState.DESCRIPTOR, endpoint.state)
+    return Text(f"{word}!" if endpoint.drifts else word, "red" if endpoint.drifts else _STATE_STYLES.get(word, ""))
+
+
+def _kind(endpoint: Endpoint) -> str:
+    return endpoint.WhichOneof("location") or ""
+
+
+def _kind_word(offer: KindOffer) -> str:
+    return words.enum_word(EndpointKind.DESCRIPTOR, offer.kind)
+
+
+def _offer(offer: KindOffer) -> Text:
+    return Text(_kind_word(offer), "green" if offer.available else "dim strike")

@@ -1,0 +1,71 @@
+"""The contract's messages in the few words that people read."""
+
+from datetime import UTC, datetime
+
+from google.protobuf.descriptor import EnumDescriptor
+
+from vif.v1.endpoint_pb2 import Endpoint, EndpointKind
+from vifclient.messages import Drift, DriftKind
+
+# Attributes that name an endpoint's device, one in each kind of location.
+_DEVICE_FIELDS = ("bridge_name", "ifname", "address", "socket_path", "device_path")
+_SECONDS = (("d", 86400), ("h", 3600), ("m", 60))
+
+
+def enum_word(enum: EnumDescriptor, number: int) -> str:
+    """Name an enum's value, without the prefix that all its names have.
+
+    Args:
+        enum: The enum.
+        number: The value.
+
+    Returns:
+        Its name in lower case; the number itself if a newer vifd has sent one that this vifctl doesn't know.
+    """
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    value = enum.values_by_number.get(number)
+    return value.name.removeprefix(prefix).lower() if value else str(number)
+
+
+KINDS = [enum_word(EndpointKind.DESCRIPTOR, number) for number in EndpointKind.values() if number]
+
+
+def device_name(endpoint: Endpoint) -> str:
+    """Name what the hypervisor attaches.
+
+    Args:
+        endpoint: The endpoint.
+
+    Returns:
+        A device's name, a PCI address, a socket's path. Empty while it is being made.
+    """
+    kind = endpoint.WhichOneof("location")
+    location = getattr(endpoint, kind) if kind else None
+    return next((str(getattr(location, field)) for field in _DEVICE_FIELDS if hasattr(location, field)), "")
+
+
+def age(endpoint: Endpoint, now: datetime | None = None) -> str:
+    """Say how old an endpoint is.
+
+    Args:
+        endpoint: The endpoint.
+        now: The time. None: the clock's.
+
+    Returns:
+        The age in one unit: "3m". Empty: it isn't made yet.
+    """
+    if not endpoint.HasField("create_time"):
+        return ""
+    seconds = ((now or datetime.now(UTC)) - endpoint.create_time.ToDatetime(UTC)).total_seconds()
+    return next((f"{int(seconds // length)}{unit}" for unit, length in _SECONDS if seconds >= length), f"{max(0, int(seconds))}s")
+
+
+def instance_name(endpoint: Endpoint) -> str:
+    """Name the VM: by its name, else by its UUID."""
+    return endpoint.instance.name or endpoint.instance.uuid
+
+
+def drift_line(drift: Drift) -> str:
+    """Say what differs."""
+    kind = enum_word(DriftKind.DESCRIPTOR, drift.kind)
+    return drift.message or f"{kind}: {drift.actual} instead of {drift.expected}"
