@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvloop
-from vifclient.aio import Client
 
 from tests.bench.contenders.vifd import make_request
 from tests.bench.daemon import Daemon
 from tests.bench.measure import Samples
+from vifclient.aio import Client
 
 IN_FLIGHT = 64
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class InFlight:
 
     async def _round(self, count: int) -> tuple[float, float]:
         requests = [make_request() for _ in range(count)]
-        async with Client(str(self.daemon.socket)) as client:
+        async with Client(self.daemon.socket) as client:
             await client.get_host_info()  # to be connected
             made = await _call_all(client.request_endpoint, requests)
             deleted = await _call_all(client.release_endpoint, [request.endpoint_id for request in requests])

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vifclient import Client
-from vifclient.messages import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest, TapPreference
-
 from tests.bench.daemon import NETWORK, Daemon
 from tests.bench.measure import Samples, timed
+from vifclient import Client
+from vifclient.messages import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest, TapPreference
 
 BATCH_SIZE = 64
 
@@ -76,12 +75,12 @@ class Batches:
 @contextmanager
 def one_by_one(daemon: Daemon) -> Iterator[OneByOne]:
     """Connect a client."""
-    with Client(str(daemon.socket)) as client:
+    with Client(daemon.socket) as client:
         yield OneByOne(client)
 
 
 @contextmanager
 def batches(daemon: Daemon) -> Iterator[Batches]:
     """Connect a client."""
-    with Client(str(daemon.socket)) as client:
+    with Client(daemon.socket) as client:
         yield Batches(client)
