@@ -24,40 +24,50 @@ class Lane(Generic[T, R]):
     ) -> None:
         self._work, self._weight, self._capacity = work, weight, capacity
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
-        self._busy: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._busy = False
 
     async def do(self, item: T) -> R:
-        """Have an item done; whatever the caller's fate, what was begun is finished.
+        """Have an item done.
+
+        The caller must not be cancelled: who comes to an idle lane does its own item, and those that came meanwhile follow in a
+        task.
 
         Raises:
             Exception: what the work raised; then every item of the batch gets it.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        self._waiting.append((item, future))
-        if self._busy is None:
-            self._busy = loop.create_task(self._run())
-        return await asyncio.shield(future)
+        if self._busy:
+            future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+            self._waiting.append((item, future))
+            return await future
+        self._busy = True
+        try:
+            (result,) = await self._work([item])
+        finally:
+            self._go_on()
+        return result
 
     async def close(self) -> None:
         """Finish what waits."""
-        while self._busy is not None:
-            await self._busy
+        while self._next is not None:
+            await self._next
 
-    async def _run(self) -> None:
+    def _go_on(self) -> None:
+        self._busy = bool(self._waiting)
+        self._next = asyncio.get_running_loop().create_task(self._do_waiting()) if self._waiting else None
+
+    async def _do_waiting(self) -> None:
+        batch = self._take()
         try:
-            while self._waiting:
-                batch = self._take()
-                try:
-                    results = await self._work([item for item, _ in batch])
-                except Exception as error:
-                    for _, future in batch:
-                        future.set_exception(error)
-                else:
-                    for (_, future), result in zip(batch, results, strict=True):
-                        future.set_result(result)
+            results = await self._work([item for item, _ in batch])
+        except Exception as error:
+            for _, future in batch:
+                future.set_exception(error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
         finally:
-            self._busy = None
+            self._go_on()
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
         count, load = 0, 0

@@ -11,12 +11,12 @@ import socket
 from collections.abc import Callable
 from logging import getLogger
 
+from vifd.kernel import linkfilter
 from vifd.kernel.names import DEVICE_PREFIX
 from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, parse_events
 
 _log = getLogger(__name__)
 _RTMGRP_LINK = 1
-_PACKETS_A_TURN = 64
 _PACKET_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
 
@@ -37,6 +37,7 @@ class LinkMonitor:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self._socket.setblocking(False)
+        linkfilter.attach(self._socket)
         self._socket.bind((0, _RTMGRP_LINK))
         self._carrier: dict[int, bool] = {}
 
@@ -54,19 +55,19 @@ class LinkMonitor:
         return self._carrier.get(ifindex, False)
 
     def _read(self) -> None:
-        for _ in range(_PACKETS_A_TURN):
-            try:
-                packet = self._socket.recv(_PACKET_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # ENOBUFS: the kernel dropped events because this process was slow.
-                _log.warning("link events were lost", extra={"error": str(error)})
-                self._on_overflow()
-                return
-            for event in parse_events(packet):
-                if event.ifname.startswith(DEVICE_PREFIX):
-                    self._note(event)
+        """Take one packet; the loop calls again while there are more."""
+        try:
+            packet = self._socket.recv(_PACKET_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # ENOBUFS: the kernel dropped events because this process was slow.
+            _log.warning("link events were lost", extra={"error": str(error)})
+            self._on_overflow()
+            return
+        for event in parse_events(packet):
+            if event.ifname.startswith(DEVICE_PREFIX):
+                self._note(event)
 
     def _note(self, event: LinkEvent) -> None:
         if event.deleted:

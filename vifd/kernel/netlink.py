@@ -247,19 +247,23 @@ class RtnlSocket:
         return replies
 
     def _exchange(self, messages: list[bytes]) -> list[Reply]:
+        """Send messages at once. Only the last asks for an answer where all is well: the kernel works them off in order, within
+        the send, and a refusal is answered in any case (netlink(7), NLM_F_ACK).
+        """
         first = self._sequence + 1
-        self._sequence += len(messages)
-        self._socket.send(b"".join(_numbered(message, first + i) for i, message in enumerate(messages)))
+        last = self._sequence = self._sequence + len(messages)
+        numbered = [_numbered(message, first + i, quiet=first + i < last) for i, message in enumerate(messages)]
+        self._socket.send(b"".join(numbered))
         replies: dict[int, Reply] = {}
-        while len(replies) < len(messages):
-            for sequence, reply in _parse_replies(self._socket.recv(_RECEIVE_BYTES)):
-                if first <= sequence <= self._sequence:
-                    replies[sequence] = reply
-        return [replies[first + i] for i in range(len(messages))]
+        while last not in replies:
+            replies.update(_parse_replies(self._socket.recv(_RECEIVE_BYTES)))
+        done = Reply(0)
+        return [replies.get(first + i, done) for i in range(len(messages))]
 
 
-def _numbered(message: bytes, sequence: int) -> bytes:
-    return message[:8] + pack("=I", sequence) + message[12:]
+def _numbered(message: bytes, sequence: int, *, quiet: bool) -> bytes:
+    flags = unpack_from("=H", message, 6)[0]
+    return message[:6] + pack("=HI", flags & ~_NLM_F_ACK if quiet else flags, sequence) + message[12:]
 
 
 def _parse_replies(data: bytes) -> list[tuple[int, Reply]]:
