@@ -29,10 +29,11 @@ class Size:
     count: int = 25
     flight_rounds: int = 4
     flight_count: int = 512
+    warm_up: int = 10_240
     cycles: int = 20_000
 
 
-QUICK = Size(rounds=2, count=10, flight_rounds=1, flight_count=128, cycles=1_280)
+QUICK = Size(rounds=2, count=10, flight_rounds=1, flight_count=128, warm_up=640, cycles=1_280)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,8 +75,8 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         batches = resident.count_batches(resident.RESIDENT_COUNT)
         rows += resident.measure_memory(step(f"{resident.RESIDENT_COUNT:,} endpoints", batches))
     if "cycles" in names:
-        batches = resident.count_batches(resident.WARM_UP_CYCLES + size.cycles)
-        rows += resident.measure_cycles(size.cycles, step(f"{size.cycles:,} cycles", batches))
+        batches = resident.count_batches(size.warm_up) + resident.count_batches(size.cycles)
+        rows += resident.measure_cycles(size.warm_up, size.cycles, step(f"{size.cycles:,} cycles", batches))
     return rows
 
 

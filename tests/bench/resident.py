@@ -10,7 +10,6 @@ from tests.bench.measure import Row, make_value
 from tests.bench.process import Footprint
 
 RESIDENT_COUNT = 1000
-WARM_UP_CYCLES = 20 * BATCH_SIZE
 
 
 def count_batches(endpoints: int) -> int:
@@ -27,15 +26,16 @@ def measure_memory(advance: Callable[[], None]) -> list[Row]:
         return _rows(daemon.footprint(), f"{RESIDENT_COUNT:,} endpoints")
 
 
-def measure_cycles(cycles: int, advance: Callable[[], None]) -> list[Row]:
-    """Request and release `cycles` endpoints in batches, and compare before and after.
+def measure_cycles(warm_up: int, cycles: int, advance: Callable[[], None]) -> list[Row]:
+    """Request and release endpoints in batches, and compare before and after.
 
     Args:
+        warm_up: how many lives come first: enough for all that is done once in a while, as moving the journal's log.
         cycles: how many lives.
         advance: is called after each batch.
     """
     with running_daemon() as daemon, batches(daemon) as client:
-        _cycle(client, WARM_UP_CYCLES, advance)
+        _cycle(client, warm_up, advance)
         before = daemon.footprint()
         _cycle(client, cycles, advance)
         after = daemon.footprint()
