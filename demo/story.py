@@ -124,7 +124,7 @@ class Story:
 
     def _run_vifctl(self, *arguments: str) -> None:
         self._terminal.command(self._prompt, ["vifctl", *arguments])
-        self._terminal.output(self._output(self._stage.vifctl(*arguments)))
+        self._terminal.output(self._output(self._stage.vifctl(*arguments)) or "(no endpoints)")
 
     def _run_ip(self, *arguments: str) -> None:
         command = ["ip", "-n", self._stage.namespace, *arguments]
