@@ -159,8 +159,8 @@ class _Daemon:
 
         daemon, loop = self._setup.config.daemon, asyncio.get_running_loop()
         if self._channels is not None:
-            loop.add_reader(self._channels.lifeline, self._helper_died)
-            self._room = PrivilegedRoom(helper.calls(), self._channels.fds)
+            loop.add_reader(self._channels.lifeline, self._lose_helper, "it died")
+            self._room = PrivilegedRoom(helper.calls(self._lose_helper), self._channels.fds)
         problems = await self._prepare()
         boot_id = _boot_id()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
@@ -252,9 +252,9 @@ class _Daemon:
             self._notifier.alive()
             await asyncio.sleep(interval_s)
 
-    def _helper_died(self) -> None:
+    def _lose_helper(self, reason: str) -> None:
         """End at once: nothing can be said of what the helper was doing, and the next start's recovery finds out."""
-        _log.critical("the privileged helper died; vifd ends, to be started anew")
+        _log.critical("the privileged helper is lost; vifd ends, to be started anew", extra={"reason": reason})
         os._exit(1)
 
     def _on_carrier(self, ifindex: int, carrier: bool) -> None:

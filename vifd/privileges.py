@@ -126,6 +126,15 @@ def drop(identity: Identity) -> None:
         os.setresuid(identity.uid, identity.uid, identity.uid)
     except OSError as error:
         raise StartError(f"can't become uid {identity.uid}: {error.strerror}") from error
+    refuse_new()
+
+
+def refuse_new() -> None:
+    """Let no program that this process may ever start gain privileges (prctl(2), PR_SET_NO_NEW_PRIVS).
+
+    Raises:
+        StartError: the kernel refuses.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise StartError(f"can't set no_new_privs: {os.strerror(ctypes.get_errno())}")

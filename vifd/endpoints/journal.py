@@ -21,7 +21,8 @@ from vifd.model import Endpoint
 
 _SCHEMA_VERSION = 1
 _GENERATIONS_AT_ONCE = 1000
-_WRITES_A_CHECKPOINT = 500
+_WRITES_A_CHECKPOINT = 1000
+_LOG_BYTES = 4 << 20  # to which a log shrinks once it is moved
 _LOG_PAGES = 20_000  # at this length a commit moves the log itself, should no checkpoint have come in time
 _PUT, _DELETE = "INSERT OR REPLACE INTO endpoints VALUES (?, ?)", "DELETE FROM endpoints WHERE endpoint_id = ?"
 _SCHEMA = """
@@ -74,6 +75,7 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
+        self._db.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
 
@@ -121,7 +123,7 @@ class Journal:
         """
         puts = [(_PUT, (entry.endpoint.endpoint_id, _encode(entry))) for entry in entries]
         statements = puts + [(_DELETE, (endpoint_id,)) for endpoint_id in forget]
-        self._writes += 1
+        self._writes += len(statements)
         if len(statements) == 1:
             self._db.execute(*statements[0])  # a statement alone is a transaction
         elif statements:

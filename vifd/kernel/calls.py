@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from oslo_privsep import comm, priv_context
@@ -24,12 +25,13 @@ class Calls:
     Args:
         context: whose helper was started.
         prefix: of the entry points' names: their module.
+        on_lost: called with the reason when an entry point raised or the channel broke: what it was doing is half done, or not.
     """
 
-    def __init__(self, context: priv_context.PrivContext, prefix: str) -> None:
+    def __init__(self, context: priv_context.PrivContext, prefix: str, on_lost: Callable[[str], None]) -> None:
         # Any: an answer goes to a `_Reply` in the place of the channel's own `Future`.
         self._channel: Any = context.channel
-        self._prefix = prefix
+        self._prefix, self._on_lost = prefix, on_lost
         self._ids = itertools.count()
 
     async def call(self, name: str, *arguments: object) -> Any:
@@ -48,18 +50,22 @@ class Calls:
         try:
             with channel.lock:
                 if not channel.running:
-                    raise HelperLostError("the privileged helper is gone")
+                    raise self._lost("it is gone")
                 channel.outstanding_msgs[message_id] = reply
                 channel.writer.send((message_id, (_CALL, f"{self._prefix}.{name}", arguments, {})))
             kind, *answer = await reply.future
         except OSError as error:
-            raise HelperLostError(f"the privileged helper is gone: {error}") from error
+            raise self._lost(str(error)) from error
         finally:
             with channel.lock:
                 channel.outstanding_msgs.pop(message_id, None)
         if kind != _RETURNED:
-            raise HelperLostError(f"the privileged helper failed: {answer[:2]}")
+            raise self._lost(f"{name} raised {answer[:2]}")
         return answer[0]
+
+    def _lost(self, reason: str) -> HelperLostError:
+        self._on_lost(reason)
+        return HelperLostError(reason)
 
 
 class _Reply:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 from oslo_config import cfg
 from oslo_privsep import capabilities, priv_context
 
+from vifd import privileges
 from vifd.errors import StartError
 from vifd.kernel import names, ops
 from vifd.kernel.authority import Authority
@@ -115,9 +116,13 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def calls() -> Calls:
-    """Give the entry points as coroutines, once the helper is started."""
-    return Calls(context, __name__)
+def calls(on_lost: Callable[[str], None]) -> Calls:
+    """Give the entry points as coroutines, once the helper is started.
+
+    Args:
+        on_lost: see Calls.
+    """
+    return Calls(context, __name__, on_lost)
 
 
 def stop() -> None:
@@ -126,7 +131,10 @@ def stop() -> None:
 
 
 class _Fork:
-    """What the child does first, once: it lets go of the front's end and takes no new module in."""
+    """What the child does first, once: it lets go of the front's ends, takes no new module in, and gives up gaining privileges.
+
+    systemd and a terminal signal all processes at once; the helper leaves when the front process has, for that still needs it.
+    """
 
     def __init__(self, front: socket.socket, lifeline: int) -> None:
         self._front: socket.socket | None = front
@@ -138,6 +146,9 @@ class _Fork:
             self._front.close()
             os.close(self._lifeline)
             self._front = None
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            privileges.refuse_new()
             _seal_imports()
 
 

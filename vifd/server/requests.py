@@ -51,7 +51,9 @@ class _Checker:
         size = message.ByteSize()
         message.DiscardUnknownFields()
         self.require(
-            message.ByteSize() == size, "", "has fields that this vifd doesn't know; leave them out, or use a newer vifd"
+            message.ByteSize() == size,
+            "unknown_fields",
+            "has fields that this vifd doesn't know; leave them out, or use a newer vifd",
         )
 
     def enum(self, message: Any, field: str, default: _E) -> _E:

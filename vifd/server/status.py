@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -26,7 +26,9 @@ _CODES: tuple[tuple[type[errors.VifdError], grpc.StatusCode], ...] = (
     (errors.TryAgain, grpc.StatusCode.UNAVAILABLE),
     (errors.VifdError, grpc.StatusCode.INTERNAL),
 )
-_MESSAGE_CHARACTERS = 2000
+# A client drops trailers of more than 8 KiB; the details are a third longer there than here, and the message may be thrice.
+_MESSAGE_CHARACTERS = 800
+_VIOLATIONS_BYTES = 3000
 
 
 def status_code(error: errors.VifdError) -> grpc.StatusCode:
@@ -60,11 +62,21 @@ def _details(error: errors.VifdError) -> Iterator[Message]:
     yield ErrorInfo(reason=error.reason, domain="vifd", metadata=error.metadata)
     match error:
         case errors.InvalidRequest():
-            listed = [BadRequest.FieldViolation(field=v.field, description=v.message) for v in error.violations[:64]]
-            yield BadRequest(field_violations=listed)
+            yield _bad_request(error.violations)
         case errors.NoAcceptableKind() | errors.Unsupported() if error.considered:
             yield NegotiationFailure(considered=[words.consideration(c) for c in error.considered])
         case errors.TryAgain():
             retry = RetryInfo()
             retry.retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
             yield retry
+
+
+def _bad_request(violations: Sequence[errors.Violation]) -> BadRequest:
+    """List as many violations as the trailers can carry, and say how many more there are."""
+    message = BadRequest()
+    for index, (field, description) in enumerate(violations):
+        if message.ByteSize() > _VIOLATIONS_BYTES:
+            message.field_violations.add(field="", description=f"and {len(violations) - index} more")
+            break
+        message.field_violations.add(field=field, description=description)
+    return message
