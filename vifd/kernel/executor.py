@@ -1,9 +1,4 @@
-"""Carries plans out and takes them back, in batches; runs in the privileged helper.
-
-A batch runs stage by stage: every bridge, then every tap, then every port, so that one netlink send serves them all. What fails
-takes its
-group with it, and what the group had made is undone.
-"""
+"""Carries plans out and takes them back, in batches; runs in the privileged helper. What makes is in `making`."""
 
 from __future__ import annotations
 
@@ -11,29 +6,14 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from pyroute2 import IPRoute
 
 from vifd.kernel import bridge, names, netlink, ops, tap
-from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, check_identity, check_plan
+from vifd.kernel.authority import Authority, PlanRejectedError, check_identity
+from vifd.kernel.making import Maker
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
-
-_OWN_BRIDGE_IS_FULL = 54  # EXFULL, net/bridge/br_if.c, find_portno: 1,023 ports
-
-
-class _Run:
-    """One plan on its way: what it has made so far, and why it failed."""
-
-    def __init__(self, plan: ops.Plan, group: int, index: int) -> None:
-        self.plan, self.group, self.index = plan, group, index
-        self.fd = -1
-        self.made = ops.Made()
-        self.tap: ops.CreateTap | None = None
-        self.refusal: ops.Refusal | None = None
-
-    def fail(self, operation: ops.Operation, device: str, code: int, message: str, cause: str = ops.KERNEL) -> None:
-        self.refusal = ops.Refusal(self.index, type(operation).__name__, device, code, message, cause)
 
 
 class Executor:
@@ -46,36 +26,11 @@ class Executor:
     def __init__(self, authority: Callable[[], Authority]) -> None:
         self._authority = authority
         self._rtnl = RtnlSocket()
-        self._bridges: dict[str, bridge.BridgeState | bridge.BridgeError] = {}
-        self._stages: dict[type[ops.Operation], Callable[[list[tuple[_Run, Any]]], None]] = {
-            ops.EnsureBridge: self._ensure_bridges,
-            ops.CreateTap: self._create_taps,
-            ops.AttachPort: self._attach_ports,
-        }
+        self._maker = Maker(self._rtnl)
 
     def apply(self, groups: Iterable[ops.Group]) -> ops.ApplyAnswer:
-        """Make groups of plans, each all or none.
-
-        Args:
-            groups: from another process; every plan is checked first.
-
-        Returns:
-            For each group, what its plans came to, or the first refusal.
-        """
-        authority = self._authority()
-        per_group = [[_Run(plan, g, i) for i, plan in enumerate(group)] for g, group in enumerate(groups)]
-        runs = [run for group in per_group for run in group]
-        failed: set[int] = set()
-        for run in runs:
-            _check(run, authority)
-        _note_failures(runs, failed)
-        for stage, handler in self._stages.items():
-            alive = [(run, op) for run in runs if run.group not in failed for op in run.plan if isinstance(op, stage)]
-            if alive:
-                handler(alive)
-                _note_failures(runs, failed)
-        self._undo([run for run in runs if run.group in failed])
-        return [_answer(group) for group in per_group]
+        """Make groups of plans, each all or none; see Maker."""
+        return self._maker.apply(groups, self._authority())
 
     def revert(self, plans: Iterable[ops.Plan]) -> ops.RevertAnswer:
         """Delete what plans have made. What isn't there (any more), or isn't the endpoint's, is left alone.
@@ -116,97 +71,6 @@ class Executor:
             except bridge.BridgeError as error:
                 problems[network] = str(error)
         return problems
-
-    def _ensure_bridges(self, todo: list[tuple[_Run, ops.EnsureBridge]]) -> None:
-        authority = self._authority()
-        for network in {op.network for _, op in todo}:
-            self._bridges[network] = self._find_bridge(network, authority[network])
-        for run, op in todo:
-            state = self._bridges[op.network]
-            if isinstance(state, bridge.BridgeError):
-                run.fail(op, authority[op.network].bridge, state.errno, str(state), ops.NOT_READY)
-            else:
-                run.made = ops.Made(0, state.mtu_bytes, state.name)
-
-    def _find_bridge(self, network: str, grant: BridgeGrant) -> bridge.BridgeState | bridge.BridgeError:
-        """Give a network's bridge, from memory if that still holds: no two bridges ever have the same index."""
-        known = self._bridges.get(network)
-        if isinstance(known, bridge.BridgeState) and known.name == grant.bridge and bridge.is_unchanged(self._rtnl, known):
-            return known._replace(created=False)
-        try:
-            return bridge.ensure(self._rtnl, network, grant)
-        except bridge.BridgeError as error:
-            return error
-
-    def _create_taps(self, todo: list[tuple[_Run, ops.CreateTap]]) -> None:
-        opened = [(run, op) for run, op in todo if self._open_tap(run, op)]
-        messages = []
-        for run, op in opened:
-            attributes = (
-                netlink.attribute(Ifla.ADDRESS, bytes.fromhex(op.mac.replace(":", "")))
-                + netlink.text(Ifla.IFALIAS, names.mark(op.endpoint_id))
-                + (netlink.NO_IPV6_ADDRESS if bridge.has_ipv6() else b"")
-            )
-            messages.append(netlink.set_link(run.made.ifindex, attributes))
-            messages.append(netlink.add_altname(run.made.ifindex, names.altname(op.endpoint_id)))
-        replies = self._rtnl.exchange(messages)
-        for (run, op), marked, named in zip(opened, replies[::2], replies[1::2], strict=True):
-            _settle_tap(run, op, marked if marked.errno else named)
-
-    def _open_tap(self, run: _Run, op: ops.CreateTap) -> bool:
-        try:
-            run.fd = tap.create(op.ifname, uid=op.owner_uid, gid=op.owner_gid, multi_queue=op.queues > 1, vnet_hdr=op.vnet_hdr)
-            run.made = ops.Made(
-                tap.device_number(self._rtnl.fileno(), tap.SIOCGIFINDEX, op.ifname), run.made.mtu_bytes, run.made.bridge_name
-            )
-        except OSError as error:
-            _close(run)
-            exists = f"a device of that name is there already that isn't {op.endpoint_id}'s"
-            run.fail(op, op.ifname, error.errno or 0, exists if error.errno == errno.EBUSY else os.strerror(error.errno or 0))
-        return run.refusal is None
-
-    def _attach_ports(self, todo: list[tuple[_Run, ops.AttachPort]]) -> None:
-        ready = [(run, op, state) for run, op in todo if (state := self._usable_bridge(run, op))]
-        messages = []
-        for run, op, state in ready:
-            mtu_bytes = op.mtu_bytes or state.mtu_bytes
-            run.made = ops.Made(run.made.ifindex, mtu_bytes, state.name)
-            attributes = netlink.number(Ifla.MTU, mtu_bytes) + netlink.number(Ifla.MASTER, state.ifindex)
-            messages.append(netlink.set_link(run.made.ifindex, attributes, up=True))
-        for (run, op, state), reply in zip(ready, self._rtnl.exchange(messages), strict=True):
-            if reply.errno == _OWN_BRIDGE_IS_FULL:
-                run.fail(op, state.name, reply.errno, f"bridge {state.name} has no free port (it takes 1,023)", ops.FULL)
-            elif reply.errno:
-                run.fail(op, op.ifname, reply.errno, reply.message)
-
-    def _usable_bridge(self, run: _Run, op: ops.AttachPort) -> bridge.BridgeState | None:
-        state = self._bridges.get(op.network)
-        if not isinstance(state, bridge.BridgeState):
-            run.fail(op, op.ifname, 0, "a port needs EnsureBridge in its plan", ops.REJECTED)
-            return None
-        if op.mtu_bytes > state.mtu_bytes:
-            message = f"MTU {op.mtu_bytes} is more than bridge {state.name}'s {state.mtu_bytes}"
-            run.fail(op, op.ifname, 0, message, ops.NOT_READY)
-            return None
-        if 0 < op.mtu_bytes < state.mtu_bytes and not state.own:
-            message = f"MTU {op.mtu_bytes} would lower the MTU of bridge {state.name} ({state.mtu_bytes}), which vifd didn't make"
-            run.fail(op, op.ifname, 0, message, ops.NOT_READY)
-            return None
-        return state
-
-    def _undo(self, runs: list[_Run]) -> None:
-        """Take back what failed groups have made, newest first."""
-        for run in runs:
-            _close(run)
-        made = [run for run in runs if run.tap is not None]
-        replies = self._rtnl.exchange([netlink.get_link(ifindex=run.made.ifindex) for run in made])
-        links = [r.link for run, r in zip(made, replies, strict=True) if run.tap and is_tap_of(r.link, run.tap.endpoint_id)]
-        self._delete([link for link in links if link is not None])
-        used = {op.network for run in runs for op in run.plan if isinstance(op, ops.EnsureBridge)}
-        for network in used:
-            state = self._bridges.get(network)
-            if isinstance(state, bridge.BridgeState) and state.created:
-                bridge.discard_unused(self._rtnl, state)
 
     def _look_up(self, endpoint_ids: list[str]) -> list[Reply]:
         """Find devices by the alternative name that stays when somebody renames them."""
@@ -294,13 +158,6 @@ def _is_same(link: Link, before: Link, group: int) -> bool:
     return link.ifindex == before.ifindex and alias and link.number(Ifla.GROUP) == group
 
 
-def _check(run: _Run, authority: Authority) -> None:
-    try:
-        check_plan(run.plan, authority)
-    except PlanRejectedError as error:
-        run.refusal = ops.Refusal(run.index, "check", "", 0, f"the helper rejects the plan: {error}", ops.REJECTED)
-
-
 def _check_tap_identity(index: int, op: ops.CreateTap) -> ops.Refusal | None:
     try:
         check_identity(op.endpoint_id, op.ifname)
@@ -311,32 +168,3 @@ def _check_tap_identity(index: int, op: ops.CreateTap) -> ops.Refusal | None:
 
 def _refusal(index: int, op: ops.CreateTap, reply: Reply) -> ops.Refusal:
     return ops.Refusal(index, "DeleteTap", op.ifname, reply.errno, reply.message)
-
-
-def _settle_tap(run: _Run, op: ops.CreateTap, reply: Reply) -> None:
-    """Keep a tap that carries its mark, let one go that doesn't."""
-    if reply.errno:
-        _close(run)
-        run.fail(op, op.ifname, reply.errno, reply.message)
-        return
-    fd, run.fd = run.fd, -1
-    try:
-        tap.persist(fd)
-        run.tap = op
-    except OSError as error:
-        run.fail(op, op.ifname, error.errno or 0, os.strerror(error.errno or 0))
-
-
-def _close(run: _Run) -> None:
-    """Close a tap that isn't persistent yet: the kernel deletes it."""
-    if run.fd >= 0:
-        os.close(run.fd)
-        run.fd = -1
-
-
-def _note_failures(runs: list[_Run], failed: set[int]) -> None:
-    failed.update(run.group for run in runs if run.refusal is not None)
-
-
-def _answer(group: list[_Run]) -> list[ops.Made] | ops.Refusal:
-    return next((run.refusal for run in group if run.refusal is not None), None) or [run.made for run in group]

@@ -8,14 +8,15 @@ import struct
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
+_TUNSETCARRIER = 0x400454E2  # since Linux 5.0
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
 SIOCGIFINDEX, SIOCGIFMTU = 0x8933, 0x8921  # linux/sockios.h
 
 
 def create(ifname: str, *, uid: int, gid: int | None, multi_queue: bool, vnet_hdr: bool) -> int:
-    """Make a tap that lives as long as the descriptor, until `persist` is called.
+    """Make a tap that lives as long as the descriptor, until `persist` is called: a helper that dies in between leaves nothing.
 
-    So a helper that dies in the middle leaves nothing behind.
+    It has no carrier, so that nobody takes it for attached as it is set up.
 
     Args:
         ifname: its name; it must not exist.
@@ -32,6 +33,7 @@ def create(ifname: str, *, uid: int, gid: int | None, multi_queue: bool, vnet_hd
     """
     fd = _attach(ifname, _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr) | _IFF_TUN_EXCL)
     try:
+        fcntl.ioctl(fd, _TUNSETCARRIER, struct.pack("i", 0))
         fcntl.ioctl(fd, _TUNSETOWNER, _as_int(uid))
         if gid is not None:
             fcntl.ioctl(fd, _TUNSETGROUP, _as_int(gid))

@@ -53,7 +53,7 @@ class _Checker:
         self.require(
             message.ByteSize() == size,
             "unknown_fields",
-            "has fields that this vifd doesn't know; leave them out, or use a newer vifd",
+            "this vifd doesn't know them; leave them out, or use a newer vifd",
         )
 
     def enum(self, message: Any, field: str, default: _E) -> _E:
