@@ -35,9 +35,9 @@ FAKE_TEXT = """\
 driver = "fake"
 """
 
-_NetworkName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-_AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*$")]
-_SocketPath = Annotated[str, Meta(pattern=r"^/[^\x00]*$", max_length=100)]
+_NetworkName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
+_AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
+_SocketPath = Annotated[str, Meta(pattern=r"^/[^\x00]*\Z", max_length=100)]
 _Id = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
 
 
@@ -55,11 +55,11 @@ class DaemonConfig(Struct, frozen=True):
 
     socket: _SocketPath = "/run/vifd/vifd.sock"
     socket_group: str = "vifd"
-    socket_mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}$")] = "0660"
+    socket_mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}\Z")] = "0660"
     fd_socket: _SocketPath = "/run/vifd/fd.sock"
     state_dir: _AbsolutePath = "/var/lib/vifd"
     user: str = "vifd"
-    netns: Annotated[str, Meta(pattern=r"^[^\x00]*$")] = ""
+    netns: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -123,7 +123,7 @@ def parse(text: str, option_types: OptionTypes, check: OptionCheck = lambda _nam
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError: too long a number, too deep a nesting
         raise ConfigError([Violation("TOML", str(error))]) from error
     return _Reader(option_types, check).read(tables)
 
@@ -147,7 +147,7 @@ class _Reader:
         return Config(daemon or DaemonConfig(), networks, policy)
 
     def _networks(self, tables: Any, default_driver: Any) -> dict[str, NetworkConfig]:
-        if default_driver is not None and default_driver not in self._option_types:
+        if default_driver is not None and not self._is_driver(default_driver):
             self._add("default_driver", self._no_driver(default_driver))
             default_driver = None
         if not isinstance(tables, dict):
@@ -171,7 +171,7 @@ class _Reader:
         if driver is None:
             self._add(f"{where}.driver", f"is missing, and there is no default_driver; there are {self._drivers()}")
             return None
-        if driver not in self._option_types:
+        if not self._is_driver(driver):
             self._add(f"{where}.driver", self._no_driver(driver))
             return None
         keys = {key: value for key, value in table.items() if key != "driver"}
@@ -206,8 +206,9 @@ class _Reader:
                 return msgspec.structs.replace(rule, uid=pwd.getpwnam(rule.user).pw_uid)
             if rule.group is not None:
                 return msgspec.structs.replace(rule, gid=grp.getgrnam(rule.group).gr_gid)
-        except KeyError:
-            self._add(where, f"this host has no {'user' if rule.user else 'group'} {rule.user or rule.group!r}")
+        except (KeyError, ValueError):  # ValueError: a NUL in the name
+            what, name = ("group", rule.group) if rule.user is None else ("user", rule.user)
+            self._add(where, f"this host has no {what} {name!r}")
         return rule
 
     def _struct(self, where: str, table: Any, kind: type[_S]) -> _S | None:
@@ -239,6 +240,9 @@ class _Reader:
 
     def _unknown(self, where: str, key: str, known: Any) -> None:
         self._add(f"{where}{key}", f"unknown key{_suggest(key, known)}")
+
+    def _is_driver(self, name: Any) -> bool:
+        return isinstance(name, str) and name in self._option_types
 
     def _no_driver(self, driver: Any) -> str:
         return f"there is no network driver {driver!r}{_suggest(str(driver), self._option_types)}; there are {self._drivers()}"
