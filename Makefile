@@ -43,7 +43,7 @@ lint: venv ## Check style, types, the direction of imports, and the API's form
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --package tests.guest --package demo
+	$(BIN)/mypy --package tests.guest --package tests.e2e --package demo
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 
