@@ -41,7 +41,7 @@ QUICK = Size(rounds=2, count=10, flight_rounds=1, flight_count=128, warm_up=640,
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Measure only this; may be repeated.")
 @click.option("--cycles", type=click.IntRange(min=BATCH_SIZE), help="How many lives the growth is measured over.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default="bench.json", show_default=True)
-@click.option("--check", is_flag=True, help="Exit with 1 if a target is missed or wasn't measured.")
+@click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
 @click.pass_context
 def main(context: click.Context, *, quick: bool, only: tuple[str, ...], cycles: int | None, json_path: Path, check: bool) -> None:
     """Measure vifd, the bare kernel, `ip` and CNI's bridge plugin side by side, in private network namespaces. Needs root."""
@@ -56,7 +56,7 @@ def main(context: click.Context, *, quick: bool, only: tuple[str, ...], cycles: 
     report.print(_console())
     report.write_json(json_path)
     click.echo(f"written: {json_path}")
-    context.exit(1 if check and not all(target.passed for target in report.targets) else 0)
+    context.exit(1 if check and any(target.passed is False for target in report.targets) else 0)
 
 
 def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row]:
