@@ -30,7 +30,7 @@ from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2 as rpc_details  # type: ignore[import-untyped]  # ships no types
+from google.rpc import error_details_pb2 as rpc_details
 from grpc_status import rpc_status  # type: ignore[import-untyped]  # ships no types
 
 from vif.v1.error_pb2 import Consideration, NegotiationFailure
@@ -50,17 +50,20 @@ class VifError(Exception):
         retry_delay_s: When the same call may succeed, in seconds from now. None: vifd didn't say.
     """
 
+    # The code of errors that this client makes by itself.
+    own_code = grpc.StatusCode.UNKNOWN
+
     def __init__(
         self,
         message: str,
         *,
-        code: grpc.StatusCode = grpc.StatusCode.UNKNOWN,
+        code: grpc.StatusCode | None = None,
         reason: str = "",
         details: Sequence[Message] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.code = code
+        self.code = code or self.own_code
         self.reason = reason
         self.details = tuple(details)
         info = _first(details, rpc_details.ErrorInfo)
@@ -116,6 +119,8 @@ class WrongState(RequestError):
 class Unsupported(RequestError):
     """This vifd, or the network's driver, can't do this call or option: ask without it."""
 
+    own_code = grpc.StatusCode.UNIMPLEMENTED
+
 
 class HostError(VifError):
     """Something on this host has to change before the same call can succeed."""
@@ -123,6 +128,8 @@ class HostError(VifError):
 
 class NotAllowed(HostError):
     """The policy doesn't allow it to this caller: ask the administrator."""
+
+    own_code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class SocketDenied(NotAllowed):
@@ -140,6 +147,8 @@ class HostNotReady(HostError):
 class FdsTruncated(HostError):
     """The kernel dropped descriptors on their way: raise this process's limit of open files (RLIMIT_NOFILE)."""
 
+    own_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
 
 class TransientError(VifError):
     """The same call again is safe, and may succeed."""
@@ -147,6 +156,8 @@ class TransientError(VifError):
 
 class Unavailable(TransientError):
     """vifd starts or stops, or a system behind it isn't reachable. The client has retried as long as its time allowed."""
+
+    own_code = grpc.StatusCode.UNAVAILABLE
 
 
 class Unreachable(Unavailable):
@@ -160,9 +171,13 @@ class Overloaded(TransientError):
 class DeadlineExceeded(TransientError):
     """The time ran out. The call may or may not have been done: repeat it to know, or release the id."""
 
+    own_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
 
 class ServerError(VifError):
     """The kernel said no and what was done is undone, or a bug in vifd: report it."""
+
+    own_code = grpc.StatusCode.INTERNAL
 
 
 _BY_REASON: Mapping[str, type[VifError]] = {

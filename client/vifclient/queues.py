@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from vif.v1.fd_pb2 import AcquireFdsRequest, AcquireFdsResponse
@@ -140,8 +139,7 @@ def too_late(timeout_s: float) -> errors.DeadlineExceeded:
     Returns:
         The error.
     """
-    message = f"vifd's fd socket didn't answer within {timeout_s:.3g} s"
-    return errors.DeadlineExceeded(message, code=grpc.StatusCode.DEADLINE_EXCEEDED)
+    return errors.DeadlineExceeded(f"vifd's fd socket didn't answer within {timeout_s:.3g} s")
 
 
 def close_all(fds: Iterable[int]) -> None:

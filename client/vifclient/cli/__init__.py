@@ -14,7 +14,7 @@ from vifclient.cli.root import root
 from vifclient.cli.settings import Settings, report_usage_as_json
 
 INTERRUPTED_EXIT = 130  # 128 + SIGINT, as shells have it
-BROKEN_PIPE_EXIT = 141  # 128 + SIGPIPE
+BROKEN_PIPE_EXIT = 1  # as click and rich have it, when they notice first
 
 
 def main() -> None:

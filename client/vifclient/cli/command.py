@@ -42,8 +42,9 @@ class Failure(click.ClickException):
             click.echo(json.dumps({"error": to_json(self.error)}), file=file, err=True)
             return
         colour = False if os.environ.get("NO_COLOR") else None
-        click.echo(click.style("vifctl: ", fg="red", bold=True) + self.message, file=file, err=True, color=colour)
-        for line in explain(self.error):
+        summary, *lines = explain(self.error)
+        click.echo(click.style("vifctl: ", fg="red", bold=True) + summary, file=file, err=True, color=colour)
+        for line in lines:
             click.echo(f"  {line}", file=file, err=True)
 
 
@@ -89,18 +90,21 @@ def connect(settings: Settings) -> Iterator[Client]:
 
 
 def explain(error: errors.VifError) -> list[str]:
-    """Say what an error's message doesn't: every violation, every preference's outcome, what to do.
+    """Say what is wrong: every violation, every preference's outcome, what to do.
 
     Args:
         error: The error.
 
     Returns:
-        Lines for people.
+        Lines for people; the first is the summary.
     """
-    lines = [f"{field}: {text}" if field else text for field, text in getattr(error, "violations", ())]
-    lines += [consideration_line(one) for one in getattr(error, "considered", ())]
-    lines += [f"{key}: {value}" for key, value in error.metadata.items()] if isinstance(error, errors.ServerError) else []
-    return lines + [advice for kind, advice in _ADVICE.items() if isinstance(error, kind)]
+    advice = [advice for kind, advice in _ADVICE.items() if isinstance(error, kind)]
+    if isinstance(error, errors.InvalidArgument) and len(error.violations) > 1:  # the message has them all on one line
+        return ["the request is wrong in several places", *(f"{field}: {text}" for field, text in error.violations)]
+    if isinstance(error, errors.NoAcceptableKind) and error.considered:  # likewise
+        return ["the network can make none of the acceptable kinds", *map(consideration_line, error.considered)]
+    metadata = error.metadata.items() if isinstance(error, errors.ServerError) else ()
+    return [error.message, *(f"{key}: {value}" for key, value in metadata), *advice]
 
 
 def consideration_line(one: Consideration) -> str:

@@ -9,7 +9,6 @@ from vifclient import errors, sockets
 from vifclient.cli import words
 from vifclient.cli.settings import Settings
 from vifclient.client import Client
-from vifclient.retry import NO_RETRY
 
 _PATIENCE_S = 0.5  # a person waits at the prompt
 
@@ -40,7 +39,7 @@ def _complete(ctx: click.Context, incomplete: str, ask: Callable[[Client], Itera
     if sockets.find_obstacle(path):
         return []
     try:
-        with Client(path, timeout_s=_PATIENCE_S, retry=NO_RETRY) as client:
+        with Client(path, timeout_s=_PATIENCE_S) as client:
             return [item for item in ask(client) if str(item.value).startswith(incomplete)]
     except errors.VifError:  # a prompt is no place for error messages
         return []

@@ -1,6 +1,7 @@
 """Answers as tables, in colour on a terminal."""
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from rich.console import Console
@@ -20,7 +21,8 @@ from vifclient.messages import (
     WatchEventKind,
 )
 
-_WIDE = 110  # columns from which a list has its MAC and age, too
+_GAP = 2  # blanks between columns
+_SPARE_COLUMNS = ("AGE", "MAC", "KIND")  # of a list, on a narrow terminal: the first goes first
 _STATE_STYLES = {"pending": "yellow", "ready": "green", "attached": "cyan", "active": "bold cyan", "releasing": "yellow"}
 _EVENT_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 
@@ -28,8 +30,9 @@ _EVENT_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 class Tables:
     """Prints tables."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, terminal_width: int | None) -> None:
         self._console = console
+        self._terminal_width = terminal_width
 
     def requested(self, answer: RequestEndpointResponse) -> None:
         """Print the endpoint; if it isn't of the first kind that was asked for, why; and what was planned."""
@@ -53,28 +56,19 @@ class Tables:
         """Print a line for each thing that is known."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(overflow="fold")
+        grid.add_column(overflow="fold", no_wrap=True)
         for name, value in _describe(endpoint):
             if value:
                 grid.add_row(name, value if isinstance(value, Text) else Text(value))
         self._print_table(grid)
 
     def endpoints(self, endpoints: Iterable[Endpoint]) -> None:
-        """Print a row for each endpoint."""
-        wide = self._console.width >= _WIDE
-        table = _table("ID", "NETWORK", "STATE", "KIND", "DEVICE", *(["MAC", "AGE"] if wide else []))
-        table.add_column("INSTANCE", overflow="ellipsis", no_wrap=True)
-        for endpoint in endpoints:
-            more = [endpoint.port.mac, words.age(endpoint)] if wide else []
-            row: list[str | Text] = [
-                endpoint.endpoint_id,
-                endpoint.network,
-                _state(endpoint),
-                _kind(endpoint),
-                words.device_name(endpoint),
-                *more,
-            ]
-            table.add_row(*(one if isinstance(one, Text) else Text(one) for one in [*row, words.instance_name(endpoint)]))
+        """Print a row for each endpoint, with the columns that the terminal has room for."""
+        rows = [_list_row(endpoint) for endpoint in endpoints]
+        columns = _fit(rows, self._terminal_width)
+        table = _table(*columns)
+        for row in rows:
+            table.add_row(*(row[column] for column in columns))
         self._show(table, "There are no endpoints that you may see.")
 
     def event(self, event: WatchEndpointsResponse) -> None:
@@ -97,7 +91,7 @@ class Tables:
         table = _table("NETWORK", "DRIVER", "MTU", "ENDPOINTS", "KINDS")
         for network in info.networks:
             kinds = Text(", ").join(_offer(offer) for offer in network.offers)
-            row = [network.name, network.network_driver, str(network.mtu_bytes), str(network.endpoint_count)]
+            row = [network.name, network.network_driver, str(network.mtu_bytes or "-"), str(network.endpoint_count)]
             table.add_row(*map(Text, row), kinds)
         self._show(table, "There are no networks that you may use.")
         for network in info.networks:
@@ -109,7 +103,7 @@ class Tables:
         """Print what vifd says of itself, then the networks."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold", no_wrap=True)
-        grid.add_column(overflow="fold")
+        grid.add_column(overflow="fold", no_wrap=True)
         grid.add_row("version", Text(info.version))
         grid.add_row("boot id", Text(info.boot_id))
         grid.add_row("drivers", Text(", ".join(info.network_drivers)))
@@ -136,14 +130,11 @@ class Tables:
             self._print(otherwise, "dim")
 
     def _print_table(self, table: Table) -> None:
-        if self._console.is_terminal:
-            self._console.print(table)
-            return
-        # rich fills the last column with blanks, which a file has no use for.
+        # rich fills every column with blanks, which in the last one serve nobody, and wrap on a terminal.
         with self._console.capture() as capture:
             self._console.print(table)
         for line in capture.get().splitlines():
-            self._print(line.rstrip())
+            self._console.file.write(f"{line.rstrip()}\n")
 
     def _print(self, line: str, style: str = "") -> None:
         self._console.print(Text(line, style), soft_wrap=True)
@@ -151,16 +142,37 @@ class Tables:
 
 def open_output() -> Tables:
     """Open the output."""
-    console = Console(highlight=False)
-    # Nothing is cut off in a pipe or a file, whose width is nobody's.
-    return Tables(console if console.is_terminal else Console(highlight=False, width=10_000))
+    # rich cuts what is too wide, even ids. A terminal wraps it, and a file has no width.
+    console = Console(highlight=False, width=10_000)
+    return Tables(console, shutil.get_terminal_size().columns if console.is_terminal else None)
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def _list_row(endpoint: Endpoint) -> dict[str, Text]:
+    return {
+        "ID": Text(endpoint.endpoint_id),
+        "NETWORK": Text(endpoint.network),
+        "STATE": _state(endpoint),
+        "KIND": Text(_kind(endpoint)),
+        "DEVICE": Text(words.device_name(endpoint)),
+        "MAC": Text(endpoint.port.mac),
+        "AGE": Text(words.age(endpoint)),
+        "INSTANCE": Text(words.instance_name(endpoint)),
+    }
+
+
+def _fit(rows: Sequence[Mapping[str, Text]], width: int | None) -> list[str]:
+    widths = {name: max(len(name), *(row[name].cell_len for row in rows)) + _GAP for name in rows[0]} if rows else {}
+    for name in _SPARE_COLUMNS:
+        if width is not None and sum(widths.values()) - _GAP > width:
+            del widths[name]
+    return list(widths)
 
 
 def _describe(endpoint: Endpoint) -> Iterable[tuple[str, str | Text]]:

@@ -71,6 +71,7 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         self.calls: list[str] = []
         self.requests: list[Any] = []
         self.deadlines_s: list[float] = []
+        self.entered = threading.Event()
         self.watching = threading.Event()
         self.end_watch = threading.Event()
         self.hang = threading.Event()  # set: calls end; a test clears it to hold one
@@ -158,11 +159,11 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         self, request: pb.WatchEndpointsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.WatchEndpointsResponse]:
         self._enter(request, context)
+        context.add_callback(self.end_watch.set)
         for endpoint in list(self.endpoints.values()):
             yield pb.WatchEndpointsResponse(kind=pb.WATCH_EVENT_KIND_CURRENT, endpoint=endpoint)
         yield pb.WatchEndpointsResponse(kind=pb.WATCH_EVENT_KIND_SYNCED)
         self.watching.set()
-        context.add_callback(self.end_watch.set)
         self.end_watch.wait()
         self._fail(context)
 
@@ -185,6 +186,7 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         self.calls.append(type(request).__name__.removesuffix("Request"))
         self.requests.append(request)
         self.deadlines_s.append(context.time_remaining())
+        self.entered.set()
         self.hang.wait()
         self._fail(context)
 
