@@ -69,8 +69,13 @@ def test_only_the_main_process_is_asked_to_stop() -> None:
     assert read_unit("vifd.service")["Service"]["KillMode"] == "mixed"
 
 
-def test_a_stopped_service_leaves_the_directory_of_the_sockets() -> None:
-    assert read_unit("vifd.service")["Service"]["RuntimeDirectoryPreserve"] == "yes"
+def test_systemd_gives_no_directory_of_vifds_to_root() -> None:
+    # It would at each start, with all that is in them, and vifd has no capability to take them back.
+    assert not read_unit("vifd.service")["Service"].keys() & {"RuntimeDirectory", "StateDirectory", "CacheDirectory"}
+
+
+def test_a_reload_reaches_a_process_that_is_not_root() -> None:
+    assert read_unit("vifd.service")["Service"]["ExecReload"].startswith("+")
 
 
 def test_only_the_group_may_connect() -> None:
@@ -98,7 +103,9 @@ def test_tmpfiles_makes_the_directories(root: Path) -> None:
     assert run("systemd-sysusers", f"--root={root}", "vifd.conf").returncode == 0
     done = run("systemd-tmpfiles", f"--root={root}", "--create", "vifd.conf")
     assert (done.returncode, done.stderr) == (0, "")
-    state, runtime = (root / "var/lib/vifd").stat(), (root / "run/vifd").stat()
-    assert (state.st_mode & 0o777, state.st_uid != 0) == (0o700, True)
+    for private in ("var/lib/vifd", "run/vifd/vifd.sock.d"):
+        found = (root / private).stat()
+        assert (found.st_mode & 0o777, found.st_uid != 0) == (0o700, True)
+    runtime = (root / "run/vifd").stat()
     # Whoever may connect is in the group: only the owner may put things there or take them away.
-    assert runtime.st_mode & 0o777 == 0o755
+    assert (runtime.st_mode & 0o777, runtime.st_uid) == (0o755, 0)
