@@ -15,6 +15,7 @@ from demo.terminal import Terminal
 from tests.guest import image, machine
 
 _LOG_CHARACTERS = 8000
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
@@ -22,7 +23,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("demo: only root can make a network namespace: run 'make demo'", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _INTERRUPTS:
+        signal.signal(number, _interrupt)
     terminal = Terminal()
     start_s = time.monotonic()
     try:
@@ -59,6 +61,9 @@ def _show_evidence(terminal: Terminal, prepared: stage.Stage, story: Story) -> N
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    # a Ctrl-C comes twice, from the terminal and through sudo; the second must not stop the cleaning up
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -63,6 +63,7 @@ def test_it_cleans_up_when_interrupted_while_the_machine_runs() -> None:
             output += line
             if "the virtual machine is up" in line:
                 demo.send_signal(signal.SIGINT)
+                demo.send_signal(signal.SIGTERM)
                 break
         output += demo.stdout.read()
         assert demo.wait(TIMEOUT_S) == 130, output
