@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,11 +24,11 @@ _GENERATIONS_AT_ONCE = 1000
 _WRITES_A_CHECKPOINT = 1000
 _LOG_BYTES = 4 << 20  # to which a log shrinks once it is moved
 _LOG_PAGES = 20_000  # at this length a commit moves the log itself, should no checkpoint have come in time
-_PUT, _DELETE = "INSERT OR REPLACE INTO endpoints VALUES (?, ?)", "DELETE FROM endpoints WHERE endpoint_id = ?"
+_PUT, _DELETE = "INSERT OR REPLACE INTO endpoints VALUES (?, ?)", "DELETE FROM endpoints WHERE generation = ?"
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO meta VALUES ('generation', 0), ('boot_id', '');
-CREATE TABLE endpoints (endpoint_id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE endpoints (generation INTEGER PRIMARY KEY, record BLOB NOT NULL);
 """
 
 
@@ -58,6 +58,8 @@ class Journal:
     def __init__(self, path: Path | str) -> None:
         self._path = path
         self._writes = 0
+        # The rows are keyed by generation, so that a commit writes one page: by id it would write three.
+        self._generations: dict[str, int] = {}
         try:
             self._db = sqlite3.connect(path, isolation_level=None, cached_statements=32)
             self._open()
@@ -93,9 +95,11 @@ class Journal:
         """
         rows = self._db.execute("SELECT record FROM endpoints").fetchall()
         try:
-            return [_decode(record) for (record,) in rows]
+            entries = [_decode(record) for (record,) in rows]
         except msgspec.DecodeError as error:
             raise self._damaged(str(error)) from error
+        self._generations = {entry.endpoint.endpoint_id: entry.endpoint.generation for entry in entries}
+        return entries
 
     @property
     def boot_id(self) -> str:
@@ -114,16 +118,24 @@ class Journal:
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'generation'", (self._reserved,))
         return self._generation
 
-    def write(self, entries: Iterable[Entry], *, forget: Sequence[str] = ()) -> None:
+    def write(self, entries: Sequence[Entry], *, forget: Sequence[str] = ()) -> None:
         """Commit one transaction.
 
         Args:
             entries: are added, or take the place of those with the same id.
             forget: the ids that are deleted.
         """
-        puts = [(_PUT, (entry.endpoint.endpoint_id, _encode(entry))) for entry in entries]
-        statements = puts + [(_DELETE, (endpoint_id,)) for endpoint_id in forget]
+        puts = {entry.endpoint.endpoint_id: entry.endpoint.generation for entry in entries}
+        gone = [self._generations[i] for i in (*puts, *forget) if self._generations.get(i, puts.get(i)) != puts.get(i)]
+        statements: list[tuple[str, tuple[object, ...]]] = [(_DELETE, (generation,)) for generation in gone]
+        statements += [(_PUT, (entry.endpoint.generation, _encode(entry))) for entry in entries]
+        self._commit(statements)
         self._writes += len(statements)
+        for endpoint_id in forget:
+            self._generations.pop(endpoint_id, None)
+        self._generations |= puts
+
+    def _commit(self, statements: Sequence[tuple[str, tuple[object, ...]]]) -> None:
         if len(statements) == 1:
             self._db.execute(*statements[0])  # a statement alone is a transaction
         elif statements:
