@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from logging import getLogger
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
@@ -19,9 +19,14 @@ from vifd import privileges
 from vifd.config import Config, parse
 from vifd.drivers import catalog
 from vifd.endpoints.engine import Engine
+from vifd.endpoints.follower import Follower
 from vifd.endpoints.journal import Journal
+from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import Policy
+from vifd.endpoints.queues import Queues
 from vifd.endpoints.recovery import recover
+from vifd.endpoints.registry import Registry
+from vifd.endpoints.views import Views
 from vifd.errors import StartError
 from vifd.gate import listeners, relay
 from vifd.gate.door import Door
@@ -30,6 +35,9 @@ from vifd.kernel.authority import Authority
 from vifd.kernel.monitor import LinkMonitor
 from vifd.kernel.room import NoRoom, PrivilegedRoom
 from vifd.systemd import Notifier
+
+if TYPE_CHECKING:
+    from vifd.server.app import Server
 
 _log = getLogger("vifd")
 _RUN = Path("/run/vifd")
@@ -86,6 +94,7 @@ def run(setup: Setup) -> None:
         raise StartError(
             f"network {next(iter(needing))} needs root to be made; start vifd as root, or try it out with vifd --fake"
         )
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     notifier = Notifier()
     identity = privileges.resolve(setup.config.daemon) if privileged else None
     if setup.config.daemon.netns:
@@ -148,42 +157,34 @@ class _Daemon:
     def __init__(self, setup: Setup, sockets: _Sockets, channels: helper.Channels | None, notifier: Notifier) -> None:
         self._setup, self._sockets, self._channels, self._notifier = setup, sockets, channels, notifier
         self._room: PrivilegedRoom | NoRoom = NoRoom()
+        self._registry, self._networks = Registry(), Networks()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Start, serve, stop."""
         from vifd.gate import handoff  # noqa: PLC0415  grpc must not exist before the helper is forked
-        from vifd.server.app import Server  # noqa: PLC0415  as above
-        from vifd.server.services import EndpointService, HostService  # noqa: PLC0415  as above
 
         daemon, loop = self._setup.config.daemon, asyncio.get_running_loop()
         if self._channels is not None:
             loop.add_reader(self._channels.lifeline, self._lose_helper, "it died")
             self._room = PrivilegedRoom(helper.calls(self._lose_helper), self._channels.fds)
         problems = await self._prepare()
-        boot_id = _boot_id()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
-        monitor = LinkMonitor(self._on_carrier, self._on_gone, self._on_overflow)
-        self._engine = Engine(journal, self._room, monitor.has_carrier)
+        follower = Follower(self._registry, self._room)
+        monitor = LinkMonitor(follower.on_carrier, follower.on_gone, lambda: self._keep(follower.resync()))
+        registry = self._registry
+        engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
         self._configure(self._setup.config, problems)
-        self._engine.restore(await recover(journal, self._room, boot_id))
+        for entry in await recover(journal, self._room, _boot_id()):
+            registry.add(entry.endpoint, entry.plan)
         monitor.start()
         relaying = relay.Relay(self._sockets.upstream)
-        host = HostService(
-            self._engine,
-            relaying.find_caller,
-            boot_id=boot_id,
-            drivers=sorted(self._setup.drivers),
-            fd_socket=daemon.fd_socket,
-        )
-        server = Server(
-            self._sockets.upstream, EndpointService(self._engine, relaying.find_caller, netns.path_of(daemon.netns)), host
-        )
+        server = self._build_server(engine, relaying)
         await server.start()
-        door = Door(self._engine.admits)
+        door = Door(self._networks.admits)
         door.open(self._sockets.rpc, relaying.serve, relay.refuse)
-        door.open(self._sockets.fds, handoff.Handoff(self._engine.open_queues).serve, handoff.refuse)
+        door.open(self._sockets.fds, handoff.Handoff(Queues(registry, self._networks, self._room).open).serve, handoff.refuse)
         self._listen_to_signals()
         _spare_the_collector()
         self._notifier.ready(self._status())
@@ -193,14 +194,29 @@ class _Daemon:
         _log.info("vifd stops")
         self._notifier.stopping()
         await door.shut()
-        self._engine.refuse_work()
+        engine.refuse_work()
         await server.stop(_GRACE_SECONDS)
-        await self._engine.close()
+        await engine.close()
         await door.close()
         monitor.close()
         journal.close()
         if self._channels is not None:
             loop.remove_reader(self._channels.lifeline)
+
+    def _build_server(self, engine: Engine, relaying: relay.Relay) -> Server:
+        from vifd.server.app import Server  # noqa: PLC0415  grpc must not exist before the helper is forked
+        from vifd.server.services import EndpointService, HostService  # noqa: PLC0415  as above
+
+        daemon, views = self._setup.config.daemon, Views(self._registry, self._networks)
+        host = HostService(
+            views,
+            relaying.find_caller,
+            boot_id=_boot_id(),
+            drivers=sorted(self._setup.drivers),
+            fd_socket=daemon.fd_socket,
+        )
+        endpoints = EndpointService(engine, views, relaying.find_caller, netns.path_of(daemon.netns))
+        return Server(self._sockets.upstream, endpoints, host)
 
     async def _prepare(self) -> dict[str, str]:
         """Bring the networks' bridges to what the configuration says; a network that can't be is reported, the others work."""
@@ -213,7 +229,7 @@ class _Daemon:
 
     def _configure(self, config: Config, problems: dict[str, str]) -> None:
         drivers = {name: catalog.create(self._setup.drivers, network) for name, network in config.networks.items()}
-        self._engine.configure(drivers, Policy(config.policy), problems)
+        self._networks.configure(drivers, Policy(config.policy), problems)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -257,17 +273,8 @@ class _Daemon:
         _log.critical("the privileged helper is lost; vifd ends, to be started anew", extra={"reason": reason})
         os._exit(1)
 
-    def _on_carrier(self, ifindex: int, carrier: bool) -> None:
-        self._engine.on_carrier(ifindex, carrier)
-
-    def _on_gone(self, ifindex: int) -> None:
-        self._engine.on_gone(ifindex)
-
-    def _on_overflow(self) -> None:
-        self._keep(self._engine.resync())
-
     def _status(self) -> str:
-        return f"{len(self._engine.registry)} endpoints"
+        return f"{len(self._registry)} endpoints"
 
     def _keep(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -33,6 +33,11 @@ class State(StrEnum):
     ACTIVE = "active"
     RELEASING = "releasing"
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the endpoint is made and not about to go."""
+        return self in (State.READY, State.ATTACHED, State.ACTIVE)
+
 
 class Feature(StrEnum):
     """What an endpoint of some kind can do on some network."""

@@ -10,27 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from vifd.drivers.base import NetworkDriver
 from vifd.endpoints import negotiation
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.lanes import Lane
-from vifd.endpoints.policy import Policy, unknown_network
-from vifd.endpoints.registry import Event, Registry
+from vifd.endpoints.networks import Networks
+from vifd.endpoints.policy import unknown_network
+from vifd.endpoints.registry import Registry
 from vifd.endpoints.works import Job, Works
 from vifd.errors import (
     IdInUse,
     NotAllowed,
     StaleGeneration,
     TryAgain,
-    UnknownEndpoint,
     UnknownNetwork,
-    Unsupported,
     VifdError,
     WrongState,
 )
@@ -38,20 +35,13 @@ from vifd.kernel.ops import Plan
 from vifd.kernel.room import Room
 from vifd.model import (
     Caller,
-    Drift,
-    DriftKind,
     Endpoint,
     EndpointRequest,
-    Filter,
     Kind,
-    Location,
-    Offer,
     State,
-    TapDevice,
 )
 
 _PLANS_A_BATCH = 128
-_LIVE = (State.READY, State.ATTACHED, State.ACTIVE)
 
 
 class Answer(NamedTuple):
@@ -68,15 +58,6 @@ class Release(NamedTuple):
     generation: int = 0
 
 
-class NetworkInfo(NamedTuple):
-    """One network as a caller sees it."""
-
-    name: str
-    driver: NetworkDriver[Any]
-    offers: Sequence[Offer]
-    endpoint_count: int
-
-
 class _Work(NamedTuple):
     """What is happening to an endpoint: the spec that is being made, or "" while it is taken down."""
 
@@ -86,53 +67,37 @@ class _Work(NamedTuple):
 
 
 class Engine:
-    """The use cases.
+    """Makes and takes down.
 
     Args:
         journal: where everything is noted first.
         room: the kernel.
+        registry: the endpoints; filled by the recovery.
+        networks: the networks and the policy.
         has_carrier: tells what the link monitor knows of a device, by its index.
     """
 
-    def __init__(self, journal: Journal, room: Room, has_carrier: Callable[[int], bool] = lambda _ifindex: False) -> None:
-        self.registry = Registry()
-        self._room, self._has_carrier = room, has_carrier
-        self._drivers: Mapping[str, NetworkDriver[Any]] = {}
-        self._policy = Policy(())
-        self._journal = journal
+    def __init__(
+        self,
+        journal: Journal,
+        room: Room,
+        registry: Registry,
+        networks: Networks,
+        has_carrier: Callable[[int], bool] = lambda _ifindex: False,
+    ) -> None:
+        self._journal, self._has_carrier = journal, has_carrier
+        self._registry, self._networks = registry, networks
         works = Works(journal, room)
         self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(works.make, weight=len, capacity=_PLANS_A_BATCH)
         # A lane of its own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
         self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
         self._works: dict[str, _Work] = {}
-        self._problems: dict[str, str] = {}
         self._stopping = False
-
-    def admits(self, caller: Caller) -> bool:
-        """Tell whether the policy, as it is now, lets a caller talk to vifd at all."""
-        return self._policy.admits(caller)
-
-    def configure(
-        self, drivers: Mapping[str, NetworkDriver[Any]], policy: Policy, problems: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
-        """Take the networks and the policy of a new configuration; endpoints that are there stay.
-
-        Args:
-            drivers: by network.
-            policy: who may do what.
-            problems: by network, why nothing can be made on it now; forgotten when something is.
-        """
-        self._drivers, self._policy, self._problems = drivers, policy, dict(problems)
-
-    def restore(self, entries: Sequence[Entry]) -> None:
-        """Take in what the recovery found."""
-        for entry in entries:
-            self.registry.add(entry.endpoint, entry.plan)
 
     def refuse_work(self) -> None:
         """Take no new work, and end every watch."""
         self._stopping = True
-        self.registry.close()
+        self._registry.close()
 
     async def close(self) -> None:
         """Finish what was begun."""
@@ -164,28 +129,28 @@ class Engine:
             return [self._preview(caller, request) for request in requests]
         while waiting := [r for r in requests if r.endpoint_id in self._works]:
             await self._join(waiting[0])
-        present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self.registry.find(r.endpoint_id))}
+        present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
         missing = [request for request in requests if request.endpoint_id not in present]
         if missing:
             self._check_running()
             self._check_quota(caller, missing)
             jobs = [self._plan(caller, request) for request in missing]
             for job in jobs:
-                self.registry.add(job.endpoint, job.plan)
+                self._registry.add(job.endpoint, job.plan)
             made = await self._start(jobs, self._create(jobs), lambda e: e.spec_hash)
             present |= {endpoint.endpoint_id: endpoint for endpoint in made}
         return [Answer(present[request.endpoint_id]) for request in requests]
 
     def _check_network(self, caller: Caller, request: EndpointRequest) -> None:
-        self._policy.check_request(caller, request.spec)
-        if request.spec.network not in self._drivers:
+        self._networks.policy.check_request(caller, request.spec)
+        if request.spec.network not in self._networks.drivers:
             raise UnknownNetwork(unknown_network(request.spec.network))
 
     def _check_quota(self, caller: Caller, missing: Sequence[EndpointRequest]) -> None:
         wanted = Counter((request.spec.owner.uid, request.spec.network) for request in missing)
         by_owner = Counter(request.spec.owner.uid for request in missing)
         for uid, network in wanted:
-            self._policy.check_quota(caller, network, self.registry.count_of(uid) + by_owner[uid])
+            self._networks.policy.check_quota(caller, network, self._registry.count_of(uid) + by_owner[uid])
 
     async def _join(self, request: EndpointRequest) -> None:
         """Wait for what is happening to an endpoint; share its failure if it is the same request's."""
@@ -205,7 +170,7 @@ class Engine:
         return endpoint
 
     def _preview(self, caller: Caller, request: EndpointRequest) -> Answer:
-        endpoint = self.registry.find(request.endpoint_id)
+        endpoint = self._registry.find(request.endpoint_id)
         if endpoint is not None:
             self._check_same(request, endpoint)
         else:
@@ -214,10 +179,10 @@ class Engine:
         return Answer(job.endpoint, job.plan)
 
     def _plan(self, caller: Caller, request: EndpointRequest, generation: int | None = None) -> Job:
-        spec, driver = request.spec, self._drivers[request.spec.network]
+        spec, driver = request.spec, self._networks.drivers[request.spec.network]
 
         def forbids(kind: Kind) -> bool:
-            return self._policy.forbids_kind(caller, spec.network, kind)
+            return self._networks.policy.forbids_kind(caller, spec.network, kind)
 
         preference, considered = negotiation.choose(spec, driver.offers(spec), forbids)
         planned = driver.plan(request.endpoint_id, spec, preference)
@@ -248,13 +213,13 @@ class Engine:
                 raise made
         except BaseException:
             for job in jobs:
-                self.registry.remove(job.endpoint.endpoint_id)
+                self._registry.remove(job.endpoint.endpoint_id)
                 await job.driver.unbind(job.endpoint)
             raise
         made = [self._as_seen(endpoint) for endpoint in made]
         for endpoint in made:
-            self._problems.pop(endpoint.network, None)
-            self.registry.update(endpoint)
+            self._networks.problems.pop(endpoint.network, None)
+            self._registry.update(endpoint)
         return made
 
     def _as_seen(self, endpoint: Endpoint) -> Endpoint:
@@ -290,10 +255,10 @@ class Engine:
             await asyncio.shield(task)
 
     def _check_release(self, caller: Caller, release: Release) -> Endpoint | None:
-        endpoint = self.registry.find(release.endpoint_id)
+        endpoint = self._registry.find(release.endpoint_id)
         if endpoint is None:
             return None
-        if not self._policy.may_change(caller, endpoint.owner, endpoint.network):
+        if not self._networks.policy.may_change(caller, endpoint.owner, endpoint.network):
             raise NotAllowed(f"endpoint {release.endpoint_id} belongs to another user, and so is its release")
         if release.generation not in (0, endpoint.generation):
             raise StaleGeneration(
@@ -306,15 +271,15 @@ class Engine:
         entries = []
         for endpoint in endpoints:
             leaving = msgspec.structs.replace(endpoint, state=State.RELEASING)
-            self.registry.update(leaving)
-            entries.append(Entry(leaving, self.registry.plan_of(endpoint.endpoint_id)))
+            self._registry.update(leaving)
+            entries.append(Entry(leaving, self._registry.plan_of(endpoint.endpoint_id)))
         errors = await self._deleting.do(entries)
         for entry, error in zip(entries, errors, strict=True):
             if error is None:
-                driver = self._drivers.get(entry.endpoint.network)
+                driver = self._networks.drivers.get(entry.endpoint.network)
                 if driver is not None:
                     await driver.unbind(entry.endpoint)
-                self.registry.remove(entry.endpoint.endpoint_id)
+                self._registry.remove(entry.endpoint.endpoint_id)
         for error in errors:
             if error is not None:
                 raise error
@@ -335,118 +300,6 @@ class Engine:
         task.add_done_callback(done)
         return await asyncio.shield(task)
 
-    # --- look
-
-    def get(self, caller: Caller, endpoint_id: str) -> Endpoint:
-        """Give an endpoint.
-
-        Raises:
-            UnknownEndpoint: there is none, or none that the caller may see.
-        """
-        endpoint = self.registry.find(endpoint_id)
-        if endpoint is None or not self._policy.may_see(caller, endpoint.owner, endpoint.network):
-            raise UnknownEndpoint(f"there is no endpoint {endpoint_id} that this caller may see")
-        return endpoint
-
-    def page(self, caller: Caller, wanted: Filter, *, after: str, count: int) -> tuple[list[Endpoint], bool]:
-        """Give endpoints by id, from the one after an id.
-
-        Args:
-            caller: who asks; what it may not see is left out.
-            wanted: which are meant.
-            after: the last id of the page before; empty: from the first.
-            count: at most so many.
-
-        Returns:
-            The page, and whether there is more.
-        """
-        ids = sorted(e.endpoint_id for e in self.registry if e.endpoint_id > after and self._sees(caller, wanted, e))
-        page = [endpoint for i in ids[:count] if (endpoint := self.registry.find(i))]
-        return page, len(ids) > count
-
-    def watch(self, caller: Caller, wanted: Filter) -> AsyncIterator[Event]:
-        """Give every endpoint that the caller may see, then each change; see Registry.watch."""
-        return self.registry.watch(lambda endpoint: self._sees(caller, wanted, endpoint))
-
-    def networks(self, caller: Caller) -> list[NetworkInfo]:
-        """Give the networks that a caller may know of, by name."""
-        counts = Counter(endpoint.network for endpoint in self.registry)
-        return [
-            NetworkInfo(name, driver, self._offers(name, driver), counts[name])
-            for name, driver in sorted(self._drivers.items())
-            if self._policy.may_read(caller, name)
-        ]
-
-    def _offers(self, network: str, driver: NetworkDriver[Any]) -> Sequence[Offer]:
-        problem = self._problems.get(network, "")
-        return [msgspec.structs.replace(offer, unavailable=offer.unavailable or problem) for offer in driver.offers(None)]
-
-    def _sees(self, caller: Caller, wanted: Filter, endpoint: Endpoint) -> bool:
-        return wanted.matches(endpoint) and self._policy.may_see(caller, endpoint.owner, endpoint.network)
-
-    # --- hand-off
-
-    async def open_queues(self, caller: Caller, endpoint_id: str, count: int) -> tuple[list[int], TapDevice]:
-        """Open queues of an endpoint for its owner.
-
-        Args:
-            caller: who asks.
-            endpoint_id: the endpoint.
-            count: how many; 0: all.
-
-        Returns:
-            The descriptors, which the caller of this closes, and the tap.
-
-        Raises:
-            VifdError: nothing is open.
-        """
-        endpoint = self.get(caller, endpoint_id)
-        if not self._policy.may_change(caller, endpoint.owner, endpoint.network):
-            raise NotAllowed(f"endpoint {endpoint_id} belongs to another user; only its owner may open it")
-        if endpoint.state not in _LIVE:
-            raise WrongState(f"endpoint {endpoint_id} is {endpoint.state}; wait until it is ready")
-        tap = _tap_of(endpoint, self.registry.plan_of(endpoint_id))
-        if count > tap.queues:
-            raise WrongState(f"endpoint {endpoint_id} has {tap.queues} queue(s), not {count}; ask for fewer, or 0 for all")
-        return await self._room.open_queues(endpoint_id, count or tap.queues), tap
-
-    # --- what the kernel tells
-
-    def on_carrier(self, ifindex: int, carrier: bool) -> None:
-        """Note that somebody has opened a device, or has closed it."""
-        endpoint = self.registry.find_by_ifindex(ifindex)
-        if endpoint is None or endpoint.state not in _LIVE:
-            return
-        state = State.READY
-        if carrier:
-            state = State.ACTIVE if endpoint.state is State.ACTIVE else State.ATTACHED
-        if state is not endpoint.state:
-            self.registry.update(msgspec.structs.replace(endpoint, state=state))
-
-    def on_gone(self, ifindex: int) -> None:
-        """Note that a device went away behind vifd's back."""
-        endpoint = self.registry.find_by_ifindex(ifindex)
-        if endpoint is None or endpoint.state not in _LIVE:
-            return
-        name = getattr(endpoint.location, "ifname", "")
-        drift = Drift(
-            DriftKind.DEVICE_MISSING, name, "", f"{name} was deleted by somebody else; release the endpoint and request it again"
-        )
-        self.registry.update(msgspec.structs.replace(endpoint, state=State.READY, drifts=(drift,)))
-
-    async def resync(self) -> None:
-        """Look at every device afresh, for events were lost."""
-        before = {e.endpoint_id: e for e in self.registry if e.state in _LIVE and e.ifindex}
-        if not before:
-            return
-        found = {device.endpoint_id: device for device in await self._room.inspect(list(before))}
-        for endpoint_id, endpoint in before.items():
-            device = found.get(endpoint_id)
-            if device is None:
-                self.on_gone(endpoint.ifindex)
-            else:
-                self.on_carrier(endpoint.ifindex, device.carrier)
-
     def _check_running(self) -> None:
         if self._stopping:
             raise TryAgain("vifd is stopping")
@@ -454,13 +307,3 @@ class Engine:
 
 def _in_use(endpoint_id: str) -> IdInUse:
     return IdInUse(f"endpoint {endpoint_id} exists with another spec or owner; choose a new id, or release that one first")
-
-
-def _tap_of(endpoint: Endpoint, plan: Plan) -> TapDevice:
-    location: Location | None = endpoint.location
-    if not isinstance(location, TapDevice) or not plan:
-        kind = location.kind if location else "nothing"
-        raise Unsupported(
-            f"endpoint {endpoint.endpoint_id} ({kind} of driver {endpoint.network_driver}) has no queues that vifd could open"
-        )
-    return location

@@ -23,6 +23,7 @@ from vifd.kernel.netlink import IFF_UP, Ifla, Link, RtnlSocket, delete_link, get
 from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 
 _IPV6_CONF = Path("/proc/sys/net/ipv6/conf")
+_IPV6_MIN_MTU_BYTES = 1280  # linux/ipv6.h; below it the kernel takes IPv6 off a device (net/ipv6/addrconf.c, addrconf_notify)
 
 
 class BridgeError(Exception):
@@ -122,9 +123,13 @@ def discard_unused(rtnl: RtnlSocket, state: BridgeState) -> None:
     rtnl.ask(delete_link(state.ifindex))
 
 
+def has_ipv6(mtu_bytes: int) -> bool:
+    """Tell whether a device of some MTU has IPv6: where it doesn't, the kernel refuses IPv6's attributes and settings."""
+    return mtu_bytes >= _IPV6_MIN_MTU_BYTES and _runs_ipv6()
+
+
 @functools.cache
-def has_ipv6() -> bool:
-    """Tell whether the kernel runs IPv6 at all: without it, it refuses IPv6's attributes."""
+def _runs_ipv6() -> bool:
     return _IPV6_CONF.exists()
 
 
@@ -147,7 +152,7 @@ def _make(network: str, grant: BridgeGrant, *, create: bool) -> None:
             index = ipr.link_lookup(ifname=grant.bridge)[0]
             ipr.link("set", index=index, ifalias=names.network_mark(network), mtu=grant.mtu_bytes)
             _shut_ipv6_autoconfiguration(grant)
-            if has_ipv6() and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
+            if has_ipv6(grant.mtu_bytes) and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
                 spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
                 ipr.link("set", index=index, IFLA_AF_SPEC=spec)
             _set_addresses(ipr, index, grant.addresses)
@@ -158,7 +163,7 @@ def _make(network: str, grant: BridgeGrant, *, create: bool) -> None:
 
 def _shut_ipv6_autoconfiguration(grant: BridgeGrant) -> None:
     """Keep the host from taking routes and addresses from router advertisements that a VM sends (accept_ra, ip-sysctl.rst)."""
-    if not has_ipv6():
+    if not has_ipv6(grant.mtu_bytes):
         return
     for setting in ("accept_ra", "autoconf"):
         try:

@@ -124,8 +124,6 @@ class Maker:
         run.endpoint_id = op.endpoint_id
         run.attributes = netlink.attribute(Ifla.ADDRESS, bytes.fromhex(op.mac.replace(":", "")))
         run.attributes += netlink.text(Ifla.IFALIAS, names.mark(op.endpoint_id))
-        if bridge.has_ipv6():
-            run.attributes += netlink.NO_IPV6_ADDRESS
 
     def _prepare_port(self, run: _Run, op: ops.AttachPort) -> None:
         state = self._bridges.get(op.network)
@@ -147,6 +145,8 @@ class Maker:
         """Mark, attach and set up every tap of the batch in one send."""
         messages = []
         for run in runs:
+            if run.up and bridge.has_ipv6(run.made.mtu_bytes):
+                run.attributes += netlink.NO_IPV6_ADDRESS
             # The name first: what changes while a device is down wakes no monitor.
             messages.append(netlink.add_altname(run.made.ifindex, names.altname(run.endpoint_id)))
             messages.append(netlink.set_link(run.made.ifindex, run.attributes, up=run.up))

@@ -44,7 +44,7 @@ class _Checker:
 
     def require(self, condition: object, field: str, message: str) -> None:
         if not condition:
-            self.found.append(Violation(f"{self._prefix}{field}", message))
+            self.found.append(Violation(f"{self._prefix}{field}".removesuffix("."), message))
 
     def known(self, message: Message) -> None:
         """Refuse fields that this vifd doesn't know: an option that can't be honoured is never ignored."""
@@ -346,4 +346,4 @@ def _is_address(text: str) -> bool:
         ipaddress.ip_interface(text)
     except ValueError:
         return False
-    return True
+    return "%" not in text  # a zone names an interface of whoever says it

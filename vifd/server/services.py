@@ -12,6 +12,7 @@ from vif.v1.host_service_pb2_grpc import HostServiceServicer
 from vifd import __version__
 from vifd.endpoints.engine import Answer, Engine
 from vifd.endpoints.registry import Change
+from vifd.endpoints.views import Views
 from vifd.errors import Unsupported
 from vifd.kernel.ops import describe
 from vifd.model import Caller, Endpoint
@@ -25,13 +26,14 @@ class EndpointService(EndpointServiceServicer):
     """vif.v1.EndpointService.
 
     Args:
-        engine: the use cases.
+        engine: makes and takes down.
+        views: shows.
         find_caller: tells who is behind a `context.peer()`.
         netns_path: the namespace that holds the devices; empty: the one vifd was started in.
     """
 
-    def __init__(self, engine: Engine, find_caller: FindCaller, netns_path: str) -> None:
-        self._engine, self.find_caller, self._netns_path = engine, find_caller, netns_path
+    def __init__(self, engine: Engine, views: Views, find_caller: FindCaller, netns_path: str) -> None:
+        self._engine, self._views, self.find_caller, self._netns_path = engine, views, find_caller, netns_path
 
     @unary
     async def RequestEndpoint(self, message: pb.RequestEndpointRequest, caller: Caller) -> pb.RequestEndpointResponse:
@@ -60,19 +62,19 @@ class EndpointService(EndpointServiceServicer):
 
     @unary
     async def GetEndpoint(self, message: pb.GetEndpointRequest, caller: Caller) -> pb.GetEndpointResponse:
-        endpoint = self._engine.get(caller, requests.endpoint_id(message))
+        endpoint = self._views.get(caller, requests.endpoint_id(message))
         return pb.GetEndpointResponse(endpoint=self._endpoint(endpoint))
 
     @unary
     async def ListEndpoints(self, message: pb.ListEndpointsRequest, caller: Caller) -> pb.ListEndpointsResponse:
         wanted, (after, count) = requests.wanted(message), requests.page(message)
-        page, more = self._engine.page(caller, wanted, after=after, count=count)
+        page, more = self._views.page(caller, wanted, after=after, count=count)
         token = requests.page_token(message, page[-1].endpoint_id) if more else ""
         return pb.ListEndpointsResponse(endpoints=[self._endpoint(e) for e in page], next_page_token=token)
 
     @stream
     async def WatchEndpoints(self, message: pb.WatchEndpointsRequest, caller: Caller) -> AsyncIterator[pb.WatchEndpointsResponse]:
-        async for change, endpoint in self._engine.watch(caller, requests.wanted(message)):
+        async for change, endpoint in self._views.watch(caller, requests.wanted(message)):
             seen = self._endpoint(endpoint) if endpoint is not None else None
             yield pb.WatchEndpointsResponse(kind=_EVENTS[change], endpoint=seen)
 
@@ -107,15 +109,15 @@ class HostService(HostServiceServicer):
     """vif.v1.HostService.
 
     Args:
-        engine: the use cases.
+        views: shows.
         find_caller: tells who is behind a `context.peer()`.
         boot_id: of the running kernel.
         drivers: the network drivers that can be configured.
         fd_socket: where open queues can be had.
     """
 
-    def __init__(self, engine: Engine, find_caller: FindCaller, *, boot_id: str, drivers: list[str], fd_socket: str) -> None:
-        self._engine, self.find_caller = engine, find_caller
+    def __init__(self, views: Views, find_caller: FindCaller, *, boot_id: str, drivers: list[str], fd_socket: str) -> None:
+        self._views, self.find_caller = views, find_caller
         self._boot_id, self._drivers, self._fd_socket = boot_id, drivers, fd_socket
 
     @unary
@@ -126,7 +128,7 @@ class HostService(HostServiceServicer):
             version=__version__,
             boot_id=self._boot_id,
             network_drivers=self._drivers,
-            networks=[words.network(network) for network in self._engine.networks(caller)],
+            networks=[words.network(network) for network in self._views.networks(caller)],
             fd_socket_path=self._fd_socket,
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vif.v1 import endpoint_pb2, error_pb2, host_service_pb2
 from vifd import model
-from vifd.endpoints.engine import NetworkInfo
+from vifd.endpoints.views import NetworkInfo
 
 
 def _numbers(enum: Any, prefix: str, members: type[StrEnum]) -> Mapping[StrEnum, Any]:

@@ -1,0 +1,56 @@
+"""Follows what the kernel tells of the devices: who has one open, and which went away behind vifd's back."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vifd.endpoints.registry import Registry
+from vifd.kernel.room import Room
+from vifd.model import Drift, DriftKind, State
+
+
+class Follower:
+    """Keeps the registry's states as the kernel's events have them.
+
+    Args:
+        registry: the endpoints.
+        room: the kernel, to look afresh when events were lost.
+    """
+
+    def __init__(self, registry: Registry, room: Room) -> None:
+        self._registry, self._room = registry, room
+
+    def on_carrier(self, ifindex: int, carrier: bool) -> None:
+        """Note that somebody has opened a device, or has closed it."""
+        endpoint = self._registry.find_by_ifindex(ifindex)
+        if endpoint is None or not endpoint.state.is_live:
+            return
+        state = State.READY
+        if carrier:
+            state = State.ACTIVE if endpoint.state is State.ACTIVE else State.ATTACHED
+        if state is not endpoint.state:
+            self._registry.update(msgspec.structs.replace(endpoint, state=state))
+
+    def on_gone(self, ifindex: int) -> None:
+        """Note that a device went away behind vifd's back."""
+        endpoint = self._registry.find_by_ifindex(ifindex)
+        if endpoint is None or not endpoint.state.is_live:
+            return
+        name = getattr(endpoint.location, "ifname", "")
+        drift = Drift(
+            DriftKind.DEVICE_MISSING, name, "", f"{name} was deleted by somebody else; release the endpoint and request it again"
+        )
+        self._registry.update(msgspec.structs.replace(endpoint, state=State.READY, drifts=(drift,)))
+
+    async def resync(self) -> None:
+        """Look at every device afresh, for events were lost."""
+        before = {e.endpoint_id: e for e in self._registry if e.state.is_live and e.ifindex}
+        if not before:
+            return
+        found = {device.endpoint_id: device for device in await self._room.inspect(list(before))}
+        for endpoint_id, endpoint in before.items():
+            device = found.get(endpoint_id)
+            if device is None:
+                self.on_gone(endpoint.ifindex)
+            else:
+                self.on_carrier(endpoint.ifindex, device.carrier)

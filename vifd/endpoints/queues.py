@@ -1,0 +1,59 @@
+"""Opens queues of endpoints for those who may have them."""
+
+from __future__ import annotations
+
+from vifd.endpoints.networks import Networks
+from vifd.endpoints.registry import Registry
+from vifd.endpoints.views import Views
+from vifd.errors import NotAllowed, Unsupported, WrongState
+from vifd.kernel.ops import Plan
+from vifd.kernel.room import Room
+from vifd.model import Caller, Endpoint, Location, TapDevice
+
+
+class Queues:
+    """Opens queues.
+
+    Args:
+        registry: the endpoints.
+        networks: the policy.
+        room: the kernel.
+    """
+
+    def __init__(self, registry: Registry, networks: Networks, room: Room) -> None:
+        self._registry, self._networks, self._room = registry, networks, room
+        self._views = Views(registry, networks)
+
+    async def open(self, caller: Caller, endpoint_id: str, count: int) -> tuple[list[int], TapDevice]:
+        """Open queues of an endpoint for its owner.
+
+        Args:
+            caller: who asks.
+            endpoint_id: the endpoint.
+            count: how many; 0: all.
+
+        Returns:
+            The descriptors, which the caller of this closes, and the tap.
+
+        Raises:
+            VifdError: nothing is open.
+        """
+        endpoint = self._views.get(caller, endpoint_id)
+        if not self._networks.policy.may_change(caller, endpoint.owner, endpoint.network):
+            raise NotAllowed(f"endpoint {endpoint_id} belongs to another user; only its owner may open it")
+        if not endpoint.state.is_live:
+            raise WrongState(f"endpoint {endpoint_id} is {endpoint.state}; wait until it is ready")
+        tap = _tap_of(endpoint, self._registry.plan_of(endpoint_id))
+        if count > tap.queues:
+            raise WrongState(f"endpoint {endpoint_id} has {tap.queues} queue(s), not {count}; ask for fewer, or 0 for all")
+        return await self._room.open_queues(endpoint_id, count or tap.queues), tap
+
+
+def _tap_of(endpoint: Endpoint, plan: Plan) -> TapDevice:
+    location: Location | None = endpoint.location
+    if not isinstance(location, TapDevice) or not plan:
+        kind = location.kind if location else "nothing"
+        raise Unsupported(
+            f"endpoint {endpoint.endpoint_id} ({kind} of driver {endpoint.network_driver}) has no queues that vifd could open"
+        )
+    return location

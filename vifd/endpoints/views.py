@@ -1,0 +1,83 @@
+"""What callers may see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from vifd.drivers.base import NetworkDriver
+from vifd.endpoints.networks import Networks
+from vifd.endpoints.registry import Event, Registry
+from vifd.errors import UnknownEndpoint
+from vifd.model import Caller, Endpoint, Filter, Offer
+
+
+class NetworkInfo(NamedTuple):
+    """One network as a caller sees it."""
+
+    name: str
+    driver: NetworkDriver[Any]
+    offers: Sequence[Offer]
+    endpoint_count: int
+
+
+class Views:
+    """Shows the endpoints and networks that there are, to those who may see them. Changes nothing.
+
+    Args:
+        registry: the endpoints.
+        networks: the networks and the policy.
+    """
+
+    def __init__(self, registry: Registry, networks: Networks) -> None:
+        self._registry, self._networks = registry, networks
+
+    def get(self, caller: Caller, endpoint_id: str) -> Endpoint:
+        """Give an endpoint.
+
+        Raises:
+            UnknownEndpoint: there is none, or none that the caller may see.
+        """
+        endpoint = self._registry.find(endpoint_id)
+        if endpoint is None or not self._networks.policy.may_see(caller, endpoint.owner, endpoint.network):
+            raise UnknownEndpoint(f"there is no endpoint {endpoint_id} that this caller may see")
+        return endpoint
+
+    def page(self, caller: Caller, wanted: Filter, *, after: str, count: int) -> tuple[list[Endpoint], bool]:
+        """Give endpoints by id, from the one after an id.
+
+        Args:
+            caller: who asks; what it may not see is left out.
+            wanted: which are meant.
+            after: the last id of the page before; empty: from the first.
+            count: at most so many.
+
+        Returns:
+            The page, and whether there is more.
+        """
+        ids = sorted(e.endpoint_id for e in self._registry if e.endpoint_id > after and self._sees(caller, wanted, e))
+        page = [endpoint for i in ids[:count] if (endpoint := self._registry.find(i))]
+        return page, len(ids) > count
+
+    def watch(self, caller: Caller, wanted: Filter) -> AsyncIterator[Event]:
+        """Give every endpoint that the caller may see, then each change; see Registry.watch."""
+        return self._registry.watch(lambda endpoint: self._sees(caller, wanted, endpoint))
+
+    def networks(self, caller: Caller) -> list[NetworkInfo]:
+        """Give the networks that a caller may know of, by name."""
+        counts = Counter(endpoint.network for endpoint in self._registry)
+        return [
+            NetworkInfo(name, driver, self._offers(name, driver), counts[name])
+            for name, driver in sorted(self._networks.drivers.items())
+            if self._networks.policy.may_read(caller, name)
+        ]
+
+    def _offers(self, network: str, driver: NetworkDriver[Any]) -> Sequence[Offer]:
+        problem = self._networks.problems.get(network, "")
+        return [msgspec.structs.replace(offer, unavailable=offer.unavailable or problem) for offer in driver.offers(None)]
+
+    def _sees(self, caller: Caller, wanted: Filter, endpoint: Endpoint) -> bool:
+        return wanted.matches(endpoint) and self._networks.policy.may_see(caller, endpoint.owner, endpoint.network)
