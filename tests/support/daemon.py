@@ -37,6 +37,8 @@ def network_namespace() -> Iterator[str]:
         subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
         yield name
     finally:
+        namespace = Path("/run/netns", name).stat().st_ino
+        Path(f"/run/vifd/netns-{namespace}.lock").unlink(missing_ok=True)
         subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
@@ -139,6 +141,16 @@ class Daemon:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
+
+    @contextlib.contextmanager
+    def helper_stopped(self) -> Iterator[None]:
+        """Keep the helper from doing anything for the time of a block, so that what is asked for stays in flight."""
+        pid = self.helper_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def log(self) -> str:
         """What it has said so far."""

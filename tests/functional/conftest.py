@@ -1,0 +1,68 @@
+"""A vifd in a network namespace of its own. A module's `NETWORKS` is its configuration; each test finds it without endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.asking import release_all
+from tests.support.daemon import BLUE, Daemon, running, taps
+from tests.support.users import User, user
+from vifclient import Client
+from vifclient.retry import NO_RETRY
+
+ALICE, BOB = 20001, 20002
+
+
+@pytest.fixture(scope="module")
+def host(request: Any) -> Iterator[Daemon]:
+    """The module's daemon."""
+    with running(networks=getattr(request.module, "NETWORKS", BLUE)) as daemon:
+        yield daemon
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log()
+
+
+@pytest.fixture
+def vifd(host: Daemon) -> Iterator[Daemon]:
+    """The module's daemon, for a test: without endpoints before and after it."""
+    yield host
+    print(host.log()[-5000:])  # pytest shows it when a test fails
+    with Client(host.socket, retry=NO_RETRY) as client:
+        release_all(client)
+    assert taps(host.netns) == []
+
+
+@pytest.fixture
+def client(vifd: Daemon) -> Iterator[Client]:
+    """root's client. Its calls aren't repeated."""
+    with Client(vifd.socket, retry=NO_RETRY) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def alice() -> Iterator[User]:
+    with user(ALICE) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def bob() -> Iterator[User]:
+    with user(BOB) as one:
+        yield one
+
+
+@pytest.fixture
+def as_alice(vifd: Daemon, alice: User) -> Iterator[Client]:
+    """An ordinary user's client."""
+    with alice.client(vifd) as client:
+        yield client
+
+
+@pytest.fixture
+def as_bob(vifd: Daemon, bob: User) -> Iterator[Client]:
+    """Another ordinary user's client."""
+    with bob.client(vifd) as client:
+        yield client

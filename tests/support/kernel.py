@@ -1,0 +1,94 @@
+"""What the kernel has in a namespace, read back with `ip` and `bridge`; and how a process opens a tap there."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import struct
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.support.daemon import ip
+
+_CLONE_NEWNET = 0x40000000
+_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
+# What the kernel changes by itself, some time after a port came or went (net/core/link_watch.c).
+_LATE_FLAGS = {"LOWER_UP", "NO-CARRIER"}
+
+
+def snapshot(netns: str) -> Any:
+    """Every device with its settings and addresses, without what changes by itself."""
+    return [_settled(link) for link in ip(netns, "address", "show")]
+
+
+def bridge_ports(netns: str) -> Any:
+    """Every port of every bridge, as `bridge -d -j link` shows it."""
+    done = subprocess.run(["bridge", "-n", netns, "-d", "-j", "link", "show"], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout or "[]")
+
+
+def settings(netns: str, ifname: str) -> Any:
+    """One device with its settings and addresses, without what changes by itself."""
+    return next(link for link in snapshot(netns) if link["ifname"] == ifname)
+
+
+def run(netns: str, *arguments: str) -> None:
+    """Run `ip` in a namespace."""
+    subprocess.run(["ip", "-n", netns, *arguments], check=True)
+
+
+def open_tap(netns: str, ifname: str, *, vnet_hdr: bool = True, multi_queue: bool = False) -> int:
+    """Open a tap by its name, as a hypervisor does, and give the descriptor."""
+    found: list[int | OSError] = []
+
+    def attach() -> None:
+        _enter(netns)
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_hdr else 0) | (_IFF_MULTI_QUEUE if multi_queue else 0)
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", ifname.encode(), flags))
+            found.append(fd)
+        except OSError as error:
+            os.close(fd)
+            found.append(error)
+
+    thread = threading.Thread(target=attach)  # a namespace is a thread's own
+    thread.start()
+    thread.join()
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
+
+
+def make_tap(netns: str, ifname: str, *, alias: str = "") -> None:
+    """Make a persistent tap with vnet_hdr that isn't vifd's, or pretends to be."""
+    fd = open_tap(netns, ifname)
+    fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    os.close(fd)
+    if alias:
+        run(netns, "link", "set", ifname, "up", "alias", alias)
+
+
+def let_tap_go(fd: int) -> None:
+    """Delete a tap as its owner may: by making it mortal."""
+    fcntl.ioctl(fd, _TUNSETPERSIST, 0)
+    os.close(fd)
+
+
+def _enter(netns: str) -> None:
+    with Path("/run/netns", netns).open() as namespace:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def _settled(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _settled(part) for key, part in value.items() if key != "operstate" and not key.endswith("_timer")}
+        return kept | ({"flags": sorted(set(value["flags"]) - _LATE_FLAGS)} if isinstance(value.get("flags"), list) else {})
+    return [_settled(part) for part in value] if isinstance(value, list) else value
