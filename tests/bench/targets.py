@@ -14,7 +14,8 @@ from tests.bench.measure import Row
 MEMORY_LIMIT_MIB = 120
 # Over 20,000 cycles: what allocators and the page cache do by themselves, not a leak (100 bytes a cycle make 2 MiB).
 MEMORY_GROWTH_LIMIT_MIB = 2
-DATABASE_GROWTH_LIMIT_MIB = 1
+# A record that each life left behind would make 10 MiB; the journal's log is longer at one moment than at another.
+DATABASE_GROWTH_LIMIT_MIB = 4
 
 
 @dataclass(frozen=True)
