@@ -134,9 +134,7 @@ def _listen(config: Config, identity: privileges.Identity | None) -> _Sockets:
     fds = passed.get(socket.SOCK_SEQPACKET) or listeners.listen(Path(config.daemon.fd_socket), socket.SOCK_SEQPACKET, access)
     private = Path(f"{path}.d")
     privileges.make_directory(private, identity)
-    upstream = private / "grpc"
-    upstream.unlink(missing_ok=True)
-    return _Sockets(rpc, fds, upstream)
+    return _Sockets(rpc, fds, private / "grpc")  # grpc takes the place of an earlier run's socket by itself
 
 
 def _boot_id() -> str:

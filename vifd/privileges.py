@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import resource
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,21 +76,21 @@ def make_directory(path: Path, identity: Identity | None) -> None:
             raise StartError(
                 f"{path} belongs to uid {found.st_uid}; vifd wants it for uid {uid} alone: move it away, or chown it"
             )
-        if identity is not None:
-            os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
-        path.chmod(0o700)
-        _give(path, identity)
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            path.chmod(0o700)
+        # One that is right already is left alone: to look into it, or to give it away again, would take capabilities.
+        if identity is not None and found.st_uid != uid:
+            _give(path, identity)
     except OSError as error:
         raise StartError(f"can't make the directory {path}: {error.strerror}") from error
 
 
-def _give(path: Path, identity: Identity | None) -> None:
-    """Give the files of an earlier run to the user as well: the configuration's user may have changed."""
-    if identity is None:
-        return
+def _give(path: Path, identity: Identity) -> None:
+    """Give a directory to the user, with the files that an earlier run of another user's left in it."""
     for file in path.iterdir():
         if not file.is_dir():
             os.chown(file, identity.uid, identity.gid, follow_symlinks=False)
+    os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
 
 
 def check_root_owned(path: Path) -> None:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from vifd.errors import HostNotReady, KernelRefused, NetworkFull, StartError, UnknownEndpoint, VifdError
+from vifd.errors import HostNotReady, KernelRefused, NetworkFull, StartError, UnknownEndpoint, VifdError, WrongState
 from vifd.kernel import ops
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class PrivilegedRoom:
 
         Raises:
             UnknownEndpoint: its tap is gone.
-            KernelRefused: somebody has it open, or another reason of the kernel.
+            WrongState: somebody has it open.
+            KernelRefused: another reason of the kernel.
         """
         token = secrets.token_bytes(16)
         async with self._one_hand_off:
@@ -89,8 +90,9 @@ class PrivilegedRoom:
                 return fds
         if number == errno.ENODEV:
             raise UnknownEndpoint(f"the tap of endpoint {endpoint_id} is gone; release the endpoint and request it again")
-        message = "somebody has it open already" if number == errno.EBUSY else os.strerror(number)
-        raise KernelRefused("OpenQueues", endpoint_id, number, message)
+        if number == errno.EBUSY:
+            raise WrongState(f"the tap of endpoint {endpoint_id} is open already; close it there first")
+        raise KernelRefused("OpenQueues", endpoint_id, number, os.strerror(number))
 
     async def reload(self) -> tuple[str, dict[str, str]]:
         """Let the helper read the configuration again.
