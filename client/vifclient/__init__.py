@@ -12,8 +12,8 @@
             RequestEndpointRequest(endpoint_id=endpoint_id, network="default", acceptable=qemu.acceptable())
         )
         with client.acquire_fds(endpoint_id) as queues:
-            argv = ["qemu-system-x86_64", *qemu.argv(answer.endpoint, netdev_id="net0", fds=queues.fds)]
-            subprocess.run(argv, pass_fds=queues.fds)
+            argv = ["qemu-system-x86_64", *qemu.argv(answer.endpoint, netdev_id="net0", fds=queues)]
+            subprocess.run(argv, pass_fds=queues)
         client.release_endpoint(endpoint_id)
 
 `vifclient.aio.Client` is the same for asyncio. `vifclient.errors` draws what can go wrong, `vifclient.messages` has the words

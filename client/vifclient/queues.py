@@ -9,9 +9,9 @@ import array
 import os
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, overload
 
 from google.protobuf.message import DecodeError
 
@@ -23,10 +23,10 @@ _MAX_PACKET_BYTES = 65536
 _FD_BYTES = array.array("i").itemsize
 
 
-class QueueFds:
-    """Open queues of one endpoint, closed at the end of the `with` block unless they are detached.
+class QueueFds(Sequence[int]):
+    """Open queues of one endpoint: their descriptors in queue order, closed at the end of the `with` block unless they are detached.
 
-    They are close-on-exec: hand them to a child with `subprocess.Popen(..., pass_fds=queues.fds)`.
+    They are close-on-exec: hand them to a child with `subprocess.Popen(..., pass_fds=queues)`.
 
     Attributes:
         vnet_hdr: Whether frames on them carry a virtio-net header.
@@ -53,6 +53,15 @@ class QueueFds:
     def close(self) -> None:
         """Close the descriptors. Closing twice does nothing."""
         close_all(self.detach())
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        return self._fds[index]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._fds)

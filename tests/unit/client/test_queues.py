@@ -25,7 +25,7 @@ def test_fds_are_handed_over_in_order_and_closed(vifd: FakeVifd, client: Client)
     with client.acquire_fds("a", 3) as handed:
         fds = handed.fds
         assert len(handed) == 3
-        assert list(handed) == list(fds)
+        assert (list(handed), handed[0], handed[1:]) == (list(fds), fds[0], fds[1:])
         for fd in fds:
             assert stat.S_ISCHR(os.fstat(fd).st_mode)
             assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
