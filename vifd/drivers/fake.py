@@ -89,7 +89,7 @@ class FakeDriver(NetworkDriver[FakeOptions]):
     def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
         """Give a location that nothing stands behind, the same one each time."""
         ifname = names.device_name(preference.kind, endpoint_id)
-        number = int(ifname[3:], 32) % 10_000 + 1
+        number = int(ifname[3:], 36) % 10_000 + 1
         match preference:
             case BridgePreference():
                 return BridgePort("br-fake", ifname)
