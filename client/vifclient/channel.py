@@ -97,7 +97,8 @@ def translate(error: grpc.RpcError, socket_path: str) -> errors.VifError:
         The error. Where vifd itself didn't speak, it says what is wrong with the socket.
     """
     failure = errors.from_rpc(error)
-    if isinstance(failure, errors.Unavailable) and not failure.reason:
+    # A connect that is still under way when the time is over ends as DEADLINE_EXCEEDED.
+    if isinstance(failure, errors.Unavailable | errors.DeadlineExceeded) and not failure.reason:
         return sockets.find_obstacle(socket_path) or failure
     return failure
 

@@ -258,7 +258,10 @@ def from_rpc(error: grpc.RpcError) -> VifError:
     call = cast("grpc.Call", error)
     details = _unpack_details(call)
     info = _first(details, rpc_details.ErrorInfo)
-    return from_status(call.code(), call.details() or call.code().name, reason=info.reason if info else "", details=details)
+    if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not info:  # gRPC's own words for it vary, and say less
+        return DeadlineExceeded("vifd didn't answer in time", details=details)
+    message = call.details() or call.code().name
+    return from_status(call.code(), message, reason=info.reason if info else "", details=details)
 
 
 def _unpack_details(call: grpc.Call) -> list[Message]:

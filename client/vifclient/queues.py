@@ -24,7 +24,7 @@ _FD_BYTES = array.array("i").itemsize
 
 
 class QueueFds(Sequence[int]):
-    """Open queues of one endpoint: their descriptors in queue order, closed at the end of the `with` block unless they are detached.
+    """Open queues of one endpoint, in queue order; closed at the end of the `with` block unless they are detached.
 
     They are close-on-exec: hand them to a child with `subprocess.Popen(..., pass_fds=queues)`.
 

@@ -13,6 +13,7 @@ from vif.v1.endpoint_service_pb2 import DESCRIPTOR as ENDPOINT_FILE
 from vif.v1.host_service_pb2 import DESCRIPTOR as HOST_FILE
 from vifclient import Client, aio, errors
 from vifclient.calls import Calls
+from vifclient.channel import translate
 from vifclient.messages import (
     EndpointPreference,
     MacvtapPreference,
@@ -148,7 +149,7 @@ def test_deadlines_reach_vifd(vifd: FakeVifd) -> None:
 
 def test_a_call_that_takes_too_long(vifd: FakeVifd, client: Client) -> None:
     vifd.hang.clear()
-    with pytest.raises(errors.DeadlineExceeded) as caught:
+    with pytest.raises(errors.DeadlineExceeded, match="didn't answer in time") as caught:
         client.get_host_info(timeout_s=0.1)
     assert caught.value.code is CODE.DEADLINE_EXCEEDED
 
@@ -225,3 +226,21 @@ def test_public_names() -> None:
         assert getattr(vifclient, name).__name__ == name
     with pytest.raises(AttributeError, match="nothing"):
         _ = vifclient.nothing
+
+
+class _TooLateError(grpc.RpcError):
+    """What gRPC makes of a connect that was under way when the time was over."""
+
+    def code(self) -> grpc.StatusCode:
+        return CODE.DEADLINE_EXCEEDED
+
+    def details(self) -> str:
+        return "Deadline Exceeded"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+def test_a_connect_that_took_too_long_names_the_socket(vifd: FakeVifd, folder: Path) -> None:
+    assert isinstance(translate(_TooLateError(), str(folder / "none")), errors.Unreachable)
+    assert isinstance(translate(_TooLateError(), vifd.socket_path), errors.DeadlineExceeded)
