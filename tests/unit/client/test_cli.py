@@ -141,10 +141,10 @@ def test_networks_and_host(vifctl: Vifctl) -> None:
 
 def test_watch_ends_at_its_time(vifctl: Vifctl) -> None:
     vifctl("request", "default", "--id", ID)
-    result = vifctl("watch", "--timeout", "0.3")
+    result = vifctl("watch", "--timeout", "1")
     assert result.status == 0
     assert f"current   {ID}  default  tap vdtfake  ready" in result.out
-    lines = [json.loads(line) for line in vifctl("watch", "--timeout", "0.3", "--json").out.splitlines()]
+    lines = [json.loads(line) for line in vifctl("watch", "--timeout", "1", "--json").out.splitlines()]
     assert [line["kind"] for line in lines] == ["WATCH_EVENT_KIND_CURRENT", "WATCH_EVENT_KIND_SYNCED"]
 
 
