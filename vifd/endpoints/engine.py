@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from logging import getLogger
 from typing import Any, NamedTuple
 
 import msgspec
@@ -41,6 +42,7 @@ from vifd.model import (
     State,
 )
 
+_log = getLogger(__name__)
 _PLANS_A_BATCH = 128
 
 
@@ -214,7 +216,8 @@ class Engine:
         except BaseException:
             for job in jobs:
                 self._registry.remove(job.endpoint.endpoint_id)
-                await job.driver.unbind(job.endpoint)
+            for job in jobs:
+                await _unbind(job)
             raise
         made = [self._as_seen(endpoint) for endpoint in made]
         for endpoint in made:
@@ -303,6 +306,14 @@ class Engine:
     def _check_running(self) -> None:
         if self._stopping:
             raise TryAgain("vifd is stopping")
+
+
+async def _unbind(job: Job) -> None:
+    """Tell the network system that an endpoint came to nothing; why that fails matters less than why it came to nothing."""
+    try:
+        await job.driver.unbind(job.endpoint)
+    except Exception:
+        _log.exception("the network system can't be told of an undone endpoint", extra={"endpoint_id": job.endpoint.endpoint_id})
 
 
 def _in_use(endpoint_id: str) -> IdInUse:
