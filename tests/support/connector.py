@@ -1,4 +1,4 @@
-"""Connects to Unix sockets as another user. `tests.support.users` runs this file as a program; it needs the standard library alone.
+"""Connects to Unix sockets as another user: the program of `tests.support.users`. It needs the standard library alone.
 
 connector.py CONTROL_FD UID GID GROUP,GROUP...
 

@@ -17,8 +17,9 @@ from tests.support.daemon import ip
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
-# What the kernel changes by itself, some time after a port came or went (net/core/link_watch.c).
-_LATE_FLAGS = {"LOWER_UP", "NO-CARRIER"}
+# What the kernel changes by itself: some time after a port came or went (net/core/link_watch.c), and on a bridge that had one
+# (net/bridge/br_if.c, br_set_gso_limits).
+_LATE_FLAGS, _LATE_SETTINGS = {"LOWER_UP", "NO-CARRIER"}, ("operstate", "state", "tso_max_size", "tso_max_segs")
 
 
 def snapshot(netns: str) -> Any:
@@ -89,6 +90,6 @@ def _enter(netns: str) -> None:
 
 def _settled(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {key: _settled(part) for key, part in value.items() if key != "operstate" and not key.endswith("_timer")}
+        kept = {key: _settled(part) for key, part in value.items() if key not in _LATE_SETTINGS and not key.endswith("_timer")}
         return kept | ({"flags": sorted(set(value["flags"]) - _LATE_FLAGS)} if isinstance(value.get("flags"), list) else {})
     return [_settled(part) for part in value] if isinstance(value, list) else value

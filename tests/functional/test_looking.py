@@ -1,0 +1,237 @@
+"""What a caller sees: get, list, watch, and what the host can do."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.support import kernel
+from tests.support.asking import BRIDGE, asked, event, make, new_id, refusal, state_of
+from tests.support.daemon import Daemon, taps, wait_for
+from vif.v1.endpoint_service_pb2 import EndpointFilter, ListEndpointsRequest
+from vif.v1.endpoint_service_pb2_grpc import EndpointServiceStub
+from vifclient import Client, VifError
+from vifclient.errors import from_rpc
+from vifclient.messages import DriftKind, EndpointKind, Feature, Instance
+
+NETWORKS = """
+[networks.blue]
+driver = "bridge"
+bridge = "br-blue"
+
+[networks.red]
+driver = "bridge"
+bridge = "br-red"
+mtu = 9000
+"""
+GONE_SECONDS = 20
+
+
+def list_page(vifd: Daemon, **fields: Any) -> Any:
+    with grpc.insecure_channel(f"unix:{vifd.socket}") as channel:
+        try:
+            return EndpointServiceStub(channel).ListEndpoints(ListEndpointsRequest(**fields), timeout=GONE_SECONDS)
+        except grpc.RpcError as error:
+            raise from_rpc(error) from error
+
+
+def test_get_gives_what_the_request_gave(client: Client) -> None:
+    endpoint = make(client)
+    assert client.get_endpoint(endpoint.endpoint_id) == endpoint
+
+
+def test_pages_are_by_id_and_complete_and_without_overlap(vifd: Daemon, client: Client) -> None:
+    ids = sorted(make(client, acceptable=[BRIDGE]).endpoint_id for _ in range(7))
+    pages, token = [], ""
+    while token or not pages:
+        page = list_page(vifd, page_size=3, page_token=token)
+        pages.append([endpoint.endpoint_id for endpoint in page.endpoints])
+        token = page.next_page_token
+    assert pages == [ids[:3], ids[3:6], ids[6:]]
+
+
+def test_a_page_goes_on_where_the_last_one_ended_whatever_happened_in_between(vifd: Daemon, client: Client) -> None:
+    ids = sorted(make(client, acceptable=[BRIDGE]).endpoint_id for _ in range(4))
+    page = list_page(vifd, page_size=2)
+    for endpoint_id in ids[:3]:
+        client.release_endpoint(endpoint_id)
+    rest = list_page(vifd, page_size=2, page_token=page.next_page_token)
+    assert [endpoint.endpoint_id for endpoint in rest.endpoints] == ids[3:]
+
+
+def test_a_page_that_is_just_full_is_the_last(vifd: Daemon, client: Client) -> None:
+    for _ in range(2):
+        make(client, acceptable=[BRIDGE])
+    assert list_page(vifd, page_size=2).next_page_token == ""
+
+
+def test_filters_leave_only_what_matches_them_all(client: Client) -> None:
+    vm = new_id()
+    blue = make(client, acceptable=[BRIDGE], instance=Instance(uuid=vm), labels={"a": "1", "b": "2"})
+    red = make(client, network="red", acceptable=[BRIDGE], instance=Instance(uuid=vm), labels={"a": "1"})
+    assert list(client.list_endpoints(network="red")) == [red]
+    assert list(client.list_endpoints(labels={"b": "2"})) == [blue]
+    assert list(client.list_endpoints(labels={"a": "1", "b": "3"})) == []
+    assert len(list(client.list_endpoints(instance_uuid=vm))) == 2
+    assert list(client.list_endpoints(instance_uuid=vm, network="blue")) == [blue]
+    assert list(client.list_endpoints(instance_uuid=new_id())) == []
+
+
+def test_a_filter_pages_too(client: Client) -> None:
+    ids = sorted(make(client, acceptable=[BRIDGE], labels={"x": str(i % 2)}).endpoint_id for i in range(6))
+    found = list(client.list_endpoints(labels={"x": "1"}, page_size=1))
+    assert len(found) == 3
+    assert [endpoint.endpoint_id for endpoint in found] == sorted(set(ids) & {e.endpoint_id for e in found})
+
+
+@pytest.mark.parametrize("token", ["garbage", "AAAA", "/../", "é"])
+def test_a_token_of_nobodys_is_refused(vifd: Daemon, token: str) -> None:
+    with refusal("INVALID_ARGUMENT", "INVALID_FIELD") as caught:
+        list_page(vifd, page_token=token)
+    assert [field for field, _ in caught.value.violations] == ["page_token"]
+
+
+def test_a_token_of_another_filters_is_refused(vifd: Daemon, client: Client) -> None:
+    for _ in range(3):
+        make(client, acceptable=[BRIDGE])
+    token = list_page(vifd, page_size=1).next_page_token
+    with refusal("INVALID_ARGUMENT", "INVALID_FIELD"):
+        list_page(vifd, page_size=1, page_token=token, filter=EndpointFilter(network="blue"))
+
+
+def test_a_watch_gives_what_is_there_then_every_change_in_order(client: Client) -> None:
+    first = make(client)
+    with client.watch_endpoints() as watch:
+        assert event(next(watch)) == ("CURRENT", first.endpoint_id, "READY")
+        assert event(next(watch)) == ("SYNCED", "", "")
+        second = make(client)
+        client.release_endpoint(first.endpoint_id)
+        assert [event(next(watch)) for _ in range(4)] == [
+            ("ADDED", second.endpoint_id, "PENDING"),
+            ("CHANGED", second.endpoint_id, "READY"),
+            ("CHANGED", first.endpoint_id, "RELEASING"),
+            ("REMOVED", first.endpoint_id, "RELEASING"),
+        ]
+
+
+def test_a_request_that_fails_is_seen_to_come_and_go(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client)
+    client.release_endpoint(endpoint.endpoint_id)
+    kernel.make_tap(vifd.netns, endpoint.tap.ifname)
+    with client.watch_endpoints() as watch:
+        assert event(next(watch))[0] == "SYNCED"
+        with refusal("INTERNAL", "KERNEL"):
+            make(client, endpoint.endpoint_id)
+        assert [event(next(watch))[0] for _ in range(2)] == ["ADDED", "REMOVED"]
+    kernel.run(vifd.netns, "link", "delete", endpoint.tap.ifname)
+
+
+def test_a_watch_with_a_filter_gives_nothing_else(client: Client) -> None:
+    with client.watch_endpoints(network="red") as watch:
+        assert event(next(watch))[0] == "SYNCED"
+        make(client, acceptable=[BRIDGE])
+        red = make(client, network="red", acceptable=[BRIDGE])
+        assert event(next(watch)) == ("ADDED", red.endpoint_id, "PENDING")
+
+
+def test_an_endpoint_is_attached_while_a_process_has_its_tap_open(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client)
+    with client.watch_endpoints() as watch:
+        assert event(next(watch))[0] == "CURRENT"
+        assert event(next(watch))[0] == "SYNCED"
+        for _ in range(2):
+            fd = kernel.open_tap(vifd.netns, endpoint.tap.ifname)
+            assert event(next(watch)) == ("CHANGED", endpoint.endpoint_id, "ATTACHED")
+            assert state_of(client, endpoint.endpoint_id) == "ATTACHED"
+            os.close(fd)
+            assert event(next(watch)) == ("CHANGED", endpoint.endpoint_id, "READY")
+
+
+def test_an_attached_endpoint_is_the_same_to_a_repeated_request(vifd: Daemon, client: Client) -> None:
+    request = asked()
+    endpoint = client.request_endpoint(request).endpoint
+    fd = kernel.open_tap(vifd.netns, endpoint.tap.ifname)
+    wait_for(lambda: state_of(client, endpoint.endpoint_id) == "ATTACHED")
+    assert client.request_endpoint(request).endpoint.generation == endpoint.generation
+    os.close(fd)
+
+
+def test_a_tap_that_its_owner_deleted_is_told_as_drift_and_can_be_released(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client)
+    kernel.let_tap_go(kernel.open_tap(vifd.netns, endpoint.tap.ifname))
+    assert taps(vifd.netns) == []
+    (drift,) = wait_for(lambda: client.get_endpoint(endpoint.endpoint_id).drifts)
+    assert (drift.kind, drift.expected) == (DriftKind.DRIFT_KIND_DEVICE_MISSING, endpoint.tap.ifname)
+    assert "release" in drift.message
+    client.release_endpoint(endpoint.endpoint_id)
+    assert make(client, endpoint.endpoint_id).generation > endpoint.generation
+
+
+def test_a_watch_that_is_broken_off_leaves_the_daemon_nothing_to_do(client: Client) -> None:
+    for _ in range(300):  # more than the 256 that may watch at once
+        with client.watch_endpoints() as watch:
+            next(watch)
+    with client.watch_endpoints() as watch:
+        assert event(next(watch))[0] == "SYNCED"
+
+
+def test_too_many_watchers_are_told_so(client: Client) -> None:
+    watches = [client.watch_endpoints() for _ in range(256)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(next, watches))
+        with refusal("RESOURCE_EXHAUSTED", "OVERLOADED"), client.watch_endpoints() as watch:
+            next(watch)
+    finally:
+        for one in watches:
+            one.close()
+
+    def watched() -> bool:
+        try:
+            with client.watch_endpoints() as watch:
+                return event(next(watch))[0] == "SYNCED"
+        except VifError:
+            return False
+
+    wait_for(watched)
+
+
+def test_the_host_says_what_its_networks_offer(vifd: Daemon, client: Client) -> None:
+    make(client)
+    info = client.get_host_info()
+    assert info.version
+    assert info.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert {"bridge", "fake"} <= set(info.network_drivers)
+    assert info.fd_socket_path == vifd.fd_socket
+    blue, red = info.networks
+    assert (blue.name, blue.network_driver, blue.endpoint_count) == ("blue", "bridge", 1)
+    assert (red.name, red.mtu_bytes, red.endpoint_count) == ("red", 9000, 0)
+    assert [(o.kind, o.available) for o in blue.offers] == [
+        (EndpointKind.ENDPOINT_KIND_TAP, True),
+        (EndpointKind.ENDPOINT_KIND_BRIDGE, True),
+    ]
+    assert Feature.FEATURE_FD_HANDOFF in blue.offers[0].features
+
+
+def test_health_is_served(vifd: Daemon) -> None:
+    with grpc.insecure_channel(f"unix:{vifd.socket}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "vif.v1.EndpointService", "vif.v1.HostService"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=GONE_SECONDS)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_is_served(vifd: Daemon) -> None:
+    with grpc.insecure_channel(f"unix:{vifd.socket}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked_for = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        (answer,) = stub.ServerReflectionInfo(asked_for, timeout=GONE_SECONDS)
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"vif.v1.EndpointService", "vif.v1.HostService", "grpc.health.v1.Health"} <= names
