@@ -87,6 +87,19 @@ class NetworkDriver(Generic[OptionsT]):
         """Give the typed location, from what the plan came to. Pure."""
         raise NotImplementedError
 
+    def open_queues(self, endpoint: Endpoint, count: int) -> list[int] | None:
+        """Open queues that aren't the kernel's, for their owner.
+
+        Args:
+            endpoint: a tap or macvtap of this network.
+            count: how many.
+
+        Returns:
+            The descriptors, which the caller closes. None: the kernel has the queues.
+        """
+        del endpoint, count
+        return None
+
     async def bind(self, endpoint: Endpoint) -> None:
         """Tell the network system of a new endpoint, before the kernel is touched. Idempotent."""
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from vifd.kernel.ops import Made
 from vifd.model import (
     BridgePort,
     BridgePreference,
+    Endpoint,
     EndpointSpec,
     Feature,
     Kind,
@@ -38,6 +40,7 @@ from vifd.model import (
 )
 
 _FEATURES = frozenset(Feature) - {Feature.FD_HANDOFF}
+_WIRES = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class FakeOptions(Struct, frozen=True):
@@ -108,7 +111,28 @@ class FakeDriver(NetworkDriver[FakeOptions]):
             case VdpaPreference(queues):
                 return VdpaDevice(f"/nonexistent/{ifname}", ifname, queues)
 
+    def __init__(self, network: str, options: FakeOptions) -> None:
+        super().__init__(network, options)
+        self._far_ends: dict[str, list[socket.socket]] = {}
+
+    def open_queues(self, endpoint: Endpoint, count: int) -> list[int]:
+        """Open wires that lead nowhere: what is written stays unread, and nothing ever comes."""
+        self._hang_up(endpoint.endpoint_id)
+        pairs = [socket.socketpair(*_WIRES) for _ in range(count)]
+        self._far_ends[endpoint.endpoint_id] = [far for _, far in pairs]
+        return [near.detach() for near, _ in pairs]
+
+    async def unbind(self, endpoint: Endpoint) -> None:
+        """See NetworkDriver."""
+        self._hang_up(endpoint.endpoint_id)
+
+    def _hang_up(self, endpoint_id: str) -> None:
+        for far in self._far_ends.pop(endpoint_id, ()):
+            far.close()
+
     def _features(self, kind: Kind) -> frozenset[Feature]:
+        if kind is Kind.TAP:
+            return _FEATURES | {Feature.FD_HANDOFF}
         return _FEATURES - {Feature.LIVE_MIGRATION} if kind is Kind.PCI else _FEATURES
 
     def _unavailable(self, kind: Kind) -> str:

@@ -199,7 +199,7 @@ class Engine:
             state=State.PENDING,
             port=planned.port,
             owner=spec.owner,
-            create_time_ns=time.time_ns(),
+            create_time_ns=time.time_ns() if generation else 0,
             instance=spec.instance,
             labels=spec.labels,
             considered=considered,
@@ -227,7 +227,8 @@ class Engine:
 
     def _as_seen(self, endpoint: Endpoint) -> Endpoint:
         """Put in what the link monitor saw of a device before anybody knew whose it was."""
-        attached = endpoint.ifindex and self._has_carrier(endpoint.ifindex)
+        real = endpoint.ifindex and self._registry.plan_of(endpoint.endpoint_id)
+        attached = real and self._has_carrier(endpoint.ifindex)
         return msgspec.structs.replace(endpoint, state=State.ATTACHED) if attached else endpoint
 
     # --- release

@@ -44,7 +44,8 @@ class Follower:
 
     async def resync(self) -> None:
         """Look at every device afresh, for events were lost."""
-        before = {e.endpoint_id: e for e in self._registry if e.state.is_live and e.ifindex}
+        find = self._registry.find_by_ifindex
+        before = {e.endpoint_id: e for e in self._registry if e.state.is_live and find(e.ifindex) is e}
         if not before:
             return
         found = {device.endpoint_id: device for device in await self._room.inspect(list(before))}

@@ -6,9 +6,8 @@ from vifd.endpoints.networks import Networks
 from vifd.endpoints.registry import Registry
 from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, Unsupported, WrongState
-from vifd.kernel.ops import Plan
 from vifd.kernel.room import Room
-from vifd.model import Caller, Endpoint, Location, TapDevice
+from vifd.model import Caller, Endpoint, TapDevice
 
 
 class Queues:
@@ -43,17 +42,16 @@ class Queues:
             raise NotAllowed(f"endpoint {endpoint_id} belongs to another user; only its owner may open it")
         if not endpoint.state.is_live:
             raise WrongState(f"endpoint {endpoint_id} is {endpoint.state}; wait until it is ready")
-        tap = _tap_of(endpoint, self._registry.plan_of(endpoint_id))
+        tap = _tap_of(endpoint)
         if count > tap.queues:
             raise WrongState(f"endpoint {endpoint_id} has {tap.queues} queue(s), not {count}; ask for fewer, or 0 for all")
-        return await self._room.open_queues(endpoint_id, count or tap.queues), tap
+        driver = self._networks.drivers.get(endpoint.network)
+        own = driver.open_queues(endpoint, count or tap.queues) if driver is not None else None
+        return own or await self._room.open_queues(endpoint_id, count or tap.queues), tap
 
 
-def _tap_of(endpoint: Endpoint, plan: Plan) -> TapDevice:
-    location: Location | None = endpoint.location
-    if not isinstance(location, TapDevice) or not plan:
-        kind = location.kind if location else "nothing"
-        raise Unsupported(
-            f"endpoint {endpoint.endpoint_id} ({kind} of driver {endpoint.network_driver}) has no queues that vifd could open"
-        )
-    return location
+def _tap_of(endpoint: Endpoint) -> TapDevice:
+    if not isinstance(endpoint.location, TapDevice):
+        kind = endpoint.location.kind if endpoint.location else "nothing"
+        raise Unsupported(f"endpoint {endpoint.endpoint_id} is a {kind} and has no queues that vifd could open")
+    return endpoint.location

@@ -69,7 +69,7 @@ class Registry:
         return self._endpoints.get(endpoint_id)
 
     def find_by_ifindex(self, ifindex: int) -> Endpoint | None:
-        """Give the endpoint whose device has this index, or None."""
+        """Give the endpoint whose device has this index, or None. What a driver only pretends has no device."""
         return self._endpoints.get(self._by_ifindex.get(ifindex, ""))
 
     def plan_of(self, endpoint_id: str) -> Plan:
@@ -90,7 +90,7 @@ class Registry:
 
     def update(self, endpoint: Endpoint) -> None:
         """Put a new state of an endpoint in the place of the old, and tell the watchers."""
-        self._by_ifindex.pop(self._endpoints[endpoint.endpoint_id].ifindex, None)
+        self._unindex(self._endpoints[endpoint.endpoint_id])
         self._endpoints[endpoint.endpoint_id] = endpoint
         self._index(endpoint)
         self._tell(Change.CHANGED, endpoint)
@@ -99,7 +99,7 @@ class Registry:
         """Forget an endpoint and tell the watchers."""
         endpoint = self._endpoints.pop(endpoint_id)
         del self._plans[endpoint_id]
-        self._by_ifindex.pop(endpoint.ifindex, None)
+        self._unindex(endpoint)
         left = self.count_of(endpoint.owner.uid) - 1
         if left:
             self._count_by_owner[endpoint.owner.uid] = left
@@ -139,8 +139,12 @@ class Registry:
             watcher.end(TryAgain("vifd is stopping; watch again"))
 
     def _index(self, endpoint: Endpoint) -> None:
-        if endpoint.ifindex and endpoint.state is not State.RELEASING:
+        if endpoint.ifindex and self._plans[endpoint.endpoint_id] and endpoint.state is not State.RELEASING:
             self._by_ifindex[endpoint.ifindex] = endpoint.endpoint_id
+
+    def _unindex(self, endpoint: Endpoint) -> None:
+        if self._by_ifindex.get(endpoint.ifindex) == endpoint.endpoint_id:
+            del self._by_ifindex[endpoint.ifindex]
 
     def _tell(self, change: Change, endpoint: Endpoint) -> None:
         for watcher in self._watchers:

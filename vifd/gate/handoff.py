@@ -16,7 +16,7 @@ from vifd.model import Caller, TapDevice
 from vifd.server.status import code_of
 
 _PACKET_BYTES = 4096
-_MAX_QUEUES = 256
+_MAX_QUEUES = 253  # SCM_MAX_FD, net/scm.h
 
 OpenQueues = Callable[[Caller, str, int], Awaitable[tuple[list[int], TapDevice]]]
 

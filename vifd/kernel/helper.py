@@ -33,7 +33,7 @@ from vifd.kernel.executor import Executor
 _THREADS = 4
 _PLANS_A_CALL = 512
 _TOKEN_BYTES = 16
-_MAX_QUEUES = 256
+_MAX_QUEUES = 253  # SCM_MAX_FD, net/scm.h: as many descriptors as one message carries
 _START_SECONDS = 20
 
 context = priv_context.PrivContext(
@@ -222,7 +222,7 @@ def open_queues(endpoint_id: str, count: int, token: bytes) -> int:
 
     Args:
         endpoint_id: whose tap.
-        count: how many queues, 1 to 256.
+        count: how many queues, 1 to 253.
         token: what the front process knows the packet by.
 
     Returns:

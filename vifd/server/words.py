@@ -46,7 +46,8 @@ def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
     )
     if value.instance.uuid or value.instance.name:
         message.instance.uuid, message.instance.name = value.instance.uuid, value.instance.name
-    message.create_time.FromNanoseconds(value.create_time_ns)
+    if value.create_time_ns:
+        message.create_time.FromNanoseconds(value.create_time_ns)
     if value.location is not None:
         _set_location(message, value.location, netns_path)
     return message

@@ -1,3 +1,6 @@
+import asyncio
+import os
+
 import pytest
 
 from tests.support.messages import endpoint_id
@@ -6,6 +9,7 @@ from vifd.kernel.ops import Made
 from vifd.model import (
     BridgePort,
     BridgePreference,
+    Endpoint,
     EndpointSpec,
     Feature,
     Kind,
@@ -21,6 +25,7 @@ from vifd.model import (
     PciPreference,
     Port,
     Preference,
+    State,
     TapDevice,
     TapPreference,
     VdpaDevice,
@@ -67,13 +72,31 @@ def test_only_a_vm_with_a_pci_function_cant_move() -> None:
     assert [offer.kind for offer in offers if Feature.LIVE_MIGRATION not in offer.features] == [Kind.PCI]
 
 
-def test_it_promises_no_descriptors() -> None:
-    assert all(Feature.FD_HANDOFF not in offer.features for offer in driver().offers(None))
+def test_only_a_tap_has_descriptors() -> None:
+    offers = driver().offers(None)
+    assert [offer.kind for offer in offers if Feature.FD_HANDOFF in offer.features] == [Kind.TAP]
 
 
-def test_it_can_do_every_option() -> None:
+def test_a_tap_can_do_every_option() -> None:
     (tap,) = driver(kinds=("tap",)).offers(None)
-    assert tap.features == set(Feature) - {Feature.FD_HANDOFF}
+    assert tap.features == set(Feature)
+
+
+def test_its_queues_are_wires_until_the_endpoint_is_unbound() -> None:
+    fake, tap = driver(), make_endpoint()
+    near, other = fake.open_queues(tap, 2)
+    try:
+        assert os.write(near, b"frame") == 5
+        asyncio.run(fake.unbind(tap))
+        with pytest.raises(BrokenPipeError):
+            os.write(near, b"frame")
+    finally:
+        os.close(near)
+        os.close(other)
+
+
+def make_endpoint() -> Endpoint:
+    return Endpoint(endpoint_id(1), 1, "", "fake", "fake", State.READY, Port(), Owner(1), 1)
 
 
 def test_its_plan_is_empty_and_its_port_is_filled_in() -> None:
