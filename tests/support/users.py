@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.daemon import Daemon, short_directory
-from vifclient import Client
+from vif.v1.fd_pb2 import AcquireFdsRequest
+from vifclient import Client, QueueFds
+from vifclient.queues import receive_queues
 from vifclient.retry import NO_RETRY
 
 _CONNECTOR = Path(__file__).with_name("connector.py")
@@ -56,15 +58,25 @@ class User:
 
     @contextlib.contextmanager
     def client(self, vifd: Daemon) -> Iterator[Client]:
-        """Give a client whose calls vifd gets from this user. Its calls aren't repeated."""
+        """Give a client whose calls vifd gets from this user. Its calls aren't repeated; it has no fd socket (`acquire_fds`)."""
         with short_directory() as directory:
             path = str(directory / "relay.sock")
             relay = _Relay(self, path, vifd.socket)
             try:
-                with Client(path, fd_socket_path=vifd.fd_socket, retry=NO_RETRY) as client:
+                with Client(path, fd_socket_path=str(directory / "none"), retry=NO_RETRY) as client:
                     yield client
             finally:
                 relay.close()
+
+    def acquire_fds(self, vifd: Daemon, endpoint_id: str, count: int = 0) -> QueueFds:
+        """Ask for open queues as this user.
+
+        Raises:
+            VifError: what vifd answered.
+        """
+        with self.connect(vifd.fd_socket, socket.SOCK_SEQPACKET) as connection:
+            connection.send(AcquireFdsRequest(endpoint_id=endpoint_id, count=count).SerializeToString())
+            return receive_queues(connection)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+"""The units under a real systemd: everything that the service is forbidden, it really is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.functional.systemd.machine import MEMBER_UID, Machine, booted
+
+NET_ADMIN = 1 << 12
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    with booted(tmp_path) as machine:
+        yield machine
+
+
+def vifctl(machine: Machine, *arguments: str) -> Any:
+    return json.loads(machine.run("vifctl", "--json", *arguments, uid=MEMBER_UID).stdout or "null")
+
+
+def endpoint_ids(machine: Machine) -> list[str]:
+    return [endpoint["endpoint_id"] for endpoint in vifctl(machine, "list").get("endpoints", [])]
+
+
+def main_pid(machine: Machine) -> str:
+    return machine.systemctl("show", "--property=MainPID", "--value", "vifd")
+
+
+def status(machine: Machine, pid: str) -> dict[str, str]:
+    lines = machine.run("cat", f"/proc/{pid}/status").stdout.splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def helper_pid(machine: Machine, pid: str) -> str:
+    return machine.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip()
+
+
+def test_the_service_alone(machine: Machine) -> None:
+    machine.systemctl("start", "vifd.service")
+    main, before = status(machine, pid := main_pid(machine)), main_pid(machine)
+    helper = status(machine, helper_pid(machine, pid))
+    assert (main["Uid"].split()[0] != "0", int(main["CapPrm"], 16)) == (True, 0)
+    assert (helper["Uid"].split()[0], int(helper["CapPrm"], 16)) == ("0", NET_ADMIN)
+    vifctl(machine, "request", "default")
+    (endpoint_id,) = endpoint_ids(machine)
+    machine.systemctl("reload", "vifd.service")
+    machine.run("kill", "-9", before)
+    machine.wait_until("sh", "-c", f"test $(systemctl show -P MainPID vifd) != {before} && systemctl is-active vifd")
+    assert endpoint_ids(machine) == [endpoint_id]
+    vifctl(machine, "release", endpoint_id)
+    assert "vdt" not in machine.run("ip", "-brief", "link").stdout
+
+
+def test_a_queue_is_handed_over(machine: Machine) -> None:
+    machine.systemctl("start", "vifd.service")
+    shown = machine.run("vifctl", "run", "default", "--", "sh", "-c", "readlink /proc/self/fd/$VIF_FDS", uid=MEMBER_UID)
+    assert shown.stdout.strip() == "/dev/net/tun"
+
+
+def test_the_socket_unit_starts_the_service(machine: Machine) -> None:
+    machine.systemctl("start", "vifd.socket")
+    assert endpoint_ids(machine) == []
+    machine.systemctl("restart", "vifd.service")
+    assert endpoint_ids(machine) == []
+    machine.systemctl("stop", "vifd.service")
+    assert endpoint_ids(machine) == []
+
+
+def test_who_is_not_in_the_group_is_not_let_in(machine: Machine) -> None:
+    machine.systemctl("start", "vifd.socket")
+    done = machine.run("vifctl", "list", uid=65534, check=False)
+    assert (done.returncode, "may not open" in done.stderr) == (3, True)
+
+
+def test_a_namespace_with_the_drop_in(machine: Machine) -> None:
+    machine.run("ip", "netns", "add", "blue")
+    drop_in = "/etc/systemd/system/vifd.service.d"
+    machine.run("sh", "-c", f"mkdir {drop_in} && cp /opt/vifd/systemd/netns.conf {drop_in}/")
+    machine.run("sed", "-i", 's/^# netns = .*/netns = "blue"/', "/etc/vifd/vifd.toml")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "vifd.service")
+    vifctl(machine, "request", "default")
+    assert "vdt" in machine.run("ip", "-netns", "blue", "-brief", "link").stdout
+    assert int(status(machine, helper_pid(machine, main_pid(machine)))["CapPrm"], 16) == NET_ADMIN
