@@ -25,15 +25,16 @@ NAMES = (*one_by_one.NAMES, "in-flight", "memory", "cycles")
 class Size:
     """How much a run does."""
 
-    rounds: int = 8
-    count: int = 25
+    rounds: int = 200
+    burst_rounds: int = 4
+    burst_count: int = 25
     flight_rounds: int = 4
     flight_count: int = 512
     warm_up: int = 10_240
     cycles: int = 20_000
 
 
-QUICK = Size(rounds=2, count=10, flight_rounds=1, flight_count=128, warm_up=640, cycles=1_280)
+QUICK = Size(rounds=20, burst_rounds=1, burst_count=10, flight_rounds=1, flight_count=128, warm_up=640, cycles=1_280)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,7 +68,11 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
     rows: list[Row] = []
     if contenders := set(names).intersection(one_by_one.NAMES):
         turns = step("one by one", size.rounds * len(contenders))
-        rows += one_by_one.measure_one_by_one(contenders, size.rounds, size.count, turns)
+        rows += one_by_one.measure_one_by_one(contenders, size.rounds, 1, turns)
+        turns = step("one by one, in bursts", size.burst_rounds * len(contenders))
+        rows += one_by_one.measure_one_by_one(
+            contenders, size.burst_rounds, size.burst_count, turns, f", {size.burst_count} in a row"
+        )
     if "in-flight" in names:
         turns = step("64 in flight", size.flight_rounds * in_flight.WAYS)
         rows += in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)

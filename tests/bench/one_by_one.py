@@ -21,10 +21,13 @@ _IN_NAMESPACE: dict[str, Callable[[Namespace], AbstractContextManager[Contender]
     "cni": cni_bridge,
 }
 _AT_DAEMON: dict[str, Callable[[Daemon], AbstractContextManager[Contender]]] = {"empty": empty_call, "vifd": one_by_one}
+_WARM_UP = 20
 NAMES = ("bare", "empty", "vifd", "ip", "cni")
 
 
-def measure_one_by_one(names: Collection[str], rounds: int, count: int, advance: Callable[[], None]) -> list[Row]:
+def measure_one_by_one(
+    names: Collection[str], rounds: int, count: int, advance: Callable[[], None], suffix: str = ""
+) -> list[Row]:
     """Let the contenders make and delete `count` interfaces each, `rounds` times, by turns.
 
     Args:
@@ -32,17 +35,19 @@ def measure_one_by_one(names: Collection[str], rounds: int, count: int, advance:
         rounds: how many turns each gets.
         count: how many operations of each kind a turn has.
         advance: is called after each turn.
+        suffix: of the operations' names.
     """
     samples: defaultdict[tuple[str, str], Samples] = defaultdict(list)
     with _open_contenders(names) as contenders:
         for contender in contenders:
-            contender.round(count)  # whoever comes first pays for loading modules and filling caches
+            for _ in range(_WARM_UP):
+                contender.round(1)  # whoever comes first pays for loading modules and filling caches
         for _ in range(rounds):
             for contender in contenders:
                 for operation, measured in contender.round(count).items():
                     samples[contender.name, operation] += measured
                 advance()
-    return [make_row(name, operation, measured) for (name, operation), measured in samples.items()]
+    return [make_row(name, f"{operation}{suffix}", measured) for (name, operation), measured in samples.items()]
 
 
 @contextmanager

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from logging import getLogger
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from vifd.errors import JournalDamaged
+from vifd.errors import JournalDamaged, TryAgain
 from vifd.kernel.ops import Plan
 from vifd.model import Endpoint
 
+_log = getLogger(__name__)
 _SCHEMA_VERSION = 1
 _GENERATIONS_AT_ONCE = 1000
 _WRITES_A_CHECKPOINT = 1000
@@ -41,6 +43,16 @@ class Entry(Struct, frozen=True):
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Entry).decode
+
+
+@contextlib.contextmanager
+def _unwritable() -> Iterator[None]:
+    """Translate SQLite's errors."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        _log.exception("the journal can't be written")
+        raise TryAgain(f"vifd's journal can't be written: {error}; tell the administrator") from error
 
 
 class Journal:
@@ -74,6 +86,8 @@ class Journal:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > _SCHEMA_VERSION:
             raise self._damaged(f"it was written by a newer vifd (version {version})")
+        if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise self._damaged("it is another program's database")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
@@ -111,11 +125,17 @@ class Journal:
         self._db.execute("UPDATE meta SET value = ? WHERE name = 'boot_id'", (boot_id,))
 
     def next_generation(self) -> int:
-        """Give a number that is larger than every one before, also of earlier runs: they are reserved a thousand at a time."""
+        """Give a number that is larger than every one before, also of earlier runs: they are reserved a thousand at a time.
+
+        Raises:
+            TryAgain: the file can't be written.
+        """
+        if self._generation == self._reserved:
+            reserved = self._generation + _GENERATIONS_AT_ONCE
+            with _unwritable():
+                self._db.execute("UPDATE meta SET value = ? WHERE name = 'generation'", (reserved,))
+            self._reserved = reserved
         self._generation += 1
-        if self._generation > self._reserved:
-            self._reserved = self._generation + _GENERATIONS_AT_ONCE
-            self._db.execute("UPDATE meta SET value = ? WHERE name = 'generation'", (self._reserved,))
         return self._generation
 
     def write(self, entries: Sequence[Entry], *, forget: Sequence[str] = ()) -> None:
@@ -124,12 +144,16 @@ class Journal:
         Args:
             entries: are added, or take the place of those with the same id.
             forget: the ids that are deleted.
+
+        Raises:
+            TryAgain: the file can't be written; nothing of it is.
         """
         puts = {entry.endpoint.endpoint_id: entry.endpoint.generation for entry in entries}
         gone = [self._generations[i] for i in (*puts, *forget) if self._generations.get(i, puts.get(i)) != puts.get(i)]
         statements: list[tuple[str, tuple[object, ...]]] = [(_DELETE, (generation,)) for generation in gone]
         statements += [(_PUT, (entry.endpoint.generation, _encode(entry))) for entry in entries]
-        self._commit(statements)
+        with _unwritable():
+            self._commit(statements)
         self._writes += len(statements)
         for endpoint_id in forget:
             self._generations.pop(endpoint_id, None)
@@ -146,10 +170,11 @@ class Journal:
         try:
             for statement, values in statements:
                 self._db.execute(statement, values)
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # what is grave, like a full disk, has ended it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def wants_checkpoint(self) -> bool:
         """Tell, once every few hundred writes, that it is time for `checkpoint`."""

@@ -9,6 +9,8 @@ from vifd.errors import NotAllowed, Unsupported, WrongState
 from vifd.kernel.room import Room
 from vifd.model import Caller, Endpoint, TapDevice
 
+_QUEUES_A_PACKET = 253  # SCM_MAX_FD, net/scm.h
+
 
 class Queues:
     """Opens queues.
@@ -45,9 +47,14 @@ class Queues:
         tap = _tap_of(endpoint)
         if count > tap.queues:
             raise WrongState(f"endpoint {endpoint_id} has {tap.queues} queue(s), not {count}; ask for fewer, or 0 for all")
+        wanted = count or tap.queues
+        if wanted > _QUEUES_A_PACKET:
+            raise WrongState(
+                f"endpoint {endpoint_id} has {wanted} queues, and a packet carries {_QUEUES_A_PACKET}; ask for some at a time"
+            )
         driver = self._networks.drivers.get(endpoint.network)
-        own = driver.open_queues(endpoint, count or tap.queues) if driver is not None else None
-        return own or await self._room.open_queues(endpoint_id, count or tap.queues), tap
+        own = driver.open_queues(endpoint, wanted) if driver is not None else None
+        return own or await self._room.open_queues(endpoint_id, wanted), tap
 
 
 def _tap_of(endpoint: Endpoint) -> TapDevice:

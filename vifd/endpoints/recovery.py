@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from logging import getLogger
+from typing import TypeVar
 
 import msgspec
 
@@ -15,7 +16,8 @@ from vifd.kernel.room import Room
 from vifd.model import Drift, DriftKind, Endpoint, Kind, MacvtapDevice, State, TapDevice
 
 _log = getLogger(__name__)
-_INSPECT_AT_ONCE = 256
+_T = TypeVar("_T")
+_AT_ONCE = 256  # the helper takes no more than a few hundred plans in a call
 
 
 async def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
@@ -50,7 +52,7 @@ async def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
 
 async def _take_down(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
     """Take unfinished endpoints down; give those that the kernel doesn't let go, as RELEASING."""
-    answers = await room.revert([entry.plan for entry in entries])
+    answers = await _revert(room, [entry.plan for entry in entries])
     gone = [entry.endpoint.endpoint_id for entry, error in zip(entries, answers, strict=True) if error is None]
     journal.write([], forget=gone)
     if gone:
@@ -103,7 +105,7 @@ async def _sweep(room: Room, known: set[str]) -> None:
         if device.carrier:
             _log.warning("a tap of vifd's that no record knows is in use: it stays", extra={"device": device.ifname})
     idle = [device for device in strays if not device.carrier]
-    for device, error in zip(idle, await room.revert([_plan_for(device) for device in idle]), strict=True):
+    for device, error in zip(idle, await _revert(room, [_plan_for(device) for device in idle]), strict=True):
         if error is None:
             _log.warning("a tap of vifd's that no record knows is deleted", extra={"device": device.ifname})
         else:
@@ -118,8 +120,15 @@ def _plan_for(device: Device) -> Plan:
 
 async def _inspect(room: Room, endpoint_ids: Sequence[str]) -> dict[str, Device]:
     """Look at devices; no id must not mean all of them."""
-    parts = [endpoint_ids[i : i + _INSPECT_AT_ONCE] for i in range(0, len(endpoint_ids), _INSPECT_AT_ONCE)]
-    return {device.endpoint_id: device for part in parts for device in await room.inspect(part)}
+    return {device.endpoint_id: device for part in _parts(endpoint_ids) for device in await room.inspect(part)}
+
+
+async def _revert(room: Room, plans: Sequence[Plan]) -> list[VifdError | None]:
+    return [error for part in _parts(plans) for error in await room.revert(part)]
+
+
+def _parts(items: Sequence[_T]) -> list[Sequence[_T]]:
+    return [items[i : i + _AT_ONCE] for i in range(0, len(items), _AT_ONCE)]
 
 
 def _needs_device(entry: Entry) -> bool:

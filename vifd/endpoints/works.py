@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
-from logging import getLogger
 from typing import Any
 
 import msgspec
@@ -17,8 +15,6 @@ from vifd.errors import TryAgain, VifdError
 from vifd.kernel.ops import Made, Plan
 from vifd.kernel.room import Room
 from vifd.model import Endpoint, Preference, State
-
-_log = getLogger(__name__)
 
 
 class Job(Struct, frozen=True):
@@ -103,10 +99,6 @@ class Works:
         return [[next(rest) for _ in group] for group in groups]
 
     def _write(self, entries: Sequence[Entry], *, forget: Sequence[str] = ()) -> None:
-        try:
-            self._journal.write(entries, forget=forget)
-            if self._journal.wants_checkpoint():
-                self._checkpoint = asyncio.get_running_loop().run_in_executor(None, self._journal.checkpoint)
-        except sqlite3.OperationalError as error:
-            _log.exception("the journal can't be written")
-            raise TryAgain(f"vifd's journal can't be written: {error}; tell the administrator") from error
+        self._journal.write(entries, forget=forget)
+        if self._journal.wants_checkpoint():
+            self._checkpoint = asyncio.get_running_loop().run_in_executor(None, self._journal.checkpoint)

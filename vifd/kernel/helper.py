@@ -236,6 +236,8 @@ def open_queues(endpoint_id: str, count: int, token: bytes) -> int:
         return error.errno or -1
     try:
         socket.send_fds(_get().fd_channel, [token], fds)
+    except OSError as error:  # ETOOMANYREFS: root has too many on their way
+        return error.errno or -1
     finally:
         for fd in fds:
             os.close(fd)

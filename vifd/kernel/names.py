@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 
@@ -39,6 +40,7 @@ def is_ifname(text: str) -> bool:
     return _IFNAME.fullmatch(text) is not None
 
 
+@functools.lru_cache(4096)
 def device_name(kind: Kind, endpoint_id: str) -> str:
     """Give the name of an endpoint's device: 13 bytes, `vd`, a letter for the kind, ten base32 characters of the id's SHA-256."""
     digest = hashlib.sha256(endpoint_id.encode()).digest()
