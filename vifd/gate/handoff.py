@@ -65,6 +65,10 @@ def _parse(packet: bytes) -> AcquireFdsRequest:
         request = AcquireFdsRequest.FromString(packet)
     except DecodeError as error:
         raise InvalidRequest([Violation("packet", "is no AcquireFdsRequest")]) from error
+    size = request.ByteSize()
+    request.DiscardUnknownFields()
+    if request.ByteSize() != size:
+        raise InvalidRequest([Violation("packet", "has fields that this vifd doesn't know; leave them out")])
     if not is_endpoint_id(request.endpoint_id):
         raise InvalidRequest([Violation("endpoint_id", "has to be a UUID in canonical lower-case form")])
     if request.count > _MAX_QUEUES:
