@@ -89,7 +89,7 @@ install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, a
 	$(DESTDIR)$(PREFIX)/bin/python -I $(DESTDIR)$(PREFIX)/bin/vifctl completion bash >$(DESTDIR)$(DATADIR)/bash-completion/completions/vifctl
 	install -D -m 644 systemd/vifd.socket $(DESTDIR)$(LIBDIR)/systemd/system/vifd.socket
 	install -D -m 644 systemd/vifd.service $(DESTDIR)$(LIBDIR)/systemd/system/vifd.service
-	sed -i 's|^ExecStart=/usr/bin/vifd |ExecStart=$(PREFIX)/bin/vifd |' $(DESTDIR)$(LIBDIR)/systemd/system/vifd.service
+	sed -i 's|^ExecStart=/usr/bin/vifd|ExecStart=$(PREFIX)/bin/vifd|' $(DESTDIR)$(LIBDIR)/systemd/system/vifd.service
 	install -D -m 644 systemd/vifd.sysusers $(DESTDIR)$(LIBDIR)/sysusers.d/vifd.conf
 	install -D -m 644 systemd/vifd.tmpfiles $(DESTDIR)$(LIBDIR)/tmpfiles.d/vifd.conf
 	test -e $(DESTDIR)$(SYSCONFDIR)/vifd/vifd.toml || install -m 644 demo/vifd.toml $(DESTDIR)$(SYSCONFDIR)/vifd/vifd.toml
