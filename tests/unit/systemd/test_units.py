@@ -30,7 +30,7 @@ def read_unit(name: str) -> configparser.ConfigParser:
 def units(tmp_path: Path) -> Path:
     """The units in a directory, with a program that exists: `verify` looks for it, and vifd isn't installed here."""
     for name in ("vifd.service", "vifd.socket"):
-        text = (UNITS / name).read_text().replace("/usr/bin/vifd ", "/bin/true ")
+        text = (UNITS / name).read_text().replace("/usr/bin/vifd", "/bin/true")
         (tmp_path / name).write_text(text)
     return tmp_path
 
