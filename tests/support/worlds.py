@@ -123,6 +123,10 @@ class World:
         with contextlib.closing(Journal(self.path)) as journal:
             return {entry.endpoint.endpoint_id: entry.endpoint for entry in journal.load()}
 
+    def let_journal_write(self, *, allowed: bool) -> None:
+        """Make every write to the journal fail as on a file system that went read-only, or work again."""
+        self.journal._db.execute(f"PRAGMA query_only={'OFF' if allowed else 'ON'}")
+
     def is_empty(self) -> bool:
         """Tell whether nothing is left anywhere."""
         return not (len(self.registry) or self.recorded() or self.room.devices)
