@@ -51,16 +51,18 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
     """
     stages = [ops.STAGES.index(type(operation)) for operation in plan]
     _require(stages == sorted(set(stages)), "operations out of order, or twice")
-    made = ""
+    made, bridged = "", False
     for operation in plan:
         match operation:
             case ops.EnsureBridge(network):
                 _check_network(network, authority)
+                bridged = True
             case ops.CreateTap():
                 _check_tap(operation)
                 made = operation.ifname
             case ops.AttachPort(ifname, network, mtu_bytes):
                 _require(ifname == made, f"{ifname!r} is no device of this plan")
+                _require(bridged, "a port needs EnsureBridge in its plan")
                 _check_network(network, authority)
                 _require(mtu_bytes == 0 or mtu_bytes in _MTU_BYTES, f"MTU {mtu_bytes}")
     _require(len({o.network for o in plan if not isinstance(o, ops.CreateTap)}) <= 1, "two networks in one plan")
