@@ -1,0 +1,140 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.support.messages import ID, endpoint_id
+from vifd.kernel import names
+from vifd.kernel.authority import BridgeGrant, PlanRejectedError, check_identity, check_plan
+from vifd.kernel.ops import AttachPort, CreateTap, EnsureBridge, Plan
+from vifd.model import Kind
+
+AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red")}
+NAME = names.device_name(Kind.TAP, ID)
+ENSURE = EnsureBridge("blue")
+TAP = CreateTap(ID, NAME, "fe:54:00:12:34:56", 1000, None, 1, vnet_hdr=True)
+PORT = AttachPort(NAME, "blue", 0)
+
+
+def rejected(*plan: object) -> str:
+    with pytest.raises(PlanRejectedError) as caught:
+        check_plan(plan, AUTHORITY)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("plan", [(), (ENSURE,), (TAP,), (ENSURE, TAP, PORT)])
+def test_what_a_driver_would_plan_passes(plan: Plan) -> None:
+    check_plan(plan, AUTHORITY)
+
+
+@pytest.mark.parametrize(
+    "plan", [(TAP, ENSURE), (PORT, TAP), (ENSURE, ENSURE), (TAP, TAP), (ENSURE, TAP, PORT, PORT), (ENSURE, TAP, PORT, TAP)]
+)
+def test_operations_out_of_order_or_twice_are_rejected(plan: Plan) -> None:
+    assert rejected(*plan) == "operations out of order, or twice"
+
+
+@pytest.mark.parametrize("network", ["green", "", "br-blue", "../blue", "BLUE", "blue\0", "*"])
+def test_a_network_that_isnt_configured_is_rejected(network: str) -> None:
+    assert "no bridge for network" in rejected(EnsureBridge(network))
+    assert "no bridge for network" in rejected(ENSURE, TAP, AttachPort(NAME, network, 0))
+
+
+def test_a_plan_over_two_networks_is_rejected() -> None:
+    assert rejected(ENSURE, TAP, AttachPort(NAME, "red", 0)) == "two networks in one plan"
+
+
+@pytest.mark.parametrize("ifname", ["eth0", "lo", "br-blue", "", names.device_name(Kind.TAP, endpoint_id(1)), NAME.upper()])
+def test_only_the_device_of_the_plan_is_attached(ifname: str) -> None:
+    assert "no device of this plan" in rejected(ENSURE, TAP, AttachPort(ifname, "blue", 0))
+
+
+def test_no_port_is_attached_to_a_bridge_that_the_plan_didnt_ensure() -> None:
+    assert rejected(TAP, PORT) == "a port needs EnsureBridge in its plan"
+
+
+def test_nothing_is_attached_that_the_plan_didnt_make() -> None:
+    assert "no device of this plan" in rejected(ENSURE, PORT)
+
+
+def test_an_empty_name_is_no_device_of_a_plan_without_a_tap() -> None:
+    with pytest.raises(PlanRejectedError):
+        check_plan((AttachPort("", "green", 0),), AUTHORITY)
+
+
+@pytest.mark.parametrize("ifname", ["eth0", "vdt", "", names.device_name(Kind.MACVTAP, ID), "../x", NAME + "\0", NAME + "%d"])
+def test_a_tap_of_another_name_than_its_endpoints_is_rejected(ifname: str) -> None:
+    assert "is not the name of" in rejected(replace(TAP, ifname=ifname))
+
+
+@pytest.mark.parametrize("bad", ["", "x", ID[:-1], f"{ID}\n", ID.replace("1", "A"), "00000000-0000-0000-0000-000000000000"])
+def test_a_tap_of_what_is_no_endpoint_is_rejected(bad: str) -> None:
+    tap = replace(TAP, endpoint_id=bad, ifname=names.device_name(Kind.TAP, bad))
+    assert rejected(tap) == f"endpoint id {bad!r}"
+
+
+@pytest.mark.parametrize(
+    "mac",
+    [
+        "",
+        "52:54:00:12:34:56",
+        "ff:ff:ff:ff:ff:ff",
+        "fb:54:00:12:34:56",
+        "FE:54:00:12:34:56",
+        "fe:54:00:12:34",
+        "fe:54:00:12:34:56\n",
+    ],
+)
+def test_a_mac_that_no_hosts_side_has_is_rejected(mac: str) -> None:
+    assert rejected(replace(TAP, mac=mac)) == f"host-side MAC {mac!r}"
+
+
+@pytest.mark.parametrize("number", [-1, 2**32 - 1, 2**32, 2**63])
+def test_what_is_no_id_is_rejected(number: int) -> None:
+    assert rejected(replace(TAP, owner_uid=number)) == f"uid {number}"
+    assert rejected(replace(TAP, owner_gid=number)) == f"gid {number}"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**32 - 2])
+def test_every_id_may_be_an_owner(number: int) -> None:
+    check_plan((replace(TAP, owner_uid=number, owner_gid=number),), AUTHORITY)
+
+
+@pytest.mark.parametrize("queues", [-1, 0, 257, 2**31])
+def test_a_number_of_queues_that_no_tap_has_is_rejected(queues: int) -> None:
+    assert rejected(replace(TAP, queues=queues)) == f"{queues} queues"
+
+
+@pytest.mark.parametrize("mtu", [-1, 1, 67, 65536, 2**32])
+def test_an_mtu_that_no_port_has_is_rejected(mtu: int) -> None:
+    assert rejected(ENSURE, TAP, replace(PORT, mtu_bytes=mtu)) == f"MTU {mtu}"
+
+
+@pytest.mark.parametrize("mtu", [0, 68, 65535])
+def test_the_ends_of_the_range_of_an_mtu_pass(mtu: int) -> None:
+    check_plan((ENSURE, TAP, replace(PORT, mtu_bytes=mtu)), AUTHORITY)
+
+
+def test_without_a_network_nothing_may_be_touched() -> None:
+    with pytest.raises(PlanRejectedError):
+        check_plan((ENSURE,), {})
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.text(st.characters(exclude_categories=["Cs"]), max_size=16)
+)
+def test_no_texts_are_an_endpoint_and_its_tap(name: str, ifname: str) -> None:
+    with pytest.raises(PlanRejectedError):
+        check_identity(name, ifname)
+
+
+OPERATIONS = st.sampled_from([ENSURE, EnsureBridge("green"), TAP, replace(TAP, queues=0), PORT, replace(PORT, network="red")])
+
+
+@given(st.lists(OPERATIONS, max_size=4).map(tuple))
+def test_a_plan_that_passes_touches_nothing_but_its_own(plan: Plan) -> None:
+    try:
+        check_plan(plan, AUTHORITY)
+    except PlanRejectedError:
+        return
+    assert plan in {(), (ENSURE,), (TAP,), (ENSURE, TAP), (ENSURE, TAP, PORT)}
