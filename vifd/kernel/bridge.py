@@ -82,7 +82,7 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
     link = find_link(rtnl, grant.bridge)
     created = link is None
     if link is None or (_is_own(link, network) and not link.flags & IFF_UP):
-        _make(network, grant, create=created)
+        _make(network, grant, create=created, fresh=True)
         link = find_link(rtnl, grant.bridge)
     if link is None:
         raise BridgeError(f"bridge {grant.bridge} went away as it was made", errno.ENODEV)
@@ -110,7 +110,7 @@ def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> None:
     """
     state = ensure(rtnl, network, grant)
     if state.own and not state.created:
-        _make(network, grant, create=False)
+        _make(network, grant, create=False, fresh=False)
     if grant.uplink:
         _attach_uplink(rtnl, grant, state)
 
@@ -141,15 +141,25 @@ def _is_own(link: Link | None, network: str) -> bool:
     return alias == names.network_mark(network) or (not alias and mac == names.derived_mac(names.network_mark(network)))
 
 
-def _make(network: str, grant: BridgeGrant, *, create: bool) -> None:
-    """Make the bridge, or finish one that is half made; every step can be repeated."""
+def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool) -> None:
+    """Make the bridge, or finish one that is half made, or bring one up to date; every step can be repeated.
+
+    Args:
+        network: the network's name.
+        grant: what the configuration says of it.
+        create: whether it isn't there yet.
+        fresh: whether nobody has used it yet.
+    """
     try:
         with IPRoute() as ipr:
             if create:
-                # An MTU that is set keeps the bridge from following its smallest port's (net/bridge/br_if.c, br_mtu_auto_adjust).
                 mac = names.derived_mac(names.network_mark(network))
                 ipr.link("add", ifname=grant.bridge, kind="bridge", address=mac, br_forward_delay=0)
             index = ipr.link_lookup(ifname=grant.bridge)[0]
+            if fresh:
+                # Only an MTU that was changed keeps the bridge from following its smallest port's (net/bridge/br_device.c,
+                # br_change_mtu); the kernel doesn't count one that is set to what it is.
+                ipr.link("set", index=index, mtu=grant.mtu_bytes ^ 1)
             ipr.link("set", index=index, ifalias=names.network_mark(network), mtu=grant.mtu_bytes)
             _shut_ipv6_autoconfiguration(grant)
             if has_ipv6(grant.mtu_bytes) and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
