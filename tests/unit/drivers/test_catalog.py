@@ -1,0 +1,120 @@
+"""Network drivers of other packages: real ones, installed for a test by a directory on the path."""
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vifd import config
+from vifd.drivers import catalog
+from vifd.drivers.bridge import BridgeDriver
+from vifd.drivers.fake import FakeDriver
+from vifd.errors import StartError
+from vifd.kernel.authority import BridgeGrant
+
+DRIVER = """
+    from msgspec import Struct
+    from vifd.drivers.base import NetworkDriver
+    from vifd.errors import Violation
+
+    class GreenOptions(Struct, frozen=True):
+        shade: str = "dark"
+
+    class GreenDriver(NetworkDriver[GreenOptions]):
+        name = "green"
+        options = GreenOptions
+
+        @classmethod
+        def check_options(cls, options):
+            return [Violation("shade", "is ugly")] if options.shade == "pea" else []
+"""
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a package with one module and one network driver."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def one(name: str, value: str, module: str, code: str = DRIVER) -> None:
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[{catalog.GROUP}]\n{name} = {value}\n")
+
+    yield one
+    for module in set(sys.modules) - before:
+        del sys.modules[module]
+
+
+def parse(text: str) -> config.Config:
+    drivers = catalog.load()
+    types = {name: driver.options for name, driver in drivers.items()}
+    return config.parse(text, types, lambda name, options: catalog.check_options(drivers, name, options))
+
+
+def test_the_built_in_drivers_are_there() -> None:
+    assert catalog.load() == {"bridge": BridgeDriver, "fake": FakeDriver}
+
+
+def test_a_driver_of_another_package_joins(install: Install) -> None:
+    install("green", "green_net:GreenDriver", "green_net")
+    assert sorted(catalog.load()) == ["bridge", "fake", "green"]
+
+
+def test_a_driver_of_another_package_reads_its_own_keys(install: Install) -> None:
+    install("green", "green_net:GreenDriver", "green_net")
+    network = parse('[networks.a]\ndriver = "green"\nshade = "light"').networks["a"]
+    assert network.options.shade == "light"
+    assert catalog.create(catalog.load(), network).network == "a"
+
+
+def test_a_driver_of_another_package_checks_its_own_keys(install: Install) -> None:
+    install("green", "green_net:GreenDriver", "green_net")
+    with pytest.raises(StartError, match=r"networks\.a\.shade: is ugly"):
+        parse('[networks.a]\ndriver = "green"\nshade = "pea"')
+
+
+def test_two_drivers_of_one_name_stop_the_start(install: Install) -> None:
+    install("bridge", "green_net:GreenDriver", "green_net")
+    with pytest.raises(StartError, match="two packages have a network driver 'bridge'"):
+        catalog.load()
+
+
+def test_two_other_packages_with_one_name_stop_the_start(install: Install) -> None:
+    install("green", "green_net:GreenDriver", "green_net")
+    install("green", "greener_net:GreenDriver", "greener_net")
+    with pytest.raises(StartError, match="two packages have a network driver 'green'"):
+        catalog.load()
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("green_net:GreenDriver", "raise RuntimeError('its library is missing')"),
+        ("green_net:GreenDriver", "import no_such_module"),
+        ("green_net:NoSuchClass", DRIVER),
+        ("green_net:GreenDriver", "def ("),
+    ],
+)
+def test_a_driver_that_cant_be_loaded_stops_the_start(install: Install, value: str, code: str) -> None:
+    install("green", value, "green_net", code)
+    with pytest.raises(StartError, match=r"network driver 'green' \(green_net:\w+\) can't be loaded"):
+        catalog.load()
+
+
+@pytest.mark.parametrize("value", ["green_net:GreenOptions", "green_net:Violation", "green_net"])
+def test_what_is_no_driver_stops_the_start(install: Install, value: str) -> None:
+    install("green", value, "green_net")
+    with pytest.raises(StartError, match="is no NetworkDriver"):
+        catalog.load()
+
+
+def test_the_helper_may_touch_what_the_configured_networks_need() -> None:
+    parsed = parse('[networks.a]\ndriver = "bridge"\nbridge = "br-a"\n[networks.b]\ndriver = "fake"')
+    assert catalog.authority(catalog.load(), parsed) == {"a": BridgeGrant("br-a")}
