@@ -27,8 +27,8 @@ _CODES: tuple[tuple[type[errors.VifdError], grpc.StatusCode], ...] = (
     (errors.VifdError, grpc.StatusCode.INTERNAL),
 )
 # A client drops trailers of more than 8 KiB; the details are a third longer there than here, and the message may be thrice.
-_MESSAGE_CHARACTERS = 800
-_VIOLATIONS_BYTES = 3000
+_MESSAGE_BYTES = 800
+_VIOLATIONS_BYTES = 2500
 
 
 def status_code(error: errors.VifdError) -> grpc.StatusCode:
@@ -44,8 +44,9 @@ def code_of(error: errors.VifdError) -> int:
 
 def message_of(error: errors.VifdError) -> str:
     """Give an error's sentence, no longer than a trailer may be."""
-    text = str(error)
-    return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}…"
+    text = str(error).encode(errors="replace")
+    cut = "" if len(text) <= _MESSAGE_BYTES else "…"
+    return text[:_MESSAGE_BYTES].decode(errors="ignore") + cut
 
 
 def to_status(error: errors.VifdError) -> Status:
