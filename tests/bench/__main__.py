@@ -16,7 +16,7 @@ from tests.bench.contenders.vifd import BATCH_SIZE
 from tests.bench.machine import describe_machine
 from tests.bench.measure import Row
 from tests.bench.report import Report
-from tests.bench.targets import judge
+from tests.bench.targets import BURST, judge
 
 NAMES = (*one_by_one.NAMES, "in-flight", "memory", "cycles")
 
@@ -70,9 +70,7 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         turns = step("one by one", size.rounds * len(contenders))
         rows += one_by_one.measure_one_by_one(contenders, size.rounds, 1, turns)
         turns = step("one by one, in bursts", size.burst_rounds * len(contenders))
-        rows += one_by_one.measure_one_by_one(
-            contenders, size.burst_rounds, size.burst_count, turns, f", {size.burst_count} in a row"
-        )
+        rows += one_by_one.measure_one_by_one(contenders, size.burst_rounds, size.burst_count, turns, BURST)
     if "in-flight" in names:
         turns = step("64 in flight", size.flight_rounds * in_flight.WAYS)
         rows += in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)
