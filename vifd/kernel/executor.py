@@ -14,6 +14,7 @@ from vifd.kernel import bridge, names, netlink, ops, tap
 from vifd.kernel.authority import Authority, PlanRejectedError, check_identity
 from vifd.kernel.making import Maker
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
+from vifd.model import Kind
 
 
 class Executor:
@@ -73,8 +74,13 @@ class Executor:
         return problems
 
     def _look_up(self, endpoint_ids: list[str]) -> list[Reply]:
-        """Find devices by the alternative name that stays when somebody renames them."""
-        return self._rtnl.exchange([netlink.get_link(altname=names.altname(endpoint_id)) for endpoint_id in endpoint_ids])
+        """Find devices by the alternative name, which stays when somebody renames them, or else by their name."""
+        replies = self._rtnl.exchange([netlink.get_link(altname=names.altname(endpoint_id)) for endpoint_id in endpoint_ids])
+        missing = [index for index, reply in enumerate(replies) if reply.errno == errno.ENODEV]
+        ifnames = [names.device_name(Kind.TAP, endpoint_ids[index]) for index in missing]
+        for index, reply in zip(missing, self._rtnl.exchange([netlink.get_link(ifname=i) for i in ifnames]), strict=True):
+            replies[index] = reply
+        return replies
 
     def inspect(self, endpoint_ids: Iterable[str]) -> list[ops.Device]:
         """Tell what is there of some endpoints' devices; endpoints that have none are left out."""
