@@ -9,12 +9,13 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support import kernel
-from tests.support.asking import BRIDGE, asked, make, new_id, refusal, state_of
+from tests.support.asking import BRIDGE, asked, make, new_id, refusal, release_all, state_of
 from tests.support.daemon import Daemon, running, taps, wait_for
 from tests.support.users import User
 from vif.v1.fd_pb2 import AcquireFdsRequest, AcquireFdsResponse
@@ -232,6 +233,40 @@ def opened(user: User, vifd: Daemon, endpoint: Endpoint) -> bool:
     except VifError:
         return False
     return True
+
+
+def test_neither_process_keeps_a_descriptor_that_it_handed_over(vifd: Daemon, alice: User, as_alice: Client) -> None:
+    assert vifd.process is not None
+    endpoint = make(as_alice, acceptable=tap_with(queues=8))
+    directories = [Path(f"/proc/{pid}/fd") for pid in (vifd.process.pid, vifd.helper_pid)]
+    alice.acquire_fds(vifd, endpoint.endpoint_id).close()
+    before = [len(list(directory.iterdir())) for directory in directories]
+    for _ in range(50):
+        alice.acquire_fds(vifd, endpoint.endpoint_id).close()
+    wait_for(lambda: [len(list(directory.iterdir())) for directory in directories] <= before)
+
+
+def test_queues_of_endpoints_that_come_and_go_do_no_harm(vifd: Daemon, alice: User, as_alice: Client) -> None:
+    ids = [new_id() for _ in range(4)]
+    reasons = set()
+
+    def turn(number: int) -> None:
+        endpoint_id = ids[number % len(ids)]
+        try:
+            if number % 3 == 0:
+                make(as_alice, endpoint_id)
+            elif number % 3 == 1:
+                alice.acquire_fds(vifd, endpoint_id).close()
+            else:
+                as_alice.release_endpoint(endpoint_id)
+        except VifError as error:
+            reasons.add(error.reason)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(turn, range(600)))
+    assert reasons <= {"UNKNOWN_ENDPOINT", "WRONG_STATE"}
+    release_all(as_alice, ids)
+    assert taps(vifd.netns) == []
 
 
 def test_frames_pass_from_one_taps_queue_to_anothers_on_the_bridge(

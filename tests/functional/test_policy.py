@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.asking import BRIDGE, TAP, asked, event, make, new_id, refusal
 from tests.support.daemon import Daemon, taps
 from tests.support.users import user
-from vifclient import Client
+from vifclient import Client, VifError
 from vifclient.messages import ConsiderationOutcome, Owner
 
 READER, USER, OTHER, DELEGATE, ADMIN, BRIDGER, LIMITED = range(20101, 20108)
@@ -186,6 +187,22 @@ def test_a_quota_is_kept_and_freed_by_a_release(as_user: AsUser) -> None:
     assert make(caller, ids[0]).endpoint_id == ids[0]
     caller.release_endpoint(ids[0])
     make(caller, network="red")
+
+
+def test_a_quota_holds_for_requests_at_once(vifd: Daemon, as_user: AsUser) -> None:
+    caller = as_user(LIMITED)
+
+    def ask(_: int) -> str:
+        try:
+            make(caller)
+        except VifError as error:
+            return error.reason
+        return "made"
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(24)))
+    assert (answers.count("made"), answers.count("QUOTA")) == (3, 21)
+    assert len(taps(vifd.netns)) == 3
 
 
 def test_a_batch_beyond_the_quota_makes_nothing(vifd: Daemon, as_user: AsUser) -> None:
