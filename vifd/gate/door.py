@@ -15,6 +15,7 @@ from vifd.model import Caller
 _log = getLogger(__name__)
 _CONNECTIONS_A_UID = 128
 _PAUSE_SECONDS = 0.1
+_LINGER_SECONDS, _LINGERING, _DISCARD_BYTES = 1.0, 64, 4096
 
 
 class Refused(Exception):
@@ -33,6 +34,7 @@ class Door:
         self._connections: Counter[int] = Counter()
         self._accepting: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lingering = 0
 
     def open(
         self,
@@ -93,6 +95,7 @@ class Door:
             except Refused as error:
                 _log.warning("a connection is refused", extra={"reason": str(error)})
                 refuse(connection, str(error))
+                await self._linger(connection)
                 return
             self._connections[caller.uid] += 1
             try:
@@ -101,6 +104,24 @@ class Door:
                 _log.info("a connection broke", extra={"uid": caller.uid, "error": str(error)})
             finally:
                 self._connections -= Counter({caller.uid: 1})
+
+    async def _linger(self, connection: socket.socket) -> None:
+        """Throw away what a refused caller sends until it leaves, for a while.
+
+        Closed at once, its first write would fail before it had read why.
+        """
+        if self._lingering >= _LINGERING:
+            return
+        self._lingering += 1
+        try:
+            connection.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while await asyncio.get_running_loop().sock_recv(connection, _DISCARD_BYTES):
+                    pass
+        except (OSError, TimeoutError):
+            return  # it has left, or had its time
+        finally:
+            self._lingering -= 1
 
     def _admit(self, caller: Caller) -> None:
         if not self._admits(caller):

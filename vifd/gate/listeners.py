@@ -63,13 +63,9 @@ def listen(path: Path, kind: socket.SocketKind, access: Access) -> socket.socket
     Raises:
         StartError: something else is there, or the system refuses.
     """
+    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
     try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        if path.exists() or path.is_symlink():
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise StartError(f"{path} is there and is no socket; move it away, or choose another path")
-            path.unlink()
-        listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+        _make_way(path)
         before = os.umask(0o777)
         try:
             listener.bind(str(path))
@@ -79,10 +75,22 @@ def listen(path: Path, kind: socket.SocketKind, access: Access) -> socket.socket
             os.chown(path, -1, access.gid)
         path.chmod(access.mode)
         listener.listen(_BACKLOG)
-        listener.setblocking(False)
     except OSError as error:
+        listener.close()
         raise StartError(f"can't listen on {path}: {error.strerror or error}") from error
+    except StartError:
+        listener.close()
+        raise
+    listener.setblocking(False)
     return listener
+
+
+def _make_way(path: Path) -> None:
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    if path.exists() or path.is_symlink():
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise StartError(f"{path} is there and is no socket; move it away, or choose another path")
+        path.unlink()
 
 
 def lock(path: Path, what: str) -> int:
