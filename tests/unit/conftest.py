@@ -11,9 +11,9 @@ hypothesis.settings.load_profile("vifd")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine in a loop of its own."""
+    """Run a test that is a coroutine in a loop of its own: asyncio's, unless a fixture `run` gives another."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
-    asyncio.run(pyfuncitem.obj(**arguments))
+    pyfuncitem.funcargs.get("run", asyncio.run)(pyfuncitem.obj(**arguments))
     return True
