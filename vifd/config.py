@@ -140,6 +140,8 @@ class _Reader:
         for key in tables.keys() - set(known):
             self._unknown("", key, known)
         daemon = self._struct("daemon", tables.get("daemon", {}), DaemonConfig)
+        if daemon is not None and daemon.fd_socket == daemon.socket:
+            self._add("daemon.fd_socket", "is daemon.socket already; each needs a path of its own")
         networks = self._networks(tables.get("networks", {}), tables.get("default_driver"))
         policy = self._policy(tables.get("policy", []), networks)
         if self.problems:

@@ -26,6 +26,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("daemon.sockett", "did you mean 'socket'?", '[daemon]\nsockett = "/run/x"'),
     ("daemon.socket", "", '[daemon]\nsocket = "relative"'),
     ("daemon.socket", "", f'[daemon]\nsocket = "/{"x" * 100}"'),
+    ("daemon.fd_socket", "a path of its own", '[daemon]\nsocket = "/run/x"\nfd_socket = "/run/x"'),
     ("daemon.socket_mode", "", '[daemon]\nsocket_mode = "0668"'),
     ("daemon.socket_mode", "", "[daemon]\nsocket_mode = 432"),
     ("daemon.log_level", "", '[daemon]\nlog_level = "loud"'),
