@@ -36,6 +36,21 @@ def vifd(host: Daemon) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def own() -> Iterator[Daemon]:
+    """A daemon of the test's own, to be stopped and started."""
+    with running() as daemon:
+        yield daemon
+        print(daemon.log()[-5000:])
+
+
+@pytest.fixture
+def own_client(own: Daemon) -> Iterator[Client]:
+    """root's client of the test's own daemon. Its calls aren't repeated."""
+    with Client(own.socket, retry=NO_RETRY) as client:
+        yield client
+
+
+@pytest.fixture
 def client(vifd: Daemon) -> Iterator[Client]:
     """root's client. Its calls aren't repeated."""
     with Client(vifd.socket, retry=NO_RETRY) as client:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.asking import BRIDGE, TAP, asked, new_id
 from tests.support.daemon import Daemon, is_alive, network_namespace, short_directory, taps, wait_for
+from tests.support.restarts import listed
 from vifclient import Client, VifError
 from vifclient.messages import Endpoint, EndpointState, ReleaseEndpointRequest
 from vifclient.retry import NO_RETRY
@@ -93,11 +94,6 @@ def vifd() -> Iterator[Daemon]:
         stack.callback(daemon.kill)
         yield daemon
         print(daemon.log()[-5000:])
-
-
-def listed(vifd: Daemon) -> dict[str, Endpoint]:
-    with Client(vifd.socket) as client:
-        return {endpoint.endpoint_id: endpoint for endpoint in client.list_endpoints()}
 
 
 def check_taps(vifd: Daemon, found: dict[str, Endpoint]) -> None:

@@ -110,7 +110,6 @@ def _pump(one: socket.socket, other: socket.socket, call: grpc.Future) -> None:
 
 def test_who_has_no_policy_is_told_so_before_grpc_sees_a_byte(guarded: Daemon, alice: User) -> None:
     with alice.connect(guarded.socket) as connection:
-        connection.sendall(PREFACE)
         goaway = frames(received(connection))[7]
     assert struct.unpack(">II", goaway[:8]) == (0, 0)
     assert f"no [[policy]] of vifd's configuration is for uid {ALICE}" in goaway[8:].decode()

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,11 @@ import pytest
 from tests.support import kernel
 from tests.support.asking import new_id
 from tests.support.daemon import network_namespace, taps
+from tests.support.owner import RAISED, RETURNED, OwnedFront
 from vifd.kernel import helper, names, ops
 from vifd.kernel.ops import AttachPort, CreateTap, EnsureBridge, Plan, Refusal
 from vifd.model import Kind
 
-RETURNED, RAISED = 4, 5  # oslo_privsep.comm.Message
 ENTRY_POINTS = {"apply", "revert", "inspect", "open_queues", "reload"}
 ONE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 BLUE = EnsureBridge("blue")
@@ -78,47 +74,6 @@ HOSTILE: dict[str, Plan] = {
     "an operation twice": (BLUE, BLUE, tap(), port()),
     "two taps in a plan": (BLUE, tap(), tap(new_id()), port()),
 }
-
-
-class OwnedFront:
-    """The helper, as its owned front process has it."""
-
-    def __init__(self, netns: str, directory: Path) -> None:
-        environment = os.environ | {"PYTHONPATH": f"{directory}:{os.environ.get('PYTHONPATH', '.')}"}
-        argv = [sys.executable, "-m", "tests.support.owned_front", netns]
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        assert self._receive() == "ready"
-
-    def _receive(self) -> Any:
-        assert self._process.stdout is not None
-        return pickle.load(self._process.stdout)
-
-    def send(self, wanted: Any) -> Any:
-        """Send the helper something, and give its answer."""
-        assert self._process.stdin is not None
-        pickle.dump(wanted, self._process.stdin)
-        self._process.stdin.flush()
-        return self._receive()
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call an entry point that must return, and give what it returns."""
-        kind, answer = self.send((f"vifd.kernel.helper.{name}", arguments))
-        assert kind == RETURNED
-        return answer
-
-    def apply(self, *groups: ops.Group) -> ops.ApplyAnswer:
-        return ops.decode_apply_answer(self.call("apply", ops.encode(ops.ApplyRequest(groups))))
-
-    def revert(self, *plans: Plan) -> ops.RevertAnswer:
-        return ops.decode_revert_answer(self.call("revert", ops.encode(ops.RevertRequest(plans))))
-
-    @property
-    def helper_is_alive(self) -> bool:
-        return self.send(("vifd.kernel.helper.inspect", ((ONE,),))) is not None
-
-    def close(self) -> None:
-        self._process.communicate()
-        assert self._process.returncode == 0
 
 
 @pytest.fixture(scope="module")

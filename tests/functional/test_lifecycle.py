@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from tests.functional.conftest import ALICE, BOB
 from tests.support import kernel
 from tests.support.asking import asked, make, new_id, refusal, state_of
-from tests.support.daemon import BLUE, Daemon, is_alive, network_namespace, running, short_directory, taps, wait_for
+from tests.support.daemon import BLUE, Daemon, is_alive, network_namespace, short_directory, taps, wait_for
 from tests.support.users import User
 from vifclient import Client, VifError
 from vifclient.retry import NO_RETRY
@@ -28,20 +28,6 @@ RED = """
 driver = "bridge"
 bridge = "br-red"
 """
-
-
-@pytest.fixture
-def own() -> Iterator[Daemon]:
-    """A daemon of the test's own."""
-    with running() as daemon:
-        yield daemon
-        print(daemon.log())
-
-
-@pytest.fixture
-def own_client(own: Daemon) -> Iterator[Client]:
-    with Client(own.socket, retry=NO_RETRY) as client:
-        yield client
 
 
 def status(pid: int) -> dict[str, str]:
@@ -175,6 +161,17 @@ def test_sighup_adds_a_network(own: Daemon, own_client: Client) -> None:
     assert kernel.settings(own.netns, "br-red")["linkinfo"]["info_kind"] == "bridge"
     assert make(own_client, network="red").HasField("tap")
     assert own_client.get_endpoint(endpoint.endpoint_id) == endpoint
+
+
+def test_sighup_gives_a_network_another_bridge_and_its_ports_stay_where_they_are(own: Daemon, own_client: Client) -> None:
+    old = make(own_client)
+    reload(own, BLUE.replace("br-blue", "br-new"))
+    new = make(own_client)
+    masters = {old.tap.ifname: "br-blue", new.tap.ifname: "br-new"}
+    assert {tap["ifname"]: tap["master"] for tap in taps(own.netns)} == masters
+    own_client.release_endpoint(old.endpoint_id)
+    own_client.release_endpoint(new.endpoint_id)
+    assert taps(own.netns) == []
 
 
 def test_sighup_takes_a_network_away_and_its_endpoints_stay(own: Daemon, own_client: Client) -> None:
