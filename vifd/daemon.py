@@ -68,7 +68,9 @@ class Setup(NamedTuple):
             ConfigError: with every problem.
         """
         options = {name: driver.options for name, driver in self.drivers.items()}
-        return parse(text, options, lambda name, values: catalog.check_options(self.drivers, name, values))
+        config = parse(text, options, lambda name, values: catalog.check_options(self.drivers, name, values))
+        catalog.check_together(self.drivers, config)
+        return config
 
     def load_authority(self) -> tuple[str, Authority]:
         """Read the configuration for the helper: its text, and what it lets the helper touch."""

@@ -35,6 +35,11 @@ WRONG: list[tuple[str, str, str]] = [
     ("daemon.user", "must not be root", '[daemon]\nuser = "0"'),
     ("daemon.socket_group", "no group 'vifd-nogroup'", '[daemon]\nuser = "nobody"\nsocket_group = "vifd-nogroup"'),
     ("networks", "table", "networks = 7"),
+    (
+        "networks.b.bridge",
+        "network a has bridge br-x too",
+        '[networks.a]\ndriver = "bridge"\nbridge = "br-x"\n[networks.b]\ndriver = "bridge"\nbridge = "br-x"\nmtu = 9000',
+    ),
     ("networks.blue", "table", "[networks]\nblue = 7"),
     ("networks.Blue", "a-z", '[networks.Blue]\ndriver = "bridge"\nbridge = "br-x"'),
     ("networks.blue.driver", "is missing", '[networks.blue]\nbridge = "br-x"'),

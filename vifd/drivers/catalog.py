@@ -10,7 +10,7 @@ from vifd.config import Config, NetworkConfig
 from vifd.drivers.base import NetworkDriver
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.fake import FakeDriver
-from vifd.errors import StartError, Violation
+from vifd.errors import ConfigError, StartError, Violation
 from vifd.kernel.authority import BridgeGrant
 
 GROUP = "vifd.network_drivers"
@@ -46,6 +46,24 @@ def _load(entry: EntryPoint) -> type[NetworkDriver[Any]]:
 def check_options(catalog: Catalog, name: str, options: Any) -> list[Violation]:
     """Let a driver check one network's keys."""
     return catalog[name].check_options(options)
+
+
+def check_together(catalog: Catalog, config: Config) -> None:
+    """Check that no two networks say different things of one bridge: one of them would be ignored.
+
+    Raises:
+        ConfigError: with every network that differs from one before it.
+    """
+    first: dict[str, tuple[str, BridgeGrant]] = {}
+    problems = []
+    for name, grant in authority(catalog, config).items():
+        other, known = first.setdefault(grant.bridge, (name, grant))
+        if known != grant:
+            differs = "with another uplink, mtu or addresses; let both say the same"
+            message = f"network {other} has bridge {grant.bridge} too, {differs}"
+            problems.append(Violation(f"networks.{name}.bridge", message))
+    if problems:
+        raise ConfigError(problems)
 
 
 def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:

@@ -93,7 +93,7 @@ def start(load: Callable[[], tuple[str, Authority]]) -> Channels:
     _helper = _Helper(load, back)
     cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
     os.register_at_fork(after_in_child=_Fork(front, lifeline))
-    with _time_limit(_START_SECONDS):
+    with _watched(_START_SECONDS):
         context.start(priv_context.Method.FORK)
     back.close()
     os.close(held)
@@ -101,19 +101,20 @@ def start(load: Callable[[], tuple[str, Authority]]) -> Channels:
 
 
 @contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Raise after some seconds: oslo.privsep waits for ever for a helper that died at its first step."""
+def _watched(seconds: int) -> Iterator[None]:
+    """Raise when a child dies, or after some seconds: oslo.privsep waits for ever for a helper that died at its first step."""
 
     def expire(*_: object) -> None:
         raise StartError("the privileged helper did not start; its error stands above")
 
-    before = signal.signal(signal.SIGALRM, expire)
+    before = {number: signal.signal(number, expire) for number in (signal.SIGALRM, signal.SIGCHLD)}
     signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def calls(on_lost: Callable[[str], None]) -> Calls:

@@ -11,7 +11,7 @@ from vifd import config
 from vifd.drivers import catalog
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.fake import FakeDriver
-from vifd.errors import StartError
+from vifd.errors import ConfigError, StartError
 from vifd.kernel.authority import BridgeGrant
 
 DRIVER = """
@@ -118,3 +118,19 @@ def test_what_is_no_driver_stops_the_start(install: Install, value: str) -> None
 def test_the_helper_may_touch_what_the_configured_networks_need() -> None:
     parsed = parse('[networks.a]\ndriver = "bridge"\nbridge = "br-a"\n[networks.b]\ndriver = "fake"')
     assert catalog.authority(catalog.load(), parsed) == {"a": BridgeGrant("br-a")}
+
+
+TWO_ON_ONE = '[networks.a]\ndriver = "bridge"\nbridge = "br-a"\n[networks.b]\ndriver = "bridge"\nbridge = "br-a"\n'
+
+
+def test_two_networks_may_share_a_bridge_of_which_they_say_the_same() -> None:
+    catalog.check_together(catalog.load(), parse(TWO_ON_ONE))
+
+
+@pytest.mark.parametrize("more", ["mtu = 9000", 'uplink = "eth7"', 'addresses = ["10.0.0.1/24"]'])
+def test_two_networks_that_say_different_things_of_one_bridge_are_refused(more: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        catalog.check_together(catalog.load(), parse(TWO_ON_ONE + more))
+    (problem,) = caught.value.problems
+    assert problem.field == "networks.b.bridge"
+    assert "network a has bridge br-a too" in problem.message
