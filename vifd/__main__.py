@@ -13,7 +13,7 @@ import msgspec
 from vifd import __version__, config, logs, privileges
 from vifd.daemon import Setup, run
 from vifd.drivers import catalog
-from vifd.errors import ConfigError, StartError
+from vifd.errors import ConfigError, StartError, TryAgain
 
 _DEFAULT_PATH = Path("/etc/vifd/vifd.toml")
 _OK, _FAILED, _USAGE = 0, 1, 2
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, message in error.problems:
             print(f"vifd: {key}: {message}", file=sys.stderr)
         return _FAILED
-    except StartError as error:
+    except (StartError, TryAgain) as error:  # TryAgain: the journal can't be written
         print(f"vifd: {error}", file=sys.stderr)
         return _FAILED
     return _OK

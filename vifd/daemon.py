@@ -176,7 +176,7 @@ class _Daemon:
         registry = self._registry
         engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
         self._configure(self._setup.config, problems)
-        for entry in await recover(journal, self._room, _boot_id()):
+        for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
             registry.add(entry.endpoint, entry.plan)
         monitor.start()
         relaying = relay.Relay(self._sockets.upstream)

@@ -20,6 +20,7 @@
     ├── Unsupported              ask without it
     ├── TryAgain                 the same call again, later
     ├── KernelRefused            what was done is undone
+    ├── DriverFailed             a network driver has a bug; what was done is undone
     └── StartError               vifd can't start or reload; the administrator reads it
         ├── ConfigError
         └── JournalDamaged
@@ -216,6 +217,10 @@ class KernelRefused(VifdError):
     def metadata(self) -> Mapping[str, str]:
         """The operation, device and errno."""
         return {"operation": self.operation, "device": self.device, "errno": str(self.errno)}
+
+
+class DriverFailed(VifdError):
+    """A network driver broke its contract; what was done before is undone."""
 
 
 class StartError(VifdError):

@@ -50,7 +50,7 @@ def resolve(config: DaemonConfig) -> Identity:
 def _find_user(name: str) -> tuple[int, int] | None:
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError: no name at all, like one with a NUL
         return (int(name), int(name)) if name.isdecimal() else None
     return entry.pw_uid, entry.pw_gid
 
@@ -58,7 +58,7 @@ def _find_user(name: str) -> tuple[int, int] | None:
 def _find_group(name: str) -> int | None:
     try:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError:
+    except (KeyError, ValueError):
         return None
 
 

@@ -113,7 +113,7 @@ class World:
 
     async def recover(self, boot_id: str = BOOT) -> list[Endpoint]:
         """Do what a start does."""
-        entries = await recover(self.journal, self.room, boot_id)
+        entries = await recover(self.journal, self.room, boot_id, self.drivers)
         for entry in entries:
             self.registry.add(entry.endpoint, entry.plan)
         return sorted((entry.endpoint for entry in entries), key=lambda endpoint: endpoint.endpoint_id)

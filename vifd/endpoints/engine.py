@@ -128,6 +128,7 @@ class Engine:
         for request in requests:
             self._check_network(caller, request)
         if requests[0].validate_only:
+            self._check_quota(caller, [r for r in requests if self._registry.find(r.endpoint_id) is None])
             return [self._preview(caller, request) for request in requests]
         while waiting := [r for r in requests if r.endpoint_id in self._works]:
             await self._join(waiting[0])
@@ -175,8 +176,6 @@ class Engine:
         endpoint = self._registry.find(request.endpoint_id)
         if endpoint is not None:
             self._check_same(request, endpoint)
-        else:
-            self._check_quota(caller, [request])
         job = self._plan(caller, request, generation=0)
         return Answer(job.endpoint, job.plan)
 

@@ -194,5 +194,8 @@ class Journal:
         self._db.close()
 
     def _meta(self, name: str) -> str | int:
-        value: str | int = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0]
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise self._damaged(f"it has no {name}")
+        value: str | int = row[0]
         return value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from logging import getLogger
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import msgspec
 
+from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
@@ -20,7 +22,9 @@ _T = TypeVar("_T")
 _AT_ONCE = 256  # the helper takes no more than a few hundred plans in a call
 
 
-async def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
+async def recover(
+    journal: Journal, room: Room, boot_id: str, drivers: Mapping[str, NetworkDriver[Any]] = MappingProxyType({})
+) -> list[Entry]:
     """Undo what was never answered, finish what was being taken down, check and mend the rest, and sweep up strays.
 
     Args:
@@ -28,9 +32,10 @@ async def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
         room: the kernel.
         boot_id: of the running kernel; if it is another than the journal's, the kernel part of every endpoint is gone with the
         host.
+        drivers: by network; they tell their network systems of endpoints that are gone.
 
     Returns:
-        The endpoints that live, READY or ATTACHED.
+        The endpoints that live, READY or ATTACHED; and those that could not be taken down, RELEASING.
 
     Raises:
         HelperLostError: nothing can be said.
@@ -38,26 +43,41 @@ async def recover(journal: Journal, room: Room, boot_id: str) -> list[Entry]:
     """
     entries = journal.load()
     if journal.boot_id != boot_id:
-        journal.write([], forget=[entry.endpoint.endpoint_id for entry in entries])
-        journal.set_boot_id(boot_id)
         if entries:
             _log.info("the host was started anew: endpoints are forgotten", extra={"endpoints": len(entries)})
-        entries = []
+        entries = await _forget(journal, drivers, entries)
+        journal.set_boot_id(boot_id)
     unfinished = [e for e in entries if e.endpoint.state in (State.PENDING, State.RELEASING)]
-    kept = await _take_down(journal, room, unfinished)
+    kept = await _take_down(journal, room, drivers, unfinished)
     living = await _mend(journal, room, [entry for entry in entries if entry not in unfinished])
     await _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
     return living + kept
 
 
-async def _take_down(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
-    """Take unfinished endpoints down; give those that the kernel doesn't let go, as RELEASING."""
+async def _forget(journal: Journal, drivers: Mapping[str, NetworkDriver[Any]], entries: Sequence[Entry]) -> list[Entry]:
+    """Forget endpoints that the kernel has no more; give those that the network system doesn't let go, as RELEASING."""
+    gone, kept = [], []
+    for entry in entries:
+        try:
+            if (driver := drivers.get(entry.endpoint.network)) is not None:
+                await driver.unbind(entry.endpoint)
+            gone.append(entry.endpoint.endpoint_id)
+        except VifdError as error:
+            _log.error("a network system doesn't let an endpoint go", extra=_about(entry, error))
+            kept.append(_replace(entry, state=State.RELEASING))
+    journal.write(kept, forget=gone)
+    return kept
+
+
+async def _take_down(
+    journal: Journal, room: Room, drivers: Mapping[str, NetworkDriver[Any]], entries: Sequence[Entry]
+) -> list[Entry]:
+    """Take unfinished endpoints down; give those that can't be, as RELEASING."""
     answers = await _revert(room, [entry.plan for entry in entries])
-    gone = [entry.endpoint.endpoint_id for entry, error in zip(entries, answers, strict=True) if error is None]
-    journal.write([], forget=gone)
+    gone = [entry for entry, error in zip(entries, answers, strict=True) if error is None]
+    kept = await _forget(journal, drivers, gone)
     if gone:
         _log.info("unfinished endpoints are taken down", extra={"endpoints": len(gone)})
-    kept = []
     for entry, error in zip(entries, answers, strict=True):
         if error is not None:
             _log.error("an unfinished endpoint can't be taken down", extra=_about(entry, error))

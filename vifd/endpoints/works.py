@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from logging import getLogger
 from typing import Any
 
 import msgspec
@@ -11,10 +12,12 @@ from msgspec import Struct
 
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
-from vifd.errors import TryAgain, VifdError
+from vifd.errors import DriverFailed, TryAgain, VifdError
 from vifd.kernel.ops import Made, Plan
 from vifd.kernel.room import Room
 from vifd.model import Endpoint, Preference, State
+
+_log = getLogger(__name__)
 
 
 class Job(Struct, frozen=True):
@@ -59,17 +62,21 @@ class Works:
         jobs = [job for group in groups for job in group]
         self._write([Entry(job.endpoint, job.plan) for job in jobs])
         answers = await self._room.apply([tuple(job.plan for job in group) for group in groups])
+        finished = [_finish(group, answer) for group, answer in zip(groups, answers, strict=True)]
+        results: list[list[Endpoint] | VifdError] = []
         done: list[Entry] = []
         failed: list[str] = []
-        results: list[list[Endpoint] | VifdError] = []
-        for group, answer in zip(groups, answers, strict=True):
-            if isinstance(answer, VifdError):
+        stranded: list[Plan] = []
+        for group, answer, entries in zip(groups, answers, finished, strict=True):
+            if isinstance(entries, VifdError):
                 failed += [job.endpoint.endpoint_id for job in group]
-                results.append(answer)
+                stranded += [job.plan for job in group if entries is not answer]
+                results.append(entries)
             else:
-                entries = [job.finish(made) for job, made in zip(group, answer, strict=True)]
                 done += entries
                 results.append([entry.endpoint for entry in entries])
+        if stranded:
+            await self._room.revert(stranded)
         try:
             self._write(done, forget=failed)
         except TryAgain:
@@ -102,3 +109,20 @@ class Works:
         self._journal.write(entries, forget=forget)
         if self._journal.wants_checkpoint():
             self._checkpoint = asyncio.get_running_loop().run_in_executor(None, self._journal.checkpoint)
+            self._checkpoint.add_done_callback(_note_checkpoint)
+
+
+def _finish(group: Sequence[Job], answer: list[Made] | VifdError) -> list[Entry] | VifdError:
+    """Give what a group has become; a driver that raises has made its group fail, and nobody else's."""
+    if isinstance(answer, VifdError):
+        return answer
+    try:
+        return [job.finish(made) for job, made in zip(group, answer, strict=True)]
+    except Exception as error:
+        _log.exception("a network driver failed", extra={"driver": group[0].driver.name})
+        return DriverFailed(f"network driver {group[0].driver.name} has a bug ({type(error).__name__}); vifd's log has more")
+
+
+def _note_checkpoint(done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.warning("the journal's log could not be moved into its file", extra={"error": str(error)})

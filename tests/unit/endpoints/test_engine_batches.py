@@ -131,3 +131,9 @@ async def test_what_the_kernel_keeps_of_a_batch_keeps_none_of_the_others(one: Wo
     one.room.keep(endpoint_id(2))
     assert isinstance(await failure_of(one.drop(*map(released, (1, 2, 3)))), KernelRefused)
     assert list(one.room.devices) == list(one.recorded()) == [endpoint_id(2)]
+
+
+async def test_a_preview_of_a_batch_counts_all_of_it_against_the_quota(one: World) -> None:
+    one.networks.configure(one.drivers, Policy([PolicyRule(uid=ALICE.uid, max_endpoints=1)]))
+    previews = one.make(asked(1, validate_only=True), asked(2, validate_only=True))
+    assert isinstance(await failure_of(previews), QuotaReached)

@@ -7,7 +7,7 @@ from tests.support.messages import endpoint_id
 from tests.support.records import bridge_entry, entry
 from tests.support.rooms import PLANS_A_CALL, FakeRoom
 from tests.support.worlds import BOOT, World, asked, failure_of, world
-from vifd.errors import HostNotReady, JournalDamaged
+from vifd.errors import HostNotReady, JournalDamaged, TryAgain
 from vifd.kernel.room import HelperLostError
 from vifd.model import DriftKind, State, TapDevice
 
@@ -255,3 +255,27 @@ async def test_an_endpoint_that_lives_on_is_known_to_the_engine(one: World, next
     assert type(error).__name__ == "IdInUse"
     await next_start.drop()
     assert next_start.is_empty()
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.RELEASING])
+async def test_a_network_system_is_told_of_what_is_taken_down(one: World, state: State) -> None:
+    one.journal.write([entry(1, state=state, network="red")])
+    assert await one.recover() == []
+    assert one.noting.told == [("unbind", endpoint_id(1))]
+
+
+async def test_a_network_system_is_told_of_what_a_reboot_took(one: World) -> None:
+    await one.make(asked(1, "red"))
+    one.registry.remove(endpoint_id(1))
+    assert await one.recover("boot-2") == []
+    assert one.noting.told == [("bind", endpoint_id(1)), ("unbind", endpoint_id(1))]
+
+
+async def test_what_a_network_system_doesnt_let_go_stays_as_releasing(one: World) -> None:
+    one.journal.write([entry(1, state=State.PENDING, network="red")])
+    one.noting.refuses["unbind", endpoint_id(1)] = TryAgain("the network system is away")
+    assert await states(one) == {1: State.RELEASING}
+    assert one.recorded()[endpoint_id(1)].state is State.RELEASING
+    one.noting.refuses.clear()
+    await one.drop()
+    assert one.is_empty()

@@ -1,8 +1,10 @@
 import asyncio
 
+import pytest
+
 from tests.support.messages import endpoint_id
-from tests.support.worlds import World, asked, failure_of, released
-from vifd.errors import TryAgain
+from tests.support.worlds import ROOT, Watch, World, asked, failure_of, released
+from vifd.errors import DriverFailed, TryAgain
 from vifd.model import State
 
 
@@ -101,3 +103,27 @@ async def test_the_log_is_moved_while_requests_go_on(one: World) -> None:
         await one.drop(*map(released, range(1, 5)))
     await one.engine.close()
     assert one.is_empty()
+
+
+async def test_a_driver_that_raises_over_what_was_made_leaves_nothing_and_fails_nobody_else(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locate(*_arguments: object) -> object:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(one.noting, "locate", locate)
+    one.room.hold()
+    first = asyncio.create_task(one.make(asked(1)))
+    await one.room.entered()
+    # These two wait for the first, and so make one batch.
+    watch = Watch(one, ROOT)
+    await watch.synced()
+    others = asyncio.gather(one.make(asked(2, "red")), one.make(asked(3)), return_exceptions=True)
+    assert [await watch.next() for _ in range(2)] == [("ADDED", "2", "pending"), ("ADDED", "3", "pending")]
+    await watch.close()
+    one.room.go_on()
+    await first
+    failure, (third,) = await others
+    assert isinstance(failure, DriverFailed)
+    assert third.state is State.READY
+    assert set(one.room.devices) == set(one.recorded()) == {endpoint_id(1), endpoint_id(3)}

@@ -149,3 +149,43 @@ async def test_a_closed_door_keeps_nobody(run: object, folder: Path) -> None:
             await house.door.close()
             client.setblocking(False)
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+
+
+async def test_who_is_refused_may_write_on_and_still_read_why(run: object, folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    async with opened(House(folder, admits=lambda _caller: False)) as house:
+        with connect(house.path) as client:
+            client.setblocking(False)
+            for _ in range(3):
+                await loop.sock_sendall(client, b"x" * 100)
+            assert b"ask the administrator" in await loop.sock_recv(client, 4096)
+            assert await loop.sock_recv(client, 4096) == b""
+
+
+async def write_for_ever(client: socket.socket) -> None:
+    while True:
+        await asyncio.get_running_loop().sock_sendall(client, b"x")
+        await asyncio.sleep(0)
+
+
+async def test_who_is_refused_and_stays_is_shut_out_in_the_end(
+    run: object, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "_LINGER_SECONDS", 0.01)
+    async with opened(House(folder, admits=lambda _caller: False)) as house:
+        with connect(house.path) as client:
+            client.setblocking(False)
+            with pytest.raises(ConnectionError):
+                await write_for_ever(client)
+
+
+async def test_who_is_refused_when_many_linger_is_shut_out_at_once(
+    run: object, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "_LINGERING", 0)
+    monkeypatch.setattr(door_module, "_LINGER_SECONDS", 600)
+    async with opened(House(folder, admits=lambda _caller: False)) as house:
+        with connect(house.path) as client:
+            client.setblocking(False)
+            with pytest.raises(ConnectionError):
+                await write_for_ever(client)
