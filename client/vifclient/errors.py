@@ -31,7 +31,7 @@ from typing import Any, TypeVar, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2 as rpc_details
-from grpc_status import rpc_status  # type: ignore[import-untyped]  # ships no types
+from grpc_status import rpc_status
 
 from vif.v1.error_pb2 import Consideration, NegotiationFailure
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,8 +193,6 @@ def taps(netns: str) -> list[Any]:
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
     """Ask until a condition holds, and give what it gave."""
-    import time  # noqa: PLC0415
-
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"not within {seconds} s: {condition}"
