@@ -125,6 +125,7 @@ def _lock(config: Config, *, privileged: bool) -> list[int]:
     locks = [listeners.lock(Path(f"{config.daemon.socket}.lock"), f"the socket {config.daemon.socket}")]
     if privileged:
         locks.append(listeners.lock(_RUN / f"netns-{netns.inode()}.lock", "this network namespace"))
+        listeners.discard_stale_locks(_RUN, "netns-*.lock")
     return locks
 
 

@@ -112,6 +112,7 @@ def kill(vifd: Daemon, victim: str) -> None:
     wait_for(lambda: not is_alive(helper))
 
 
+@pytest.mark.timeout(900)
 def test_kills_at_random_moments_lose_no_answer_and_leave_no_stray(vifd: Daemon) -> None:
     chance = random.Random(SEED)
     held: list[dict[str, int]] = [{} for _ in range(CLIENTS)]

@@ -106,20 +106,55 @@ def lock(path: Path, what: str) -> int:
     Raises:
         StartError: a living vifd has it.
     """
-    try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StartError(f"can't open the lock {path}: {error.strerror}") from error
     give_up = time.monotonic() + _HELPER_LEAVES_SECONDS
-    while not _try_lock(fd):
-        pid = os.pread(fd, 16, 0).decode(errors="replace").strip()
-        if _is_alive(pid) or time.monotonic() > give_up:
-            raise StartError(f"another vifd (pid {pid or 'unknown'}) has {what}; stop it, or give this one another")
-        time.sleep(_POLL_SECONDS)
+    while True:
+        fd = _open_lock(path)
+        if _try_lock(fd):
+            if _is_at(fd, path):
+                break
+        else:
+            pid = os.pread(fd, 16, 0).decode(errors="replace").strip()
+            if _is_alive(pid) or time.monotonic() > give_up:
+                os.close(fd)
+                raise StartError(f"another vifd (pid {pid or 'unknown'}) has {what}; stop it, or give this one another")
+            time.sleep(_POLL_SECONDS)
+        os.close(fd)
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)
     return fd
+
+
+def discard_stale_locks(directory: Path, pattern: str) -> None:
+    """Delete lock files that nobody holds: of vifds whose network namespaces may be gone, and never come back.
+
+    Args:
+        directory: where they are.
+        pattern: which (glob).
+    """
+    for path in directory.glob(pattern):
+        try:
+            fd = _open_lock(path)
+        except StartError:
+            continue  # it is no lock file of vifd's, or went away by itself
+        if _try_lock(fd) and _is_at(fd, path):
+            path.unlink()
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartError(f"can't open the lock {path}: {error.strerror}") from error
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Tell whether a lock file is still the one at its path, and not deleted by another vifd between opening and locking."""
+    try:
+        return path.lstat().st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(fd: int) -> bool:

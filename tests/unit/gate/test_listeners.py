@@ -200,3 +200,28 @@ def test_what_is_no_socket_at_all_is_an_error() -> None:
             listeners._take(fd)
     finally:
         os.close(fd)
+
+
+def test_locks_that_nobody_holds_are_discarded_and_others_stay(folder: Path) -> None:
+    held = listeners.lock(folder / "netns-1.lock", "x")
+    os.close(listeners.lock(folder / "netns-2.lock", "x"))
+    (folder / "netns-3.lock").symlink_to(folder / "elsewhere")
+    (folder / "other").touch()
+    listeners.discard_stale_locks(folder, "netns-*.lock")
+    os.close(held)
+    assert {path.name for path in folder.iterdir()} == {"netns-1.lock", "netns-3.lock", "other"}
+
+
+def test_a_lock_file_that_was_discarded_in_between_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, really_try = folder / "lock", listeners._try_lock
+    discards = [path.unlink]
+
+    def discard_first(fd: int) -> bool:
+        while discards:
+            discards.pop()()
+        return really_try(fd)
+
+    monkeypatch.setattr(listeners, "_try_lock", discard_first)
+    held = listeners.lock(path, "x")
+    assert path.stat().st_ino == os.fstat(held).st_ino
+    os.close(held)
