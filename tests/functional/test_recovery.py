@@ -141,6 +141,16 @@ def test_a_marked_stray_is_deleted(own: Daemon, altname: bool) -> None:
     assert f"is deleted device={ifname}" in own.log()
 
 
+def test_a_stray_that_lost_both_names_is_told_and_not_called_deleted(own: Daemon) -> None:
+    own.stop()
+    ifname = make_stray(own, new_id(), altname=False)
+    kernel.run(own.netns, "link", "set", "dev", ifname, "name", "renamed0")
+    own.start()
+    assert [tap["ifname"] for tap in taps(own.netns)] == ["renamed0"]
+    assert "a stray tap can't be deleted device=renamed0" in own.log()
+    assert "is deleted device=renamed0" not in own.log()
+
+
 def test_a_marked_stray_that_is_in_use_is_kept_and_told(own: Daemon) -> None:
     own.stop()
     ifname = make_stray(own, new_id())

@@ -125,11 +125,17 @@ async def _sweep(room: Room, known: set[str]) -> None:
         if device.carrier:
             _log.warning("a tap of vifd's that no record knows is in use: it stays", extra={"device": device.ifname})
     idle = [device for device in strays if not device.carrier]
-    for device, error in zip(idle, await _revert(room, [_plan_for(device) for device in idle]), strict=True):
-        if error is None:
+    if not idle:
+        return
+    answers = await _revert(room, [_plan_for(device) for device in idle])
+    # Who took all its names from a device hid it from the deletion, which finds it by them.
+    left = {device.ifindex for device in await room.inspect([])}
+    for device, error in zip(idle, answers, strict=True):
+        if device.ifindex not in left:
             _log.warning("a tap of vifd's that no record knows is deleted", extra={"device": device.ifname})
         else:
-            _log.error("a stray tap can't be deleted", extra={"device": device.ifname, "error": str(error)})
+            reason = str(error or "it was renamed and has no alternative name; delete it by hand")
+            _log.error("a stray tap can't be deleted", extra={"device": device.ifname, "error": reason})
 
 
 def _plan_for(device: Device) -> Plan:
