@@ -86,7 +86,10 @@ def _source(options: argparse.Namespace) -> Callable[[], str]:
 
 
 def _fake_paths() -> dict[str, str]:
-    directory = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/vifd-{os.getuid()}"  # noqa: S108  made 0755, owned by this user
+    directory = os.environ.get("XDG_RUNTIME_DIR")
+    if not directory:
+        directory = f"/tmp/vifd-{os.getuid()}"  # noqa: S108  the next line refuses one of somebody else's
+        privileges.make_directory(Path(directory), None)
     return {"socket": f"{directory}/vifd.sock", "fd_socket": f"{directory}/vifd-fd.sock"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import stat
 import subprocess
 import tomllib
@@ -16,6 +17,7 @@ from tests.support import kernel
 from tests.support.asking import make
 from tests.support.daemon import BIN, BLUE, Daemon, ip, network_namespace, running, short_directory, taps
 from vifclient import Client, VifError
+from vifd.__main__ import main
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -237,3 +239,20 @@ def test_several_networks_are_served_by_one_daemon() -> None:
         masters = {tap["ifname"]: tap["master"] for tap in taps(daemon.netns)}
         assert masters == {ifname: f"br-{name[1:]}" for name, ifname in endpoints.items()}
         assert len(ip(daemon.netns, "link", "show", "type", "bridge")) == 20
+
+
+def test_a_fake_vifd_takes_no_directory_of_somebody_elses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uid = 2_000_000_000 + secrets.randbelow(100_000_000)  # nobody's, so that the directory is this test's own
+    squatted = Path(f"/tmp/vifd-{uid}")
+    squatted.mkdir(mode=0o777)
+    try:
+        os.chown(squatted, uid + 1, -1)
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: uid)
+        assert main(["--fake"]) == 1
+        assert f"{squatted} belongs to uid {uid + 1}" in capsys.readouterr().err
+        assert list(squatted.iterdir()) == []
+    finally:
+        squatted.rmdir()
