@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.guest import unprivileged
 
@@ -117,7 +117,7 @@ class Stage:
             _wait_until_ready(listener, process)
         return process
 
-    def start(self, command: Sequence[str], **pipes: object) -> subprocess.Popen[bytes]:
+    def start(self, command: Sequence[str], **pipes: Any) -> subprocess.Popen[bytes]:
         """Start a process that ends with the stage, if not before.
 
         Args:
@@ -125,7 +125,7 @@ class Stage:
             pipes: Further arguments of `subprocess.Popen`.
         """
         # in a session of its own, Ctrl-C reaches the demo alone, which then ends everything in order
-        process: subprocess.Popen[bytes] = subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
+        process: subprocess.Popen[bytes] = subprocess.Popen(command, start_new_session=True, **pipes)
         self._processes.callback(stop, process)
         return process
 

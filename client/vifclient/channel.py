@@ -1,6 +1,7 @@
 """What both clients need of gRPC: the target, the channel's options, the stubs by name, and errors in vifd's words."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, get_args
 from urllib.parse import quote
@@ -29,7 +30,7 @@ OPTIONS = (
 )
 
 
-class Connection:
+class Connection(ABC):
     """What both clients are made of.
 
     Args:
@@ -54,8 +55,9 @@ class Connection:
         self._channel = self._open_channel(make_target(self.socket_path))
         self._stubs = make_stubs(self._channel)
 
+    @abstractmethod
     def _open_channel(self, target: str) -> Any:
-        raise NotImplementedError
+        """Open the channel of this kind of client."""
 
     def _begin(self, timeout_s: float | None) -> Attempts:
         return Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)

@@ -175,7 +175,7 @@ class Watch:
 
     async def close(self) -> None:
         """Leave."""
-        await self._events.aclose()  # type: ignore[attr-defined]
+        await self._events.aclose()
 
 
 BRIDGE = (BridgePreference(),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
@@ -27,12 +28,11 @@ class Planned(Struct, frozen=True):
     port: Port
 
 
-class NetworkDriver(Generic[OptionsT]):
+class NetworkDriver(ABC, Generic[OptionsT]):
     """Makes endpoints on one network. One instance a network; it is made anew when the configuration changes.
 
     A driver from another package derives from it, and names itself under the entry-point group `vifd.network_drivers`. Only
-    `offers`, `plan` and
-    `locate` have to be written; the engine alone owns the order, the journal, the undo and the retries.
+    `offers`, `plan` and `locate` have to be written; the engine alone owns the order, the journal, the undo and the retries.
 
     Args:
         network: the network's name.
@@ -65,14 +65,15 @@ class NetworkDriver(Generic[OptionsT]):
         """The MTU of an endpoint that asks for none; 0: known only when one is made."""
         return 0
 
+    @abstractmethod
     def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
         """Say for every kind that this driver knows whether it can be made here and now, and what it can do. Changes nothing.
 
         Args:
             spec: what is asked for; None: nothing particular.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
         """Say what the kernel has to do. Pure: the same answer each time, and no I/O.
 
@@ -81,11 +82,10 @@ class NetworkDriver(Generic[OptionsT]):
             spec: what is asked for.
             preference: the kind that was chosen, with its options.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
         """Give the typed location, from what the plan came to. Pure."""
-        raise NotImplementedError
 
     def open_queues(self, endpoint: Endpoint, count: int) -> list[int] | None:
         """Open queues that aren't the kernel's, for their owner.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -40,6 +41,9 @@ def _load(entry: EntryPoint) -> type[NetworkDriver[Any]]:
         raise StartError(f"network driver {entry.name!r} ({entry.value}) can't be loaded: {error}") from error
     if not (isinstance(driver, type) and issubclass(driver, NetworkDriver)):
         raise StartError(f"network driver {entry.name!r} ({entry.value}) is no NetworkDriver")
+    if inspect.isabstract(driver):
+        missing = ", ".join(sorted(driver.__abstractmethods__))
+        raise StartError(f"network driver {entry.name!r} ({entry.value}) lacks {missing}")
     return driver
 
 

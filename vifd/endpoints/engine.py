@@ -1,8 +1,7 @@
 """The life of endpoints: who asks for what, in which order things happen, and what is left when something fails.
 
 All state lives in the event loop's thread, so what stands between two awaits is atomic. Work that was begun is finished even if
-its caller
-goes away: the same request again finds it.
+its caller goes away: the same request again finds it.
 """
 
 from __future__ import annotations

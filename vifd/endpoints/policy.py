@@ -1,6 +1,6 @@
-"""Who may do what, by the configuration's `[[policy]]` tables. Root may do everything; without a table, whoever may connect may
-use
-every network.
+"""Who may do what, by the configuration's `[[policy]]` tables.
+
+Root may do everything; without a table, whoever may connect may use every network.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A network's bridge: made when it is missing, used as it is when somebody else made it. Not on the way of a request, so
-pyroute2.
+"""A network's bridge: made when it is missing, used as it is when somebody else made it.
+
+It isn't on the way of a request, so pyroute2 makes it.
 
 A bridge that vifd makes has a MAC address derived from the network's name, from its first moment, and an ifalias from its
-second; either
-says whose it is, so a helper that dies in between finishes its work at the next start.
+second; either says whose it is, so a helper that dies in between finishes its work at the next start.
 """
 
 from __future__ import annotations

@@ -251,8 +251,7 @@ def reload() -> tuple[str, dict[str, str]]:
 
     Returns:
         The configuration's text, which the front process may not be able to read; and by network, what is wrong with its
-        bridge, or by ""
-        what is wrong with the configuration, which then stays as it was.
+        bridge, or by "" what is wrong with the configuration, which then stays as it was.
     """
     helper = _get()
     try:

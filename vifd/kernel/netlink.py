@@ -194,8 +194,7 @@ def parse_events(data: bytes) -> list[LinkEvent]:
     """Take a packet of multicast link messages apart.
 
     IFLA_IFNAME is the first attribute of every link message (net/core/rtnetlink.c, rtnl_fill_ifinfo), so the others, a kilobyte
-    and
-    more, aren't looked at. Messages of AF_BRIDGE are left out: they tell of a port, and repeat what the device's own say.
+    and more, aren't looked at. Messages of AF_BRIDGE are left out: they tell of a port, and repeat what the device's own say.
     """
     events, offset = [], 0
     while offset + _LINK_HEADER_BYTES + 4 <= len(data):

@@ -55,8 +55,7 @@ def open_queue(ifname: str, *, multi_queue: bool, vnet_hdr: bool) -> int:
     """Open a queue of a tap that exists.
 
     The caller checks with `device_number` that it is the one meant: if that has gone in the meantime, the kernel has just made a
-    new one, which
-    goes with the descriptor.
+    new one, which goes with the descriptor.
 
     Raises:
         OSError: EBUSY where a tap with one queue is open already.

@@ -16,8 +16,9 @@ from vifd.kernel.authority import BridgeGrant
 
 DRIVER = """
     from msgspec import Struct
-    from vifd.drivers.base import NetworkDriver
+    from vifd.drivers.base import NetworkDriver, Planned
     from vifd.errors import Violation
+    from vifd.model import BridgePort
 
     class GreenOptions(Struct, frozen=True):
         shade: str = "dark"
@@ -29,6 +30,15 @@ DRIVER = """
         @classmethod
         def check_options(cls, options):
             return [Violation("shade", "is ugly")] if options.shade == "pea" else []
+
+        def offers(self, spec):
+            return []
+
+        def plan(self, endpoint_id, spec, preference):
+            return Planned((), spec.port)
+
+        def locate(self, endpoint_id, preference, made):
+            return BridgePort("br-green", "green0")
 """
 
 Install = Callable[..., None]
@@ -134,3 +144,10 @@ def test_two_networks_that_say_different_things_of_one_bridge_are_refused(more: 
     (problem,) = caught.value.problems
     assert problem.field == "networks.b.bridge"
     assert "network a has bridge br-a too" in problem.message
+
+
+def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:
+    lacking = "from vifd.drivers.base import NetworkDriver\nclass GreenDriver(NetworkDriver):\n    name = 'green'\n"
+    install("green", "green_net:GreenDriver", "green_net", lacking)
+    with pytest.raises(StartError, match="lacks locate, offers, plan"):
+        catalog.load()

@@ -88,7 +88,7 @@ async def test_who_closes_one_may_come_again(run: object, folder: Path, monkeypa
         finally:
             asyncio.get_running_loop().call_soon(left.set)
 
-    house.serve = serve  # type: ignore[method-assign]
+    house.serve = serve
     async with opened(house):
         with ordinary_user():
             with connect(house.path) as first:

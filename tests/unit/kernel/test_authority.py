@@ -18,7 +18,7 @@ PORT = AttachPort(NAME, "blue", 0)
 
 def rejected(*plan: object) -> str:
     with pytest.raises(PlanRejectedError) as caught:
-        check_plan(plan, AUTHORITY)  # type: ignore[arg-type]
+        check_plan(plan, AUTHORITY)
     return str(caught.value)
 
 

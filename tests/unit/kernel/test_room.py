@@ -38,7 +38,7 @@ Channel = tuple[socket.socket, socket.socket]
 
 
 def room(channel: Channel, **answers: Any) -> PrivilegedRoom:
-    return PrivilegedRoom(FakeCalls(**answers), channel[0])  # type: ignore[arg-type]
+    return PrivilegedRoom(FakeCalls(**answers), channel[0])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_the_problems_of_networks_are_told(channel: Channel) -> None:
 async def test_a_sign_of_life_asks_for_no_list_of_devices(channel: Channel) -> None:
     one = room(channel, inspect=ops.encode([]))
     await one.ping()
-    ((_, (ids,)),) = one._call.__self__.asked  # type: ignore[attr-defined]
+    ((_, (ids,)),) = one._call.__self__.asked
     assert len(ids) == 1
 
 

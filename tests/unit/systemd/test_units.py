@@ -21,7 +21,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 def read_unit(name: str) -> configparser.ConfigParser:
     # strict=False: systemd lets keys repeat; the last one stands here.
     unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.optionxform = str
     unit.read_string((UNITS / name).read_text())
     return unit
 
