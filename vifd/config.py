@@ -75,6 +75,7 @@ class PolicyRule(Struct, frozen=True):
     kinds: tuple[Literal["bridge", "tap", "macvtap", "pci", "ovs_port", "vhost_user", "vdpa"], ...] = ()
     role: Role = Role.USE
     max_endpoints: Annotated[int, Meta(ge=1)] | None = None
+    guard: Literal["required", "optional"] = "required"
 
 
 class NetworkConfig(Struct, frozen=True):

@@ -10,6 +10,7 @@
     │   ├── NoAcceptableKind
     │   ├── StaleGeneration
     │   ├── WrongState
+    │   ├── AddressInUse
     │   └── HostNotReady
     ├── Exhausted                something has to be released first
     │   ├── NetworkFull
@@ -125,6 +126,12 @@ class WrongState(Refused):
     """The endpoint's state doesn't allow the call."""
 
     reason = "WRONG_STATE"
+
+
+class AddressInUse(Refused):
+    """An address or the MAC is another endpoint's, or the network's own."""
+
+    reason = "ADDRESS_IN_USE"
 
 
 class HostNotReady(Refused):

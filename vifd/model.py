@@ -53,6 +53,16 @@ class Feature(StrEnum):
     MTU = "mtu"
     ADDRESSES = "addresses"
     PORT_ID = "port_id"
+    TX_QUEUE_LENGTH = "tx_queue_length"
+    PUBLIC_ADDRESSES = "public_addresses"
+
+
+class LimitsMechanism(StrEnum):
+    """How the kernel keeps a rate limit of what comes in at a device, best first."""
+
+    POLICE = "police"
+    IFB = "ifb"
+    NFTABLES = "nftables"
 
 
 class Outcome(StrEnum):
@@ -104,6 +114,9 @@ class DriftKind(StrEnum):
     LINK_STATE = "link_state"
     NETWORK_MISSING = "network_missing"
     BINDING = "binding"
+    ISOLATION = "isolation"
+    NAME = "name"
+    TX_QUEUE_LENGTH = "tx_queue_length"
 
 
 class BridgePreference(Struct, frozen=True, tag="bridge"):
@@ -202,6 +215,8 @@ class Port(Struct, frozen=True):
     limits: Limits | None = None
     isolated: bool | None = None
     link_up: bool | None = None
+    tx_queue_length: int = 0
+    public_addresses: tuple[str, ...] = ()
 
 
 class Owner(Struct, frozen=True):
@@ -209,6 +224,15 @@ class Owner(Struct, frozen=True):
 
     uid: int
     gid: int | None = None
+
+
+class IpConfig(Struct, frozen=True):
+    """What a guest should have on a network that hands out addresses, see the API's IpConfig."""
+
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dhcp: bool = False
 
 
 class Instance(Struct, frozen=True):
@@ -357,6 +381,7 @@ class Endpoint(Struct, frozen=True):
     labels: Mapping[str, str] = {}
     considered: tuple[Consideration, ...] = ()
     drifts: tuple[Drift, ...] = ()
+    ip_config: IpConfig | None = None
 
     @property
     def ifindex(self) -> int:

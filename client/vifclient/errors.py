@@ -7,6 +7,7 @@
     │   ├── AlreadyExists            choose another id, or release the old endpoint first
     │   ├── NoAcceptableKind         accept another kind; `considered` says why none would do
     │   ├── StaleGeneration          do nothing: the life that was meant is over
+    │   ├── AddressInUse             ask for another address or MAC: it is another endpoint's, or the network's own
     │   ├── WrongState               read the endpoint again, then decide
     │   └── Unsupported              ask without that call or option
     ├── HostError                    something on this host has to change first
@@ -112,6 +113,10 @@ class StaleGeneration(RequestError):
     """The release names a life of the endpoint that is over: nothing of the caller's is left, so do nothing."""
 
 
+class AddressInUse(RequestError):
+    """An address or the MAC is another endpoint's, or the network's own: ask for another."""
+
+
 class WrongState(RequestError):
     """The endpoint isn't in a state that allows the call: read it again, then decide."""
 
@@ -184,6 +189,7 @@ _BY_REASON: Mapping[str, type[VifError]] = {
     "NO_ACCEPTABLE_KIND": NoAcceptableKind,
     "STALE_GENERATION": StaleGeneration,
     "WRONG_STATE": WrongState,
+    "ADDRESS_IN_USE": AddressInUse,
     "HOST_NOT_READY": HostNotReady,
     "OVERLOADED": Overloaded,
 }

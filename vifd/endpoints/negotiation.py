@@ -52,6 +52,8 @@ def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature,
         Feature.ISOLATION: ("port.isolated", bool(port.isolated)),
         Feature.LINK_STATE: ("port.link_up = false", port.link_up is False),
         Feature.MTU: ("port.mtu_bytes", port.mtu_bytes != 0),
+        Feature.TX_QUEUE_LENGTH: ("port.tx_queue_length", port.tx_queue_length != 0),
+        Feature.PUBLIC_ADDRESSES: ("port.public_addresses", bool(port.public_addresses)),
         Feature.PORT_ID: ("port_id", spec.port_id != ""),
     }
     return {feature: option for feature, (option, wanted) in asked.items() if wanted}

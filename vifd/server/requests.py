@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Collection, Mapping, Sequence
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -30,6 +30,8 @@ _MTU_BYTES = range(68, 65536)
 _VIDS = range(1, 4095)
 _MAX_ID = (1 << 32) - 2
 _PAGE, _MAX_PAGE = 100, 1000
+_TX_QUEUE_LENGTH, _PUBLIC_ADDRESSES = 100_000, 16
+_RATE_BPS, _RATE_PPS, _BURST_BYTES = 1 << 40, (1 << 32) - 1, (1 << 32) - 1
 
 
 class _Checker:
@@ -299,21 +301,44 @@ def _port(check: _Checker, message: Any) -> model.Port:
     check.require(not mac or _is_mac(mac), "mac", 'has to be a unicast address that isn\'t zero, like "52:54:00:12:34:56"')
     mtu = message.mtu_bytes
     check.require(mtu == 0 or mtu in _MTU_BYTES, "mtu_bytes", f"{mtu} is not 0, nor {_MTU_BYTES.start} to {_MTU_BYTES.stop - 1}")
-    check.require(len(message.addresses) <= _ADDRESSES, "addresses", f"has more than {_ADDRESSES} addresses")
-    for i, address in enumerate(message.addresses[:_ADDRESSES]):
-        check.require(
-            _is_address(address), f"addresses[{i}]", f"{address[:64]!r} is no IP address, with or without a prefix length"
-        )
+    length = message.tx_queue_length
+    check.require(length <= _TX_QUEUE_LENGTH, "tx_queue_length", f"{length} is more than {_TX_QUEUE_LENGTH}")
     return model.Port(
         mac=mac,
         mtu_bytes=mtu,
-        addresses=tuple(message.addresses),
+        addresses=_addresses(check, "addresses", message.addresses, _ADDRESSES, _Address.PREFIX),
         vlan=_vlan(check.at("vlan"), message.vlan) if message.HasField("vlan") else None,
         guard_enabled=message.guard.enabled if message.HasField("guard") else None,
-        limits=_limits(message.limits) if message.HasField("limits") else None,
+        limits=_limits(check.at("limits"), message.limits, mtu) if message.HasField("limits") else None,
         isolated=_default(message, "isolated", unset=None),
         link_up=_default(message, "link_up", unset=None),
+        tx_queue_length=length,
+        public_addresses=_addresses(check, "public_addresses", message.public_addresses, _PUBLIC_ADDRESSES, _Address.SINGLE),
     )
+
+
+class _Address(Enum):
+    """What may stand where an address is wanted."""
+
+    SINGLE = 1
+    PREFIX = 2
+
+
+def _addresses(check: _Checker, field: str, texts: Sequence[str], most: int, kind: _Address) -> tuple[str, ...]:
+    """Give addresses in their canonical form: "10.0.0.7" for one, "10.0.0.0/24" for a prefix."""
+    check.require(len(texts) <= most, field, f"has more than {most} addresses")
+    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    for i, text in enumerate(texts[:most]):
+        where, network = f"{field}[{i}]", _as_network(text)
+        what = "no IP address" if kind is _Address.SINGLE else "no IP address, with or without a prefix length"
+        if network is None or (kind is _Address.SINGLE and network.num_addresses > 1):
+            check.require(condition=False, field=where, message=f"{text[:64]!r} is {what}")
+            continue
+        check.require(_is_usable(network), where, f"{text[:64]!r} can't be a VM's: it is multicast, loopback or unspecified")
+        same = next((known for known in networks if known.version == network.version and known.overlaps(network)), None)
+        check.require(same is None, where, f"{text[:64]!r} is in {same} already")
+        networks.append(network)
+    return tuple(str(n.network_address) if n.num_addresses == 1 else str(n) for n in networks)
 
 
 def _vlan(check: _Checker, message: Any) -> model.Vlan:
@@ -326,11 +351,25 @@ def _vlan(check: _Checker, message: Any) -> model.Vlan:
     return model.Vlan(message.vid, tuple(vids), message.native_vid)
 
 
-def _limits(message: Any) -> model.Limits:
-    from_vm, to_vm = (
-        model.RateLimit(limit.rate_bps, limit.burst_bytes, limit.rate_pps) for limit in (message.from_vm, message.to_vm)
+def _limits(check: _Checker, message: Any, mtu_bytes: int) -> model.Limits:
+    check.require(message.HasField("from_vm") or message.HasField("to_vm"), "", "needs from_vm or to_vm")
+    return model.Limits(_limit(check, "from_vm", message, mtu_bytes), _limit(check, "to_vm", message, mtu_bytes))
+
+
+def _limit(check: _Checker, direction: str, message: Any, mtu_bytes: int) -> model.RateLimit:
+    limit, check = getattr(message, direction), check.at(direction)
+    rate_bps, burst_bytes, rate_pps = limit.rate_bps, limit.burst_bytes, limit.rate_pps
+    given = rate_bps or rate_pps or burst_bytes
+    check.require(given or not message.HasField(direction), "", "limits nothing: give rate_bps or rate_pps, or leave it out")
+    check.require(rate_bps <= _RATE_BPS, "rate_bps", f"{rate_bps} is more than 2^40")
+    check.require(rate_pps <= _RATE_PPS, "rate_pps", f"{rate_pps} is more than 2^32 - 1")
+    check.require(burst_bytes <= _BURST_BYTES, "burst_bytes", f"{burst_bytes} is more than 2^32 - 1")
+    check.require(not burst_bytes or rate_bps, "burst_bytes", "needs rate_bps")
+    least = mtu_bytes or _MTU_BYTES.start
+    check.require(
+        not burst_bytes or burst_bytes >= least, "burst_bytes", f"{burst_bytes} is less than the MTU: nothing could pass"
     )
-    return model.Limits(from_vm, to_vm)
+    return model.RateLimit(rate_bps, burst_bytes, rate_pps)
 
 
 def _default(message: Any, field: str, *, unset: Any) -> Any:
@@ -341,9 +380,14 @@ def _is_mac(text: str) -> bool:
     return _MAC.fullmatch(text) is not None and not int(text[:2], 16) & 1 and text.strip("0:") != ""
 
 
-def _is_address(text: str) -> bool:
+def _as_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """Turn an address or a prefix into a network; None where it is neither. A zone names an interface of whoever says it."""
     try:
-        ipaddress.ip_interface(text)
+        return None if "%" in text else ipaddress.ip_network(text, strict=False)
     except ValueError:
-        return False
-    return "%" not in text  # a zone names an interface of whoever says it
+        return None
+
+
+def _is_usable(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    address = network.network_address
+    return not (address.is_multicast or address.is_loopback or (address.is_unspecified and network.num_addresses == 1))

@@ -23,6 +23,7 @@ _HOST_DRIVERS = _numbers(endpoint_pb2.PciHostDriver, "PCI_HOST_DRIVER", model.Pc
 _ROLES = _numbers(endpoint_pb2.VhostUserRole, "VHOST_USER_ROLE", model.VhostUserRole)
 _DRIFTS = _numbers(endpoint_pb2.DriftKind, "DRIFT_KIND", model.DriftKind)
 _OUTCOMES = _numbers(error_pb2.ConsiderationOutcome, "CONSIDERATION_OUTCOME", model.Outcome)
+_MECHANISMS = _numbers(host_service_pb2.LimitsMechanism, "LIMITS_MECHANISM", model.LimitsMechanism)
 _FEATURES = _numbers(host_service_pb2.Feature, "FEATURE", model.Feature)
 
 
@@ -46,6 +47,8 @@ def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
     )
     if value.instance.uuid or value.instance.name:
         message.instance.uuid, message.instance.name = value.instance.uuid, value.instance.name
+    if value.ip_config is not None:
+        _set_fields(message.ip_config, value.ip_config)
     if value.create_time_ns:
         message.create_time.FromNanoseconds(value.create_time_ns)
     if value.location is not None:
@@ -72,10 +75,21 @@ def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_p
         setattr(target, name, field)
 
 
+def _set_fields(message: Any, value: model.IpConfig) -> None:
+    message.SetInParent()
+    message.MergeFrom(type(message)(**{name: getattr(value, name) for name in value.__struct_fields__}))
+
+
 def port(value: model.Port) -> endpoint_pb2.PortSpec:
     """Give a port's message."""
     message = endpoint_pb2.PortSpec(
-        mac=value.mac, mtu_bytes=value.mtu_bytes, addresses=value.addresses, isolated=value.isolated, link_up=value.link_up
+        mac=value.mac,
+        mtu_bytes=value.mtu_bytes,
+        addresses=value.addresses,
+        isolated=value.isolated,
+        link_up=value.link_up,
+        tx_queue_length=value.tx_queue_length,
+        public_addresses=value.public_addresses,
     )
     if value.vlan is not None:
         message.vlan.vid, message.vlan.native_vid = value.vlan.vid, value.vlan.native_vid
@@ -118,6 +132,11 @@ def network(value: NetworkInfo) -> host_service_pb2.Network:
         offers=[_offer(offer) for offer in value.offers],
         endpoint_count=value.endpoint_count,
     )
+
+
+def limits_mechanism(value: model.LimitsMechanism | None) -> Any:
+    """Give a mechanism's number; 0 for none."""
+    return 0 if value is None else _MECHANISMS[value]
 
 
 def _offer(value: model.Offer) -> host_service_pb2.KindOffer:

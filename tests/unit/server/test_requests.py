@@ -41,10 +41,11 @@ def test_everything_that_a_request_can_say_is_taken() -> None:
         acceptable { macvtap { mode: MACVTAP_MODE_VEPA queues: 4 vnet_hdr: false } }
         acceptable { tap { queues: 256 vnet_hdr: false } }
         acceptable { bridge {} }
-        port { mac: "52:54:00:AB:cd:ef" mtu_bytes: 9000 addresses: ["10.0.0.2", "fd00::2/64"]
+        port { mac: "52:54:00:AB:cd:ef" mtu_bytes: 9000 addresses: ["10.0.0.2", "fd00::/64"] tx_queue_length: 500
+               public_addresses: ["203.0.113.9"]
                vlan { trunk_vids: [1, 4094] native_vid: 7 }
                guard { enabled: true } isolated: true link_up: false
-               limits { from_vm { rate_bps: 1 burst_bytes: 2 rate_pps: 3 } to_vm { rate_bps: 4 } } }
+               limits { from_vm { rate_bps: 1 burst_bytes: 9000 rate_pps: 3 } to_vm { rate_bps: 4 } } }
         instance { uuid: "aaaaaaaa-2222-4333-8444-555555555555" name: "vm one" }
         labels { key: "app.io/role" value: "Datenbank-Größe" }
         owner { uid: 7 gid: 8 }
@@ -70,12 +71,14 @@ def test_everything_that_a_request_can_say_is_taken() -> None:
         port=model.Port(
             mac="52:54:00:ab:cd:ef",
             mtu_bytes=9000,
-            addresses=("10.0.0.2", "fd00::2/64"),
+            addresses=("10.0.0.2", "fd00::/64"),
             vlan=model.Vlan(0, (1, 4094), 7),
             guard_enabled=True,
-            limits=model.Limits(model.RateLimit(1, 2, 3), model.RateLimit(4)),
+            limits=model.Limits(model.RateLimit(1, 9000, 3), model.RateLimit(4)),
             isolated=True,
             link_up=False,
+            tx_queue_length=500,
+            public_addresses=("203.0.113.9",),
         ),
         instance=model.Instance("aaaaaaaa-2222-4333-8444-555555555555", "vm one"),
         labels={"app.io/role": "Datenbank-Größe"},

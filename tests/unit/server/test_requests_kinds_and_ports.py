@@ -167,5 +167,43 @@ def test_a_port_that_says_no_differs_from_one_that_says_nothing(value: bool) -> 
     assert (taken.isolated, taken.link_up, taken.guard_enabled) == (value, value, value)
 
 
-def test_limits_without_a_number_are_limits_all_the_same() -> None:
-    assert parse(port("limits {}")).port.limits == model.Limits()
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("", "port.limits"),
+        ("from_vm {}", "port.limits.from_vm"),
+        ("to_vm { rate_bps: 0 }", "port.limits.to_vm"),
+        (f"to_vm {{ rate_bps: {2**40 + 1} }}", "port.limits.to_vm.rate_bps"),
+        (f"to_vm {{ rate_pps: {2**32} }}", "port.limits.to_vm.rate_pps"),
+        ("from_vm { burst_bytes: 2000 }", "port.limits.from_vm.burst_bytes"),
+        ("from_vm { rate_bps: 1 burst_bytes: 67 }", "port.limits.from_vm.burst_bytes"),
+        (f"from_vm {{ rate_bps: 1 burst_bytes: {2**32} }}", "port.limits.from_vm.burst_bytes"),
+    ],
+)
+def test_limits_that_limit_nothing_or_everything_are_refused(text: str, field: str) -> None:
+    assert wrong(port(f"limits {{ {text} }}")) == [field]
+
+
+def test_a_burst_has_to_hold_the_port_s_mtu() -> None:
+    wanted = "limits { to_vm { rate_bps: 1 burst_bytes: 8999 } } mtu_bytes: 9000"
+    assert wrong(port(wanted)) == ["port.limits.to_vm.burst_bytes"]
+
+
+def test_addresses_are_brought_to_one_form() -> None:
+    taken = parse(port('addresses: ["10.0.0.7/32", "10.1.0.9/16", "FD00:0::2"] public_addresses: ["203.0.113.5"]')).port
+    assert taken.addresses == ("10.0.0.7", "10.1.0.0/16", "fd00::2")
+    assert taken.public_addresses == ("203.0.113.5",)
+
+
+@pytest.mark.parametrize("address", ["224.0.0.1", "127.0.0.1", "::1", "0.0.0.0", "ff02::1"])
+def test_an_address_has_to_be_one_that_a_vm_can_have(address: str) -> None:
+    assert wrong(port(f'addresses: ["{address}"]')) == ["port.addresses[0]"]
+
+
+def test_an_address_that_is_in_another_already_is_refused() -> None:
+    assert wrong(port('addresses: ["10.0.0.0/24", "10.0.0.7"]')) == ["port.addresses[1]"]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.0/24", "x", ""])
+def test_a_public_address_is_a_single_one(address: str) -> None:
+    assert wrong(port(f'public_addresses: ["{address}"]')) == ["port.public_addresses[0]"]

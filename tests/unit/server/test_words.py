@@ -99,6 +99,7 @@ def test_every_field_of_an_endpoint_is_filled_in() -> None:
         instance=model.Instance("uuid", "name"),
         labels={"a": "b"},
         drifts=(model.Drift(model.DriftKind.MTU, "1500", "1400", "x"),),
+        ip_config=model.IpConfig(("10.0.0.2/24",), ("10.0.0.1",), ("10.0.0.1",), dhcp=True),
     )
     unset = {"bridge", "macvtap", "pci", "ovs_port", "vhost_user", "vdpa"}
     assert {field.name for field, _ in message.ListFields()} == {f.name for f in message.DESCRIPTOR.fields} - unset
@@ -126,6 +127,8 @@ def test_a_port_tells_all_that_it_is() -> None:
         limits=model.Limits(model.RateLimit(1, 2, 3), model.RateLimit(4, 5, 2**64 - 1)),
         isolated=True,
         link_up=True,
+        tx_queue_length=500,
+        public_addresses=("203.0.113.9",),
     )
     message = words.port(value)
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
