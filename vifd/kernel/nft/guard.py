@@ -1,0 +1,306 @@
+"""The guard's table in the kernel, and what it has of each port.
+
+The helper is the only one that changes it, so it knows without asking what is there: a change of a port is the difference to what
+it has, in one transaction. Where the kernel can (Linux 6.9), the helper owns the table: another program's `nft flush ruleset`
+doesn't touch it, and it outlives the helper. Elsewhere others' changes are undone by `restore`.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import threading
+from collections.abc import Iterable, Mapping
+from struct import pack, unpack_from
+from typing import NamedTuple
+
+from vifd.kernel.nft import ruleset, wire
+from vifd.kernel.nft.rules import Verdict, verdict_data
+from vifd.kernel.nft.ruleset import SETS, TABLE, Ruleset
+from vifd.kernel.nft.wire import (
+    NLM_F_CREATE,
+    Kind,
+    Message,
+    NftError,
+    NftSocket,
+    attribute,
+    listed,
+    nested,
+    number,
+    number64,
+    text,
+)
+
+_OWNER, _PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
+_ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
+_LIMIT_OBJECT, _LIMIT_PACKETS, _LIMIT_BYTES, _LIMIT_OVER = 4, 0, 1, 1
+
+
+class Element(NamedTuple):
+    """An element of a set or map.
+
+    Args:
+        of: the set.
+        key: as the kernel has it, the interface's index first.
+        end: the last key of a range; empty: it is no range.
+        value: a map's: the chain, or the limit's name, which says all of it.
+    """
+
+    of: str
+    key: bytes
+    end: bytes = b""
+    value: str = ""
+
+
+Elements = frozenset[Element]
+NOTHING: Elements = frozenset()
+
+
+def guarded(ifindex: int, macs: Iterable[str], addresses: Iterable[str], *, trunk: bool) -> Elements:
+    """Give what keeps a port to its MACs and addresses.
+
+    Args:
+        ifindex: the port.
+        macs: the MACs that its VM may send with.
+        addresses: the addresses and prefixes that it may send from; none: any.
+        trunk: whether 802.1Q tags pass.
+    """
+    port = pack("=I", ifindex)
+    elements = {
+        Element(ruleset.PORTS, port, value="trunk" if trunk else "access"),
+        Element(ruleset.DROPS, port),
+        *(Element(ruleset.MACS, port + bytes.fromhex(mac.replace(":", "")) + bytes(2)) for mac in macs),
+    }
+    networks = [ipaddress.ip_network(address) for address in addresses]
+    if networks:
+        elements.add(Element(ruleset.LISTED, port))
+    if any(network.version == 6 for network in networks):
+        networks += [ipaddress.ip_network(link_local(mac)) for mac in macs]
+    return frozenset(elements | {_address(ifindex, network) for network in networks})
+
+
+def limited(ifindex: int, of: str, rate: int, burst: int) -> Element:
+    """Give what limits a port.
+
+    Args:
+        ifindex: the port.
+        of: the map.
+        rate: packets or bytes a second.
+        burst: packets or bytes; of bytes, a second's worth comes on top (net/netfilter/nft_limit.c).
+    """
+    return Element(of, pack("=I", ifindex), value=f"{of}-{ifindex}-{rate}-{burst}")
+
+
+def link_local(mac: str) -> str:
+    """Give the link-local address that derives from a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
+
+
+def _address(ifindex: int, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Element:
+    first, last = network.network_address.packed, network.broadcast_address.packed
+    if first == last:
+        return Element(ruleset.IP4 if network.version == 4 else ruleset.IP6, pack("=I", ifindex) + first)
+    # Where there are ranges, numbers are compared byte by byte from the left.
+    port = pack(">I", ifindex)
+    of = ruleset.IP4_PREFIXES if network.version == 4 else ruleset.IP6_PREFIXES
+    return Element(of, port + first, port + last)
+
+
+def port_of(element: Element) -> int:
+    """Give the index of the interface that an element is about."""
+    index: int = unpack_from(">I" if SETS[element.of].is_interval else "=I", element.key)[0]
+    return index
+
+
+class Guard:
+    """One table, and what it has of each port. Any thread may call.
+
+    Args:
+        rules: the table's ruleset.
+        owned: whether to own the table where the kernel can; without, other programs may change it.
+    """
+
+    def __init__(self, rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True) -> None:
+        self._rules, self._owned = rules, owned
+        self._socket = NftSocket()
+        self._lock = threading.Lock()
+        self._ports: dict[int, Elements] = {}
+        self._flags = 0
+
+    @property
+    def port_id(self) -> int:
+        """The number by which events tell that this caused them."""
+        return self._socket.port_id
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The interfaces that the table has something of."""
+        return frozenset(self._ports)
+
+    def open(self) -> None:
+        """Make the table, or take over an earlier helper's with all that it has: no port is without for a moment.
+
+        Raises:
+            NftError: the kernel refuses; EOPNOTSUPP: it has no nf_tables, or not for this family.
+        """
+        with self._lock:
+            found = self._find_table()
+            self._ports = {} if found is None else self._read_ports()
+            for flags in (_OWNER | _PERSIST, 0) if self._owned else (0,):
+                try:
+                    self._take(found, flags)
+                except NftError as error:
+                    if flags == 0 or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                        raise
+                else:
+                    self._flags = flags
+                    return
+
+    def put(self, ports: Mapping[int, Elements]) -> None:
+        """Let ports have what is given and nothing else, all in one transaction.
+
+        Args:
+            ports: by interface index; NOTHING: the guard has nothing to do with it (any more).
+
+        Raises:
+            NftError: the kernel refuses; nothing has changed.
+        """
+        with self._lock:
+            removed, added = set[Element](), set[Element]()
+            for ifindex, wanted in ports.items():
+                present = self._ports.get(ifindex, NOTHING)
+                removed |= present - wanted
+                added |= wanted - present
+            self._socket.commit([*self._removals(removed), *self._additions(added)])
+            for ifindex, wanted in ports.items():
+                if wanted:
+                    self._ports[ifindex] = wanted
+                else:
+                    self._ports.pop(ifindex, None)
+
+    def has(self, ifindex: int, wanted: Elements) -> bool:
+        """Tell, by asking the kernel, whether a port has what it should."""
+        with self._lock:
+            return self._ports.get(ifindex, NOTHING) == wanted and all(self._is_there(element) for element in wanted)
+
+    def restore(self) -> bool:
+        """Put the table back as it was if somebody has changed it; tell whether somebody had.
+
+        Raises:
+            NftError: the kernel refuses.
+        """
+        with self._lock:
+            found = self._find_table()
+            if found is not None and self._is_whole(found) and self._read_ports() == self._ports:
+                return False
+            self._replace(found, self._flags)
+            return True
+
+    # --- inside
+
+    def _find_table(self) -> dict[int, bytes] | None:
+        return self._socket.ask(Message(Kind.GETTABLE, self._rules.family, text(1, TABLE)))
+
+    def _is_current(self, table: dict[int, bytes]) -> bool:
+        return self._rules.version.encode() in table.get(6, b"")
+
+    def _is_whole(self, table: dict[int, bytes]) -> bool:
+        """Tell whether the table has as many objects as it was made with, and as many rules (nothing tells them one by one)."""
+        return self._is_current(table) and self._count_rules() == sum(len(c.rules) for c in self._rules.chains.values())
+
+    def _count_rules(self) -> int:
+        return len(self._socket.dump(Message(Kind.GETRULE, self._rules.family, text(1, TABLE))))
+
+    def _take(self, found: dict[int, bytes] | None, flags: int) -> None:
+        is_persistent = found is not None and bool(unpack_from(">I", found.get(2, bytes(4)))[0] & _PERSIST)
+        if found is not None and self._is_whole(found) and is_persistent == bool(flags & _PERSIST):
+            self._socket.commit([self._rules.table(flags)])
+        else:
+            self._replace(found, flags)
+
+    def _replace(self, found: dict[int, bytes] | None, flags: int) -> None:
+        """Make the table anew with all that it has, in one transaction: each packet meets the old one or the new one."""
+        messages = [] if found is None else [Message(Kind.DELTABLE, self._rules.family, text(1, TABLE))]
+        messages += self._rules.messages(flags)
+        messages += self._additions(element for elements in self._ports.values() for element in elements)
+        self._socket.commit(messages)
+
+    def _read_ports(self) -> dict[int, Elements]:
+        ports: dict[int, set[Element]] = {}
+        for name in SETS:
+            for element in self._read_set(name):
+                ports.setdefault(port_of(element), set()).add(element)
+        return {ifindex: frozenset(elements) for ifindex, elements in ports.items()}
+
+    def _read_set(self, name: str) -> list[Element]:
+        try:
+            answers = self._socket.dump(Message(Kind.GETSETELEM, self._rules.family, text(1, TABLE) + text(2, name)))
+        except NftError as error:
+            if error.errno == errno.ENOENT:  # another vifd's table
+                return []
+            raise
+        return [_parse(name, item) for answer in answers for item in wire.list_of(answer.get(3, b""))]
+
+    def _is_there(self, element: Element) -> bool:
+        payload = text(1, TABLE) + text(2, element.of) + nested(3, listed([_pack(element)]))
+        return self._socket.ask(Message(Kind.GETSETELEM, self._rules.family, payload)) is not None
+
+    def _additions(self, elements: Iterable[Element]) -> list[Message]:
+        by_set = _by_set(elements)
+        limits = [self._limit(element) for of, some in by_set.items() if SETS[of].is_limit for element in some]
+        return limits + self._elements(Kind.NEWSETELEM, by_set)
+
+    def _removals(self, elements: Iterable[Element]) -> list[Message]:
+        by_set = _by_set(elements)
+        limits = [element for of, some in by_set.items() if SETS[of].is_limit for element in some]
+        objects = [Message(Kind.DELOBJ, self._rules.family, _object(element)) for element in limits]
+        return self._elements(Kind.DELSETELEM, by_set) + objects
+
+    def _elements(self, kind: Kind, by_set: Mapping[str, list[Element]]) -> list[Message]:
+        """Pack elements, those of one set together, as many as an attribute can hold."""
+        messages = []
+        for of, elements in by_set.items():
+            for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
+                packed = listed([_pack(element) for element in elements[start : start + _ELEMENTS_A_MESSAGE]])
+                payload = text(1, TABLE) + text(2, of) + nested(3, packed)
+                messages.append(Message(kind, self._rules.family, payload, NLM_F_CREATE))
+        return messages
+
+    def _limit(self, element: Element) -> Message:
+        rate, burst = (int(part) for part in element.value.split("-")[2:])
+        counts = _LIMIT_PACKETS if element.of in {ruleset.PPS_FROM_VM, ruleset.PPS_TO_VM} else _LIMIT_BYTES
+        limit = number64(1, rate) + number64(2, 1) + number(3, burst) + number(4, counts) + number(5, _LIMIT_OVER)
+        return Message(Kind.NEWOBJ, self._rules.family, _object(element) + nested(4, limit), NLM_F_CREATE)
+
+
+def _by_set(elements: Iterable[Element]) -> dict[str, list[Element]]:
+    grouped: dict[str, list[Element]] = {}
+    for element in elements:
+        grouped.setdefault(element.of, []).append(element)
+    return grouped
+
+
+def _object(element: Element) -> bytes:
+    return text(1, TABLE) + text(2, element.value) + number(3, _LIMIT_OBJECT)
+
+
+def _pack(element: Element) -> bytes:
+    packed = nested(1, attribute(1, element.key))
+    if element.end:
+        packed += nested(10, attribute(1, element.end))
+    if SETS[element.of].is_limit:
+        packed += text(9, element.value)
+    elif element.value:
+        packed += nested(2, verdict_data(Verdict.JUMP, element.value))
+    return packed
+
+
+def _parse(name: str, item: bytes) -> Element:
+    fields = wire.attributes_of(item)
+    key, end = (wire.attributes_of(fields.get(kind, b"")).get(1, b"") for kind in (1, 10))
+    value = fields.get(9, b"")
+    if 2 in fields:
+        value = wire.attributes_of(wire.attributes_of(fields[2]).get(2, b"")).get(2, b"")
+    return Element(name, key, end, value.rstrip(b"\0").decode())
