@@ -100,6 +100,14 @@ class VhostUserRole(StrEnum):
     SERVER = "server"
 
 
+class LimitsMechanism(StrEnum):
+    """What this host's kernel limits with what comes in through a device."""
+
+    POLICE = "police"
+    IFB = "ifb"
+    NFTABLES = "nftables"
+
+
 class DriftKind(StrEnum):
     """What of an endpoint differs from its record."""
 

@@ -22,6 +22,7 @@ _LETTERS = {
 DEVICE_PREFIX = b"vd"
 _MARK = "vifd:"
 _NETWORK_MARK = "vifd:network:"
+_IFB_MARK = "vifd:ifb:"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,14}")
 
@@ -43,8 +44,17 @@ def is_ifname(text: str) -> bool:
 @functools.lru_cache(4096)
 def device_name(kind: Kind, endpoint_id: str) -> str:
     """Give the name of an endpoint's device: 13 bytes, `vd`, a letter for the kind, ten base32 characters of the id's SHA-256."""
-    digest = hashlib.sha256(endpoint_id.encode()).digest()
-    return f"vd{_LETTERS[kind]}{base64.b32encode(digest)[:10].decode().lower()}"
+    return f"vd{_LETTERS[kind]}{_letters_of(endpoint_id)}"
+
+
+@functools.lru_cache(4096)
+def ifb_name(endpoint_id: str) -> str:
+    """Give the name of the ifb that limits what an endpoint's device takes in; it has the same ten characters."""
+    return f"ifb{_letters_of(endpoint_id)}"
+
+
+def _letters_of(endpoint_id: str) -> str:
+    return base64.b32encode(hashlib.sha256(endpoint_id.encode()).digest())[:10].decode().lower()
 
 
 def altname(endpoint_id: str) -> str:
@@ -61,6 +71,17 @@ def marked_endpoint_id(alias: str) -> str:
     """Read an endpoint's id from an ifalias; empty where it is no endpoint's mark."""
     endpoint_id = alias.removeprefix(_MARK)
     return endpoint_id if alias.startswith(_MARK) and is_endpoint_id(endpoint_id) else ""
+
+
+def ifb_mark(endpoint_id: str) -> str:
+    """Give the ifalias that says that an ifb is this endpoint's."""
+    return f"{_IFB_MARK}{endpoint_id}"
+
+
+def marked_ifb_endpoint_id(alias: str) -> str:
+    """Read an endpoint's id from an ifb's ifalias; empty where it is no such mark."""
+    endpoint_id = alias.removeprefix(_IFB_MARK)
+    return endpoint_id if alias.startswith(_IFB_MARK) and is_endpoint_id(endpoint_id) else ""
 
 
 def network_mark(network: str) -> str:

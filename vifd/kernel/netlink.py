@@ -20,13 +20,14 @@ _LINK_HEADER_BYTES = _HEADER.size + _IFINFO.size
 
 NLMSG_ERROR = 2
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK, RTM_NEWLINKPROP = 16, 17, 18, 19, 108
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLM_F_CAPPED = 1, 4, 0x200, 0x100
-_NLM_F_CREATE, _NLM_F_EXCL, _NLM_F_APPEND = 0x400, 0x200, 0x800
+NLM_F_ACK, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 4, 8, 0x100, 0x200, 0x400
+_NLM_F_REQUEST, _NLM_F_ACK_TLVS, _NLM_F_CAPPED, _NLM_F_APPEND = 1, 0x200, 0x100, 0x800
 _NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _RTEXT_FILTER_SKIP_STATS = 8
 _AF_INET6 = 10
+_IFLA_INFO_KIND = 1
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
 
@@ -42,6 +43,7 @@ class Ifla(IntEnum):
     IFNAME = 3
     MTU = 4
     MASTER = 10
+    TXQLEN = 13
     LINKINFO = 18
     IFALIAS = 20
     AF_SPEC = 26
@@ -82,6 +84,18 @@ def nested(kind: int, payload: bytes) -> bytes:
 NO_IPV6_ADDRESS = nested(Ifla.AF_SPEC, nested(_AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))))
 
 
+def create_link(kind: str, attributes: bytes) -> bytes:
+    """Pack an RTM_NEWLINK that makes a device, down; it must not exist.
+
+    Args:
+        kind: the driver's name.
+        attributes: its name and what the kernel takes of others here: IFLA_ADDRESS, MTU, TXQLEN, GROUP, and no IFLA_IFALIAS
+            (net/core/rtnetlink.c, rtnl_create_link).
+    """
+    attributes += attribute(Ifla.LINKINFO, text(_IFLA_INFO_KIND, kind))
+    return request(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + attributes)
+
+
 def set_link(ifindex: int, attributes: bytes, *, up: bool = False) -> bytes:
     """Pack an RTM_SETLINK for one device.
 
@@ -91,14 +105,14 @@ def set_link(ifindex: int, attributes: bytes, *, up: bool = False) -> bytes:
         up: also set it up.
     """
     flags = IFF_UP if up else 0
-    return _message(RTM_SETLINK, _NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, flags, flags) + attributes)
+    return request(RTM_SETLINK, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, flags, flags) + attributes)
 
 
 def add_altname(ifindex: int, name: str) -> bytes:
     """Pack an RTM_NEWLINKPROP that gives a device an alternative name (up to 127 bytes)."""
-    flags = _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL | _NLM_F_APPEND
+    flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | _NLM_F_APPEND
     names = nested(Ifla.PROP_LIST, text(Ifla.ALT_IFNAME, name))
-    return _message(RTM_NEWLINKPROP, flags, _IFINFO.pack(0, 0, ifindex, 0, 0) + names)
+    return request(RTM_NEWLINKPROP, flags, _IFINFO.pack(0, 0, ifindex, 0, 0) + names)
 
 
 def get_link(*, ifname: str = "", altname: str = "", ifindex: int = 0) -> bytes:
@@ -108,20 +122,27 @@ def get_link(*, ifname: str = "", altname: str = "", ifindex: int = 0) -> bytes:
         attributes += text(Ifla.IFNAME, ifname)
     if altname:
         attributes += text(Ifla.ALT_IFNAME, altname)
-    return _message(RTM_GETLINK, 0, _IFINFO.pack(0, 0, ifindex, 0, 0) + attributes)
+    return request(RTM_GETLINK, 0, _IFINFO.pack(0, 0, ifindex, 0, 0) + attributes)
 
 
 def delete_link(ifindex: int) -> bytes:
     """Pack an RTM_DELLINK for one device."""
-    return _message(RTM_DELLINK, _NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, 0, 0))
+    return request(RTM_DELLINK, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, 0, 0))
 
 
 def delete_group(group: int) -> bytes:
     """Pack an RTM_DELLINK for every member of a group (net/core/rtnetlink.c, rtnl_group_dellink)."""
-    return _message(RTM_DELLINK, _NLM_F_ACK, _IFINFO.pack(0, 0, 0, 0, 0) + number(Ifla.GROUP, group))
+    return request(RTM_DELLINK, NLM_F_ACK, _IFINFO.pack(0, 0, 0, 0, 0) + number(Ifla.GROUP, group))
 
 
-def _message(kind: int, flags: int, payload: bytes) -> bytes:
+def request(kind: int, flags: int, payload: bytes) -> bytes:
+    """Pack a request.
+
+    Args:
+        kind: RTM_...
+        flags: NLM_F_..., beside NLM_F_REQUEST.
+        payload: the fixed header of its kind, and attributes.
+    """
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags | _NLM_F_REQUEST, 0, 0) + payload
 
 
@@ -144,7 +165,7 @@ class Link(NamedTuple):
     @property
     def kind(self) -> str:
         """The driver's name: "tun", "bridge", ...; empty for hardware."""
-        return self._info.get(1, b"").rstrip(b"\0").decode(errors="replace")
+        return self._info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
 
     def tun_flag(self, flag: TunInfo) -> bool:
         """Tell a flag of a tun device."""
@@ -156,11 +177,14 @@ class Link(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to one message: the kernel's errno (0: done) and words, and the link that was asked for."""
+    """The answer to one message: the kernel's errno (0: done) and words, and the link that was asked for, or the whole message
+    where something else was.
+    """
 
     errno: int
     message: str = ""
     link: Link | None = None
+    answer: bytes = b""
 
 
 def parse_attributes(data: bytes) -> dict[int, bytes]:
@@ -262,7 +286,7 @@ class RtnlSocket:
 
 def _numbered(message: bytes, sequence: int, *, quiet: bool) -> bytes:
     flags = unpack_from("=H", message, 6)[0]
-    return message[:6] + pack("=HI", flags & ~_NLM_F_ACK if quiet else flags, sequence) + message[12:]
+    return message[:6] + pack("=HI", flags & ~NLM_F_ACK if quiet else flags, sequence) + message[12:]
 
 
 def _parse_replies(data: bytes) -> list[tuple[int, Reply]]:
@@ -274,6 +298,8 @@ def _parse_replies(data: bytes) -> list[tuple[int, Reply]]:
             replies.append((sequence, _parse_error(message, flags)))
         elif kind == RTM_NEWLINK:
             replies.append((sequence, Reply(0, "", parse_link(message))))
+        else:
+            replies.append((sequence, Reply(0, "", None, message)))
         offset += max((length + 3) & ~3, _HEADER.size)
     return replies
 

@@ -40,6 +40,24 @@ def test_each_kind_has_a_name_of_its_own() -> None:
     assert len({names.device_name(kind, ID) for kind in Kind}) == len(Kind)
 
 
+def test_an_ifb_has_the_letters_of_its_device() -> None:
+    assert names.ifb_name(ID) == "ifbz5geomx5ho"
+    assert not names.ifb_name(ID).encode().startswith(names.DEVICE_PREFIX)
+
+
+@given(UUIDS)
+def test_the_mark_of_an_ifb_is_read_back_and_marks_no_device(endpoint_id: str) -> None:
+    mark = names.ifb_mark(endpoint_id)
+    assert mark == f"vifd:ifb:{endpoint_id}"
+    assert names.marked_ifb_endpoint_id(mark) == endpoint_id
+    assert names.marked_endpoint_id(mark) == ""
+
+
+@pytest.mark.parametrize("alias", ["", "vifd:ifb:", ID, f"vifd:{ID}", f"vifd:ifb:{ID}x", f"ifb:{ID}", names.network_mark("ifb")])
+def test_what_is_no_ifbs_mark_marks_no_ifb(alias: str) -> None:
+    assert names.marked_ifb_endpoint_id(alias) == ""
+
+
 def test_the_altname_and_the_mark_say_whose_a_device_is() -> None:
     assert names.altname(ID) == f"vifd-{ID}"
     assert names.mark(ID) == f"vifd:{ID}"

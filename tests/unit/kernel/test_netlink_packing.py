@@ -58,6 +58,14 @@ def test_a_device_is_marked_attached_and_set_up_by_the_same_bytes(index: int, mt
     assert netlink.set_link(index, attributes, up=True) == theirs(RTM_SETLINK, NLM_F_ACK, index, expected, up=True)
 
 
+def test_a_device_is_made_by_the_same_bytes() -> None:
+    attributes = [("IFLA_IFNAME", "ifbx"), ("IFLA_MTU", 9000), ("IFLA_TXQLEN", 256)]
+    info = ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ifb")]})
+    ours = netlink.text(Ifla.IFNAME, "ifbx") + netlink.number(Ifla.MTU, 9000) + netlink.number(Ifla.TXQLEN, 256)
+    flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    assert netlink.create_link("ifb", ours) == theirs(RTM_NEWLINK, flags, 0, [*attributes, info])
+
+
 def test_a_device_that_isnt_to_be_set_up_stays_as_it_is() -> None:
     assert netlink.set_link(7, b"") == theirs(RTM_SETLINK, NLM_F_ACK, 7, [])
 
