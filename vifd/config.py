@@ -60,6 +60,7 @@ class DaemonConfig(Struct, frozen=True):
     state_dir: _AbsolutePath = "/var/lib/vifd"
     user: str = "vifd"
     netns: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""
+    own_nftables: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

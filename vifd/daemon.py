@@ -18,9 +18,11 @@ import uvloop
 from vifd import privileges
 from vifd.config import Config, parse
 from vifd.drivers import catalog
+from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Engine
 from vifd.endpoints.follower import Follower
 from vifd.endpoints.journal import Journal
+from vifd.endpoints.mending import Mender
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import Policy
 from vifd.endpoints.queues import Queues
@@ -34,6 +36,7 @@ from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority
 from vifd.kernel.monitor import LinkMonitor
 from vifd.kernel.room import NoRoom, PrivilegedRoom
+from vifd.kernel.rulesetmonitor import RulesetMonitor
 from vifd.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ _RUN = Path("/run/vifd")
 _GRACE_SECONDS = 10.0
 _OBJECTS_A_COLLECTION = 20_000
 _HELPER_ANSWERS_SECONDS = 10.0
+_PATROL_SECONDS = 30.0
 
 
 class Setup(NamedTuple):
@@ -109,7 +113,7 @@ def run(setup: Setup) -> None:
     channels = None
     if identity is not None:
         _spare_the_collector()  # in the helper too; and pages that the collector doesn't touch stay shared
-        channels = helper.start(setup.load_authority)
+        channels = helper.start(setup.load_authority, own_tables=setup.config.daemon.own_nftables)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)
@@ -172,16 +176,21 @@ class _Daemon:
             self._room = PrivilegedRoom(helper.calls(self._lose_helper), self._channels.fds)
         problems = await self._prepare()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
-        follower = Follower(self._registry, self._room)
-        monitor = LinkMonitor(follower.on_carrier, follower.on_gone, lambda: self._keep(follower.resync()))
         registry = self._registry
+        # What is heard before the mender is there, the recovery looks at itself.
+        follower = Follower(registry, self._room, lambda endpoint_id: mender.look([endpoint_id]))
+        monitor = LinkMonitor(follower.on_carrier, follower.on_change, follower.on_gone, lambda: self._keep(follower.resync()))
         engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
+        mender = Mender(journal, self._room, registry, self._networks, engine.busy)
+        changes = Changes(journal, self._room, registry, self._networks, engine)
         self._configure(self._setup.config, problems)
         for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
             registry.add(entry.endpoint, entry.plan)
         monitor.start()
+        rulesets = self._watch_rulesets(mender)
+        patrol = loop.create_task(mender.patrol(_PATROL_SECONDS))
         relaying = relay.Relay(self._sockets.upstream)
-        server = self._build_server(engine, relaying)
+        server = self._build_server(engine, changes, mender, relaying)
         await server.start()
         door = Door(self._networks.admits)
         door.open(self._sockets.rpc, relaying.serve, relay.refuse)
@@ -197,26 +206,34 @@ class _Daemon:
         await door.shut()
         engine.refuse_work()
         await server.stop(_GRACE_SECONDS)
+        patrol.cancel()
+        await mender.close()
         await engine.close()
         await door.close()
         monitor.close()
+        if rulesets is not None:
+            rulesets.close()
         journal.close()
         if self._channels is not None:
             loop.remove_reader(self._channels.lifeline)
 
-    def _build_server(self, engine: Engine, relaying: relay.Relay) -> Server:
+    def _watch_rulesets(self, mender: Mender) -> RulesetMonitor | None:
+        if self._channels is None or self._channels.rulesets is None:
+            return None
+        monitor = RulesetMonitor(self._channels.rulesets, lambda: self._keep(mender.on_ruleset()))
+        monitor.start()
+        return monitor
+
+    def _build_server(self, engine: Engine, changes: Changes, mender: Mender, relaying: relay.Relay) -> Server:
         from vifd.server.app import Server  # noqa: PLC0415  grpc must not exist before the helper is forked
-        from vifd.server.services import EndpointService, HostService  # noqa: PLC0415  as above
+        from vifd.server.services import EndpointService, HostFacts, HostService, UseCases  # noqa: PLC0415  as above
 
         daemon, views = self._setup.config.daemon, Views(self._registry, self._networks)
-        host = HostService(
-            views,
-            relaying.find_caller,
-            boot_id=_boot_id(),
-            drivers=sorted(self._setup.drivers),
-            fd_socket=daemon.fd_socket,
-        )
-        endpoints = EndpointService(engine, views, relaying.find_caller, netns.path_of(daemon.netns))
+        mechanism = None if self._channels is None else self._channels.support.ingress
+        facts = HostFacts(_boot_id(), sorted(self._setup.drivers), daemon.fd_socket, mechanism)
+        host = HostService(views, relaying.find_caller, facts)
+        use_cases = UseCases(engine, views, changes, mender)
+        endpoints = EndpointService(use_cases, relaying.find_caller, netns.path_of(daemon.netns))
         return Server(self._sockets.upstream, endpoints, host)
 
     async def _prepare(self) -> dict[str, str]:

@@ -38,6 +38,11 @@ class State(StrEnum):
         """Whether the endpoint is made and not about to go."""
         return self in (State.READY, State.ATTACHED, State.ACTIVE)
 
+    @property
+    def at_rest(self) -> State:
+        """The state as a journal has it, that can't know who has a device open."""
+        return State.READY if self.is_live else self
+
 
 class Feature(StrEnum):
     """What an endpoint of some kind can do on some network."""
@@ -98,14 +103,6 @@ class VhostUserRole(StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
-
-
-class LimitsMechanism(StrEnum):
-    """What this host's kernel limits with what comes in through a device."""
-
-    POLICE = "police"
-    IFB = "ifb"
-    NFTABLES = "nftables"
 
 
 class DriftKind(StrEnum):

@@ -135,7 +135,8 @@ class Calls:
         Args:
             endpoint_id: The endpoint.
             port: The new values.
-            update_mask: Which fields of `port` count: "guard", "limits", "addresses", "vlan", "isolated", "mtu_bytes", "link_up".
+            update_mask: Which fields of `port` count: "guard", "limits", "addresses", "vlan", "isolated", "mtu_bytes", "link_up",
+                "tx_queue_length". A field that is named and empty goes back to vifd's choice.
             timeout_s: How long it may take, in seconds. None: the client's default.
 
         Returns:

@@ -21,7 +21,7 @@ from tests.support.users import User
 from vif.v1.fd_pb2 import AcquireFdsRequest, AcquireFdsResponse
 from vifclient import Client, QueueFds, VifError
 from vifclient.errors import DeadlineExceeded
-from vifclient.messages import Endpoint, EndpointPreference, TapPreference
+from vifclient.messages import Endpoint, EndpointPreference, Owner, TapPreference
 
 _TUNGETIFF = 0x800454D2
 _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x4000, 0x0100
@@ -32,6 +32,7 @@ NETWORKS = """
 [networks.blue]
 driver = "bridge"
 bridge = "br-blue"
+repair = "report"
 
 [networks.unreal]
 driver = "fake"
@@ -175,8 +176,8 @@ def test_a_tap_that_was_deleted_has_no_queues_and_none_is_made(vifd: Daemon, ali
     assert taps(vifd.netns) == []
 
 
-def test_what_is_no_tap_has_no_queues(vifd: Daemon, alice: User, as_alice: Client) -> None:
-    endpoint = make(as_alice, acceptable=[BRIDGE])
+def test_what_is_no_tap_has_no_queues(vifd: Daemon, alice: User, client: Client) -> None:
+    endpoint = make(client, acceptable=[BRIDGE], owner=Owner(uid=alice.uid))
     with refusal("UNIMPLEMENTED", "UNSUPPORTED"):
         alice.acquire_fds(vifd, endpoint.endpoint_id)
 

@@ -14,11 +14,12 @@ from tests.support import kernel
 from tests.support.asking import new_id
 from tests.support.daemon import network_namespace, taps
 from tests.support.owner import RAISED, RETURNED, OwnedFront
+from tests.support.plans import configure
 from vifd.kernel import helper, names, ops
-from vifd.kernel.ops import AttachPort, CreateTap, EnsureBridge, Plan, Refusal
+from vifd.kernel.ops import ConfigurePort, CreateTap, EnsureBridge, Plan, Refusal
 from vifd.model import Kind
 
-ENTRY_POINTS = {"apply", "revert", "inspect", "open_queues", "reload"}
+ENTRY_POINTS = {"apply", "check", "restore_guard", "revert", "inspect", "open_queues", "reload"}
 ONE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 BLUE = EnsureBridge("blue")
 
@@ -36,8 +37,8 @@ def tap(endpoint_id: str = ONE, **changed: Any) -> CreateTap:
     return CreateTap(**(fields | changed))
 
 
-def port(endpoint_id: str = ONE, network: str = "blue", mtu_bytes: int = 0) -> AttachPort:
-    return AttachPort(names.device_name(Kind.TAP, endpoint_id), network, mtu_bytes)
+def port(endpoint_id: str = ONE, network: str = "blue", **fields: Any) -> ConfigurePort:
+    return configure(endpoint_id, network, **fields)
 
 
 HOSTILE: dict[str, Plan] = {
@@ -48,10 +49,10 @@ HOSTILE: dict[str, Plan] = {
     "a name with a path": (BLUE, tap(ifname="../vdt")),
     "an id that is none": (BLUE, tap("../../etc")),
     "an id with NUL": (BLUE, tap(f"{ONE}\0")),
-    "a foreign device to be enslaved": (BLUE, AttachPort("eth0", "blue", 0)),
-    "a foreign device to be enslaved beside an own one": (BLUE, tap(), AttachPort("eth0", "blue", 0)),
-    "lo to be enslaved": (BLUE, tap(), AttachPort("lo", "blue", 0)),
-    "an existing bridge to be enslaved": (BLUE, tap(), AttachPort("br-red", "blue", 0)),
+    "a foreign device to be enslaved": (BLUE, configure(ONE, ifname="eth0")),
+    "a foreign device to be enslaved beside an own one": (BLUE, tap(), configure(ONE, ifname="eth0")),
+    "lo to be enslaved": (BLUE, tap(), configure(ONE, ifname="lo")),
+    "an existing bridge to be enslaved": (BLUE, tap(), configure(ONE, ifname="br-red")),
     "an unknown network": (EnsureBridge("green"), tap(), port(network="green")),
     "a bridge in the place of a network": (EnsureBridge("br-blue"), tap(), port(network="br-blue")),
     "two networks": (BLUE, tap(), port(network="red")),
@@ -161,7 +162,7 @@ def test_an_endpoint_that_exists_is_not_made_anew(netns: str, front: OwnedFront)
         (tap(ifname="br-blue"),),
         (tap("../../etc", ifname="eth0"),),
         (tap(ifname="lo"),),
-        (AttachPort("eth0", "blue", 0),),
+        (configure(ONE, ifname="eth0"),),
         (BLUE,),
         (),
     ],
@@ -269,8 +270,9 @@ def test_what_is_no_entry_point_is_not_called(front: OwnedFront, name: str, argu
 
 
 @pytest.mark.parametrize("garbage", [b"\xc1", b"\x92\xa1x\x07", b"\xdd\xff\xff\xff\xff" * 100, b"\x93\x01\x02\x03" * 1000])
-def test_garbage_on_the_channel_at_worst_ends_the_helper(netns: str, modules: Path, garbage: bytes) -> None:
-    before = kernel.snapshot(netns)
-    with contextlib.closing(OwnedFront(netns, modules)) as owned:
-        owned.send(garbage)
-    assert kernel.snapshot(netns) == before
+def test_garbage_on_the_channel_at_worst_ends_the_helper(modules: Path, garbage: bytes) -> None:
+    with network_namespace() as netns:
+        before = kernel.snapshot(netns)
+        with contextlib.closing(OwnedFront(netns, modules)) as owned:
+            owned.send(garbage)
+        assert kernel.snapshot(netns) == before

@@ -25,6 +25,7 @@ NETWORKS = """
 [networks.blue]
 driver = "bridge"
 bridge = "br-blue"
+repair = "report"
 
 [networks.red]
 driver = "bridge"

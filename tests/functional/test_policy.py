@@ -51,6 +51,7 @@ role = "admin"
 gid = {BRIDGERS}
 networks = ["blue"]
 kinds = ["bridge"]
+guard = "optional"
 
 [[policy]]
 uid = {LIMITED}

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.support import kernel
-from tests.support.asking import TAP, asked, make, refusal
+from tests.support.asking import BRIDGE, TAP, asked, make, refusal
 from tests.support.daemon import Daemon
 from vifclient import Client
 from vifclient.messages import (
@@ -25,20 +25,18 @@ from vifclient.messages import (
 )
 
 CALLS: dict[str, Callable[[Client, str], object]] = {
-    "UpdateEndpoint": lambda client, one: client.update_endpoint(one, PortSpec(mtu_bytes=1400), ["mtu_bytes"]),
     "ActivateEndpoint": lambda client, one: client.activate_endpoint(one),
-    "CheckEndpoint": lambda client, one: client.check_endpoint(one, repair=True),
     "CollectGarbage": lambda client, _: client.collect_garbage([], allow_empty=True),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "guard": {"port": PortSpec(guard=GuardSpec(enabled=True))},
-    "limits": {"port": PortSpec(limits=LimitsSpec(to_vm=RateLimit(rate_bps=1_000_000)))},
-    "empty limits": {"port": PortSpec(limits=LimitsSpec())},
-    "access VLAN": {"port": PortSpec(vlan=VlanSpec(vid=7))},
-    "trunk": {"port": PortSpec(vlan=VlanSpec(trunk_vids=[7, 8], native_vid=9))},
-    "isolated": {"port": PortSpec(isolated=True)},
-    "link down": {"port": PortSpec(link_up=False)},
-    "addresses": {"port": PortSpec(addresses=["10.91.0.7/24", "fe80::1"])},
+    "a guard of a port that the hypervisor makes": {"acceptable": [BRIDGE], "port": PortSpec(guard=GuardSpec(enabled=True))},
+    "limits of it": {"acceptable": [BRIDGE], "port": PortSpec(limits=LimitsSpec(to_vm=RateLimit(rate_bps=1_000_000)))},
+    "its VLAN": {"acceptable": [BRIDGE], "port": PortSpec(vlan=VlanSpec(vid=7))},
+    "its isolation": {"acceptable": [BRIDGE], "port": PortSpec(isolated=True)},
+    "its link": {"acceptable": [BRIDGE], "port": PortSpec(link_up=False)},
+    "its addresses": {"acceptable": [BRIDGE], "port": PortSpec(addresses=["10.91.0.7"])},
+    "its queue": {"acceptable": [BRIDGE], "port": PortSpec(tx_queue_length=5)},
+    "public addresses": {"port": PortSpec(public_addresses=["203.0.113.5"])},
     "process lifetime": {"lifetime": Lifetime(process=ProcessLifetime())},
     "lease": {"lifetime": Lifetime(lease=LeaseLifetime(ttl=Duration(seconds=60)))},
     "port id": {"port_id": "7f4c9a2e"},
@@ -61,6 +59,15 @@ def test_an_option_that_cannot_be_honoured_is_refused(vifd: Daemon, client: Clie
     with refusal("UNIMPLEMENTED", "UNSUPPORTED"):
         client.request_endpoint(asked(**OPTIONS[option]))
     assert list(client.list_endpoints()) == []
+    assert kernel.snapshot(vifd.netns) == before
+
+
+@pytest.mark.parametrize("vlan", [VlanSpec(vid=7), VlanSpec(trunk_vids=[7, 8], native_vid=9)])
+def test_a_vlan_that_this_kernel_cannot_keep_apart_is_refused_by_name(vifd: Daemon, client: Client, vlan: VlanSpec) -> None:
+    before = kernel.snapshot(vifd.netns)
+    with refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as caught:
+        client.request_endpoint(asked(port=PortSpec(vlan=vlan)))
+    assert "CONFIG_BRIDGE_VLAN_FILTERING" in caught.value.message
     assert kernel.snapshot(vifd.netns) == before
 
 

@@ -29,6 +29,10 @@ addresses = ["10.91.0.1/24"]
 """
 
 
+#: The same, where vifd tells of what others change, and doesn't mend it.
+REPORTING = f'{BLUE}repair = "report"\n'
+
+
 @contextlib.contextmanager
 def network_namespace() -> Iterator[str]:
     """Give the name of a fresh network namespace; it and all in it is gone afterwards."""

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from vifd.errors import HostNotReady, KernelRefused, NetworkFull, UnknownEndpoint, VifdError
+from vifd.errors import HostNotReady, KernelRefused, NetworkFull, UnknownEndpoint, VifdError, WrongState
 from vifd.kernel import helper, ops
 from vifd.kernel.authority import BridgeGrant, PlanRejectedError, check_identity, check_plan
 from vifd.kernel.room import HelperLostError
+from vifd.model import Drift, DriftKind, Port
 
 #: What the helper takes at most.
 PLANS_A_CALL = helper._PLANS_A_CALL
@@ -33,6 +34,10 @@ class FakeRoom:
         self.ports_a_bridge = ports_a_bridge
         self.devices: dict[str, ops.Device] = {}
         self.bridges: dict[str, int] = {}
+        #: What each endpoint's port was last configured to.
+        self.ports: dict[str, Port] = {}
+        #: Whether somebody has changed the guard's table since it was last put back.
+        self.flushed = False
         #: Every call with its number of plans or ids: ("apply", 3).
         self.calls: list[tuple[str, int]] = []
         self._failures: dict[int, VifdError] = {}
@@ -82,6 +87,10 @@ class FakeRoom:
         """Delete an endpoint's device behind vifd's back."""
         del self.devices[endpoint_id]
 
+    def change_mtu(self, endpoint_id: str, mtu_bytes: int) -> None:
+        """Change a device behind vifd's back."""
+        self.devices[endpoint_id] = replace(self.devices[endpoint_id], mtu_bytes=mtu_bytes)
+
     def put(self, endpoint_id: str, *, carrier: bool = False) -> None:
         """Put a marked device there that nobody knows of."""
         ifindex = self._take_ifindex()
@@ -98,6 +107,15 @@ class FakeRoom:
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         await self._enter("revert", len(plans))
         return [self._revert(plan) for plan in plans]
+
+    async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        await self._enter("check", len(plans))
+        return [self._check(plan) for plan in plans]
+
+    async def restore_guard(self) -> bool:
+        await self._enter("restore_guard", 0)
+        changed, self.flushed = self.flushed, False
+        return changed
 
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
         await self._enter("inspect", len(endpoint_ids))
@@ -144,9 +162,29 @@ class FakeRoom:
                     made = ops.Made(0, self.bridges[grant.bridge], grant.bridge)
                 case ops.CreateTap():
                     made = replace(made, ifindex=self._create(operation))
-                case ops.AttachPort():
-                    made = replace(made, mtu_bytes=self._attach(operation))
+                case ops.ConfigurePort():
+                    made = replace(made, mtu_bytes=self._configure(operation))
+                case ops.ChangePort():
+                    ifindex = self._living(operation.endpoint_id).ifindex
+                    made = replace(made, ifindex=ifindex, mtu_bytes=self._configure(operation))
         return made
+
+    def _check(self, plan: ops.Plan) -> list[Drift]:
+        check_plan(plan, self.authority)
+        drifts = []
+        for operation in plan:
+            match operation:
+                case ops.CreateTap(endpoint_id, ifname) if endpoint_id not in self.devices:
+                    return [Drift(DriftKind.DEVICE_MISSING, ifname, "", f"{ifname} is gone")]
+                case ops.ConfigurePort(endpoint_id, _, _, port):
+                    device, wanted = self.devices[endpoint_id], port.mtu_bytes or device_mtu(self, operation.network)
+                    if device.mtu_bytes != wanted:
+                        drifts.append(Drift(DriftKind.MTU, str(wanted), str(device.mtu_bytes), "its MTU differs"))
+                    if self.ports.get(endpoint_id, port) != port:
+                        drifts.append(Drift(DriftKind.GUARD, "", "", "its guard differs"))
+                case _:
+                    pass
+        return drifts
 
     def _create(self, operation: ops.CreateTap) -> int:
         if operation.endpoint_id in self.devices:
@@ -157,16 +195,23 @@ class FakeRoom:
         )
         return ifindex
 
-    def _attach(self, operation: ops.AttachPort) -> int:
-        bridge = self.authority[operation.network].bridge
-        master = 1 + sorted(self.bridges).index(bridge)
-        if sum(device.master == master for device in self.devices.values()) >= self.ports_a_bridge:
+    def _living(self, endpoint_id: str) -> ops.Device:
+        if endpoint_id not in self.devices:
+            raise WrongState(f"the tap of endpoint {endpoint_id} is gone")
+        return self.devices[endpoint_id]
+
+    def _configure(self, operation: ops.ConfigurePort | ops.ChangePort) -> int:
+        bridge, port = self.authority[operation.network].bridge, operation.port
+        device, master = self._living(operation.endpoint_id), 1 + sorted(self.bridges).index(bridge)
+        others = sum(one.master == master for one in self.devices.values() if one is not device)
+        if others >= self.ports_a_bridge:
             raise NetworkFull(f"bridge {bridge} has no free port")
-        if operation.mtu_bytes > self.bridges[bridge]:
-            raise HostNotReady(f"MTU {operation.mtu_bytes} is more than bridge {bridge}'s")
-        mtu_bytes = operation.mtu_bytes or self.bridges[bridge]
-        (endpoint_id,) = (device.endpoint_id for device in self.devices.values() if device.ifname == operation.ifname)
-        self.devices[endpoint_id] = replace(self.devices[endpoint_id], master=master, mtu_bytes=mtu_bytes, up=True)
+        if port.mtu_bytes > self.bridges[bridge]:
+            raise HostNotReady(f"MTU {port.mtu_bytes} is more than bridge {bridge}'s")
+        mtu_bytes = port.mtu_bytes or self.bridges[bridge]
+        up = port.link_up is not False
+        self.devices[operation.endpoint_id] = replace(device, master=master, mtu_bytes=mtu_bytes, up=up)
+        self.ports[operation.endpoint_id] = port
         return mtu_bytes
 
     def _revert(self, plan: ops.Plan) -> VifdError | None:
@@ -180,6 +225,10 @@ class FakeRoom:
     def _take_ifindex(self) -> int:
         self._next_ifindex += 1
         return self._next_ifindex
+
+
+def device_mtu(room: FakeRoom, network: str) -> int:
+    return room.bridges.get(room.authority[network].bridge, 1500)
 
 
 def _taps(plan: Iterable[ops.Operation]) -> list[ops.CreateTap]:

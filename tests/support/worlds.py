@@ -25,6 +25,8 @@ from vifd.endpoints.views import Views
 from vifd.errors import VifdError
 from vifd.model import BridgePreference, Caller, Endpoint, EndpointRequest, EndpointSpec, Filter, Owner, Preference, TapPreference
 
+#: Whoever may connect may use every network, without the guard too.
+ANYBODY = tuple(PolicyRule(uid=uid, guard="optional") for uid in (1000, 1001))
 ALICE, BOB, ROOT = Caller(1000, 1000), Caller(1001, 1001), Caller(0, 0)
 BOOT = "boot-1"
 TAP = (TapPreference(),)
@@ -83,7 +85,7 @@ class World:
     """
 
     def __init__(
-        self, path: Path, room: FakeRoom | None = None, *, rules: Sequence[PolicyRule] = (), ports_a_bridge: int = 1023
+        self, path: Path, room: FakeRoom | None = None, *, rules: Sequence[PolicyRule] = ANYBODY, ports_a_bridge: int = 1023
     ) -> None:
         self.path, self.room = path, room or FakeRoom(ports_a_bridge=ports_a_bridge)
         self.journal = Journal(path)

@@ -61,6 +61,11 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return None
 
     @property
+    def repairs(self) -> bool:
+        """Whether vifd mends by itself what somebody else changed of an endpoint; without, it only tells."""
+        return True
+
+    @property
     def mtu_bytes(self) -> int:
         """The MTU of an endpoint that asks for none; 0: known only when one is made."""
         return 0

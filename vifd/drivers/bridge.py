@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -13,10 +13,10 @@ from vifd.drivers.base import NetworkDriver, Planned
 from vifd.errors import Violation
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant
-from vifd.kernel.ops import AttachPort, CreateTap, EnsureBridge, Made
+from vifd.kernel.ops import ConfigurePort, CreateTap, EnsureBridge, Made
 from vifd.model import BridgePort, EndpointSpec, Feature, Kind, Location, Offer, Preference, TapDevice, TapPreference
 
-_TAP_FEATURES = frozenset({Feature.LIVE_MIGRATION, Feature.MULTI_QUEUE, Feature.FD_HANDOFF, Feature.MTU})
+_TAP_FEATURES = frozenset(Feature) - {Feature.PORT_ID, Feature.PUBLIC_ADDRESSES}
 _BRIDGE_FEATURES = frozenset({Feature.LIVE_MIGRATION})
 _DEFAULT_MTU_BYTES = 1500
 
@@ -29,12 +29,14 @@ class BridgeOptions(Struct, frozen=True):
         uplink: a device that is put on it; empty: none.
         mtu: bytes; 0: 1500 for a bridge that vifd makes, the bridge's own otherwise.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
+        repair: whether what somebody else changed of an endpoint is mended, or only told.
     """
 
     bridge: str
     uplink: str = ""
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
     addresses: tuple[str, ...] = ()
+    repair: Literal["auto", "report"] = "auto"
 
 
 class BridgeDriver(NetworkDriver[BridgeOptions]):
@@ -68,6 +70,11 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
         return BridgeGrant(options.bridge, options.uplink, options.mtu or _DEFAULT_MTU_BYTES, options.addresses)
 
     @property
+    def repairs(self) -> bool:
+        """See NetworkDriver."""
+        return self.config.repair == "auto"
+
+    @property
     def mtu_bytes(self) -> int:
         """See NetworkDriver."""
         return self.config.mtu
@@ -96,7 +103,7 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             queues=preference.queues,
             vnet_hdr=preference.vnet_hdr,
         )
-        return Planned((ensure, create, AttachPort(ifname, self.network, mtu_bytes)), port)
+        return Planned((ensure, create, ConfigurePort(endpoint_id, ifname, self.network, port)), port)
 
     def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
         """See NetworkDriver."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from vifd.endpoints import negotiation
+from vifd.endpoints.busy import Busy
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.lanes import Lane
 from vifd.endpoints.networks import Networks
@@ -59,14 +60,6 @@ class Release(NamedTuple):
     generation: int = 0
 
 
-class _Work(NamedTuple):
-    """What is happening to an endpoint: the spec that is being made, or "" while it is taken down."""
-
-    spec_hash: str
-    owner_uid: int
-    task: asyncio.Task[Any]
-
-
 class Engine:
     """Makes and takes down.
 
@@ -92,7 +85,8 @@ class Engine:
         self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(works.make, weight=len, capacity=_PLANS_A_BATCH)
         # A lane of its own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
         self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
-        self._works: dict[str, _Work] = {}
+        #: What is happening to endpoints; who changes them shares it.
+        self.busy = Busy()
         self._stopping = False
 
     def refuse_work(self) -> None:
@@ -103,8 +97,7 @@ class Engine:
     async def close(self) -> None:
         """Finish what was begun."""
         self.refuse_work()
-        while self._works:
-            await asyncio.wait([work.task for work in self._works.values()])
+        await self.busy.drain()
         await self._making.close()
         await self._deleting.close()
 
@@ -123,23 +116,23 @@ class Engine:
         Raises:
             VifdError: nothing new is there.
         """
-        self._check_running()
+        self.check_running()
         for request in requests:
             self._check_network(caller, request)
         if requests[0].validate_only:
             self._check_quota(caller, [r for r in requests if self._registry.find(r.endpoint_id) is None])
             return [self._preview(caller, request) for request in requests]
-        while waiting := [r for r in requests if r.endpoint_id in self._works]:
+        while waiting := [r for r in requests if r.endpoint_id in self.busy]:
             await self._join(waiting[0])
         present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
         missing = [request for request in requests if request.endpoint_id not in present]
         if missing:
-            self._check_running()
+            self.check_running()
             self._check_quota(caller, missing)
             jobs = [self._plan(caller, request) for request in missing]
             for job in jobs:
                 self._registry.add(job.endpoint, job.plan)
-            made = await self._start(jobs, self._create(jobs), lambda e: e.spec_hash)
+            made = await self.busy.start([job.endpoint for job in jobs], self._create(jobs), lambda e: e.spec_hash)
             present |= {endpoint.endpoint_id: endpoint for endpoint in made}
         return [Answer(present[request.endpoint_id]) for request in requests]
 
@@ -156,7 +149,9 @@ class Engine:
 
     async def _join(self, request: EndpointRequest) -> None:
         """Wait for what is happening to an endpoint; share its failure if it is the same request's."""
-        work = self._works[request.endpoint_id]
+        work = self.busy.find(request.endpoint_id)
+        if work is None:
+            return
         same = work.spec_hash == request.spec_hash and work.owner_uid == request.spec.owner.uid
         if work.spec_hash and not same:
             raise _in_use(request.endpoint_id)
@@ -184,7 +179,12 @@ class Engine:
         def forbids(kind: Kind) -> bool:
             return self._networks.policy.forbids_kind(caller, spec.network, kind)
 
-        preference, considered = negotiation.choose(spec, driver.offers(spec), forbids)
+        port = self._networks.policy.check_guard(caller, spec.port, spec.network)
+        spec = msgspec.structs.replace(spec, port=port)
+        offers = driver.offers(spec)
+        preference, considered = negotiation.choose(spec, offers, forbids)
+        offer = next(offer for offer in offers if offer.kind is preference.kind)
+        spec = msgspec.structs.replace(spec, port=negotiation.settle_port(port, offer))
         planned = driver.plan(request.endpoint_id, spec, preference)
         if generation is None:
             generation = self._journal.next_generation()
@@ -243,16 +243,16 @@ class Engine:
             StaleGeneration: one names an older life.
             VifdError: the kernel refused one; the others are gone.
         """
-        self._check_running()
+        self.check_running()
         ids = [release.endpoint_id for release in releases]
-        while under_way := [self._works[i].task for i in ids if i in self._works and self._works[i].spec_hash]:
+        while under_way := [work.task for i in ids if (work := self.busy.find(i)) is not None and not work.leaves]:
             await asyncio.wait(under_way)
         found = [e for release in releases if (e := self._check_release(caller, release)) is not None]
-        fresh = [endpoint for endpoint in found if endpoint.endpoint_id not in self._works]
-        others = {self._works[e.endpoint_id].task for e in found if e.endpoint_id in self._works}
+        fresh = [endpoint for endpoint in found if endpoint.endpoint_id not in self.busy]
+        others = {work.task for e in found if (work := self.busy.find(e.endpoint_id)) is not None}
         if fresh:
-            self._check_running()
-            await self._start(fresh, self._take_down(fresh), lambda _endpoint: "")
+            self.check_running()
+            await self.busy.start(fresh, self._take_down(fresh), leaves=True)
         for task in others:
             await asyncio.shield(task)
 
@@ -286,23 +286,12 @@ class Engine:
             if error is not None:
                 raise error
 
-    async def _start(self, endpoints: Sequence[Any], work: Coroutine[Any, Any, Any], spec_hash: Callable[[Endpoint], str]) -> Any:
-        """Run work on endpoints in a task of its own, so that it outlives its caller and others find it."""
-        task = asyncio.get_running_loop().create_task(work)
-        affected = [getattr(e, "endpoint", e) for e in endpoints]
-        for endpoint in affected:
-            self._works[endpoint.endpoint_id] = _Work(spec_hash(endpoint), endpoint.owner.uid, task)
+    def check_running(self) -> None:
+        """Check that new work is taken.
 
-        def done(_task: asyncio.Task[Any]) -> None:
-            for endpoint in affected:
-                del self._works[endpoint.endpoint_id]
-            if not task.cancelled():
-                task.exception()  # a caller that went away must not make it an unseen error
-
-        task.add_done_callback(done)
-        return await asyncio.shield(task)
-
-    def _check_running(self) -> None:
+        Raises:
+            TryAgain: vifd is stopping.
+        """
         if self._stopping:
             raise TryAgain("vifd is stopping")
 

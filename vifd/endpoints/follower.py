@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from vifd.endpoints.registry import Registry
@@ -15,21 +17,30 @@ class Follower:
     Args:
         registry: the endpoints.
         room: the kernel, to look afresh when events were lost.
+        suspect: called with an endpoint that may differ from its record.
     """
 
-    def __init__(self, registry: Registry, room: Room) -> None:
-        self._registry, self._room = registry, room
+    def __init__(self, registry: Registry, room: Room, suspect: Callable[[str], None] = lambda _endpoint_id: None) -> None:
+        self._registry, self._room, self._suspect = registry, room, suspect
 
     def on_carrier(self, ifindex: int, carrier: bool) -> None:
         """Note that somebody has opened a device, or has closed it."""
         endpoint = self._registry.find_by_ifindex(ifindex)
         if endpoint is None or not endpoint.state.is_live:
             return
+        if not carrier and endpoint.port.link_up is False:
+            return  # its link was set down; whoever has it open has it still
         state = State.READY
         if carrier:
             state = State.ACTIVE if endpoint.state is State.ACTIVE else State.ATTACHED
         if state is not endpoint.state:
             self._registry.update(msgspec.structs.replace(endpoint, state=state))
+
+    def on_change(self, ifindex: int) -> None:
+        """Note that something of a device was changed, nobody knows by whom."""
+        endpoint = self._registry.find_by_ifindex(ifindex)
+        if endpoint is not None and endpoint.state.is_live:
+            self._suspect(endpoint.endpoint_id)
 
     def on_gone(self, ifindex: int) -> None:
         """Note that a device went away behind vifd's back."""
@@ -41,6 +52,7 @@ class Follower:
             DriftKind.DEVICE_MISSING, name, "", f"{name} was deleted by somebody else; release the endpoint and request it again"
         )
         self._registry.update(msgspec.structs.replace(endpoint, state=State.READY, drifts=(drift,)))
+        self._suspect(endpoint.endpoint_id)
 
     async def resync(self) -> None:
         """Look at every device afresh, for events were lost."""
@@ -55,3 +67,4 @@ class Follower:
                 self.on_gone(endpoint.ifindex)
             else:
                 self.on_carrier(endpoint.ifindex, device.carrier)
+                self._suspect(endpoint_id)

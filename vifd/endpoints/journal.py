@@ -35,10 +35,15 @@ CREATE TABLE endpoints (generation INTEGER PRIMARY KEY, record BLOB NOT NULL);
 
 
 class Entry(Struct, frozen=True):
-    """One endpoint with the plan that made it, or is about to."""
+    """One endpoint with the plan that made it, or is about to.
+
+    Args:
+        changing: whether it was being changed to something else: the kernel may have a part of that, and has to be brought back.
+    """
 
     endpoint: Endpoint
     plan: Plan
+    changing: bool = False
 
 
 _encode = msgspec.json.Encoder().encode

@@ -8,7 +8,7 @@ from typing import NoReturn
 import msgspec
 
 from vifd.errors import NoAcceptableKind, Unsupported
-from vifd.model import Consideration, EndpointSpec, Feature, Kind, Offer, Outcome, Preference
+from vifd.model import Consideration, EndpointSpec, Feature, Kind, Offer, Outcome, Port, Preference
 
 
 def choose(
@@ -40,11 +40,25 @@ def choose(
     return spec.acceptable[chosen.index], tuple(settled)
 
 
+def settle_port(port: Port, offer: Offer) -> Port:
+    """Fill in what a caller left open of a port, for the kind that was chosen: the guard is on wherever the kind can have it."""
+    guard = Feature.GUARD in offer.features if port.guard_enabled is None else port.guard_enabled
+    link_up = True if port.link_up is None else port.link_up
+    return msgspec.structs.replace(port, guard_enabled=guard, isolated=bool(port.isolated), link_up=link_up)
+
+
 def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature, str]:
     """Give what an endpoint must be able to do for a request, each with the option that asks for it."""
-    port = spec.port
     asked = {
         Feature.MULTI_QUEUE: ("queues", getattr(preference, "queues", 1) > 1),
+        Feature.PORT_ID: ("port_id", spec.port_id != ""),
+    }
+    return {feature: option for feature, (option, wanted) in asked.items() if wanted} | features_of(spec.port)
+
+
+def features_of(port: Port) -> dict[Feature, str]:
+    """Give what a port must be able to do, each with the option that asks for it."""
+    asked = {
         Feature.GUARD: ("port.guard", bool(port.guard_enabled)),
         Feature.ADDRESSES: ("port.addresses", bool(port.addresses)),
         Feature.LIMITS: ("port.limits", port.limits is not None),
@@ -54,7 +68,6 @@ def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature,
         Feature.MTU: ("port.mtu_bytes", port.mtu_bytes != 0),
         Feature.TX_QUEUE_LENGTH: ("port.tx_queue_length", port.tx_queue_length != 0),
         Feature.PUBLIC_ADDRESSES: ("port.public_addresses", bool(port.public_addresses)),
-        Feature.PORT_ID: ("port_id", spec.port_id != ""),
     }
     return {feature: option for feature, (option, wanted) in asked.items() if wanted}
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from vifd.config import PolicyRule, Role
 from vifd.errors import NotAllowed, QuotaReached, UnknownNetwork
-from vifd.model import Caller, EndpointSpec, Kind, Owner
+from vifd.model import Caller, EndpointSpec, Kind, Owner, Port
 
 _RANK = {role: rank for rank, role in enumerate(Role)}
 
@@ -68,6 +70,26 @@ class Policy:
         if self._open_to(caller):
             return False
         return not any(not rule.kinds or kind in rule.kinds for rule in self._using(caller, network))
+
+    def check_guard(self, caller: Caller, port: Port, network: str) -> Port:
+        """Give the port as it is asked for in effect: who may not switch the guard off has it on, on every kind.
+
+        Raises:
+            NotAllowed: it is to be off, and the caller may not have that.
+        """
+        if self._may_go_unguarded(caller, network):
+            return port
+        if port.guard_enabled is False:
+            raise NotAllowed(
+                f"uid {caller.uid} may not switch the guard off on network {network}; "
+                'leave port.guard out, or ask the administrator for a policy with guard = "optional"'
+            )
+        return msgspec.structs.replace(port, guard_enabled=True)
+
+    def _may_go_unguarded(self, caller: Caller, network: str) -> bool:
+        if self._has(caller, network, (Role.ADMIN,)):
+            return True
+        return any(rule.guard == "optional" for rule in self._using(caller, network))
 
     def check_quota(self, caller: Caller, network: str, endpoint_count: int) -> None:
         """Check that a caller may have so many endpoints.

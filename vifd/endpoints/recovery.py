@@ -11,11 +11,12 @@ import msgspec
 
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
+from vifd.endpoints.mending import find_drifts, mend
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import CreateTap, Device, Plan
 from vifd.kernel.room import Room
-from vifd.model import Drift, DriftKind, Endpoint, Kind, MacvtapDevice, State, TapDevice
+from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, State, TapDevice
 
 _log = getLogger(__name__)
 _T = TypeVar("_T")
@@ -49,7 +50,7 @@ async def recover(
         journal.set_boot_id(boot_id)
     unfinished = [e for e in entries if e.endpoint.state in (State.PENDING, State.RELEASING)]
     kept = await _take_down(journal, room, drivers, unfinished)
-    living = await _mend(journal, room, [entry for entry in entries if entry not in unfinished])
+    living = await _mend(journal, room, drivers, [entry for entry in entries if entry not in unfinished])
     await _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
     return living + kept
 
@@ -85,37 +86,32 @@ async def _take_down(
     return kept
 
 
-async def _mend(journal: Journal, room: Room, entries: Sequence[Entry]) -> list[Entry]:
-    """Make missing devices again, and note which are open."""
-    devices = await _inspect(room, [e.endpoint.endpoint_id for e in entries if _needs_device(e)])
-    living, changed = [], []
-    for entry in entries:
-        device = devices.get(entry.endpoint.endpoint_id)
-        settled = await _remake(room, entry) if _needs_device(entry) and device is None else _settle(entry, device)
-        living.append(settled)
-        if settled.endpoint.location != entry.endpoint.location:
-            changed.append(_replace(settled, state=State.READY))
-    journal.write(changed)
+async def _mend(journal: Journal, room: Room, drivers: Mapping[str, NetworkDriver[Any]], entries: Sequence[Entry]) -> list[Entry]:
+    """Bring back what differs, or tell of it where the network isn't to be mended; and note which devices are open."""
+    drifts = await find_drifts(room, entries)
+    mended = [await _settle(room, drivers, entry, differs) for entry, differs in zip(entries, drifts, strict=True)]
+    devices = await _inspect(room, [entry.endpoint.endpoint_id for entry in mended if _needs_device(entry)])
+    living = [_note_open(entry, devices.get(entry.endpoint.endpoint_id)) for entry in mended]
+    pairs = zip(entries, living, strict=True)
+    changed = [now for before, now in pairs if now.endpoint.location != before.endpoint.location or before.changing]
+    journal.write([_replace(entry, state=State.READY, drifts=()) for entry in changed])
     return living
 
 
-async def _remake(room: Room, entry: Entry) -> Entry:
-    """Run an endpoint's plan once more: somebody deleted its device while vifd was away."""
-    (made,) = await room.apply([(entry.plan,)])
-    if isinstance(made, VifdError):
-        _log.error("the device of an endpoint is gone and can't be made again", extra=_about(entry, made))
-        name = getattr(entry.endpoint.location, "ifname", "")
-        drift = Drift(DriftKind.DEVICE_MISSING, name, "", f"{name} is gone and can't be made again: {made}")
-        return _replace(entry, state=State.READY, drifts=(drift,))
-    _log.warning("the device of an endpoint was gone and is made again", extra={"endpoint_id": entry.endpoint.endpoint_id})
-    return _replace(entry, state=State.READY, location=_moved(entry.endpoint, made[0].ifindex), drifts=())
+async def _settle(room: Room, drivers: Mapping[str, NetworkDriver[Any]], entry: Entry, drifts: tuple[Drift, ...]) -> Entry:
+    driver = drivers.get(entry.endpoint.network)
+    if drifts and driver is not None and (entry.changing or driver.repairs):
+        kinds = [str(drift.kind) for drift in drifts]
+        _log.warning("an endpoint is mended", extra={"endpoint_id": entry.endpoint.endpoint_id, "drifts": kinds})
+        entry, drifts = await mend(room, entry, drifts)
+    return _replace(entry, drifts=drifts)
 
 
-def _settle(entry: Entry, device: Device | None) -> Entry:
+def _note_open(entry: Entry, device: Device | None) -> Entry:
     if device is None:
-        return _replace(entry, state=State.READY, drifts=())
+        return _replace(entry, state=State.READY)
     state = State.ATTACHED if device.carrier else State.READY
-    return _replace(entry, state=state, location=_moved(entry.endpoint, device.ifindex), drifts=())
+    return _replace(entry, state=state, location=_moved(entry.endpoint, device.ifindex))
 
 
 async def _sweep(room: Room, known: set[str]) -> None:

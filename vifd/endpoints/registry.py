@@ -88,10 +88,12 @@ class Registry:
         self._index(endpoint)
         self._tell(Change.ADDED, endpoint)
 
-    def update(self, endpoint: Endpoint) -> None:
-        """Put a new state of an endpoint in the place of the old, and tell the watchers."""
+    def update(self, endpoint: Endpoint, plan: Plan | None = None) -> None:
+        """Put a new state of an endpoint in the place of the old, and its new plan if it has one, and tell the watchers."""
         self._unindex(self._endpoints[endpoint.endpoint_id])
         self._endpoints[endpoint.endpoint_id] = endpoint
+        if plan is not None:
+            self._plans[endpoint.endpoint_id] = plan
         self._index(endpoint)
         self._tell(Change.CHANGED, endpoint)
 

@@ -12,6 +12,7 @@ import errno
 import functools
 import ipaddress
 from pathlib import Path
+from struct import unpack_from
 from typing import NamedTuple
 
 from pyroute2 import IPRoute
@@ -23,6 +24,7 @@ from vifd.kernel.netlink import IFF_UP, Ifla, Link, RtnlSocket, delete_link, get
 from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 
 _IPV6_CONF = Path("/proc/sys/net/ipv6/conf")
+_IFLA_BR_VLAN_FILTERING, _IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
 _IPV6_MIN_MTU_BYTES = 1280  # linux/ipv6.h; below it the kernel takes IPv6 off a device (net/ipv6/addrconf.c, addrconf_notify)
 
 
@@ -39,12 +41,25 @@ class BridgeError(Exception):
         self.errno = number
 
 
+class BridgeVlans(NamedTuple):
+    """What a bridge does with VLANs.
+
+    Args:
+        missing: why it can't keep them apart; empty: it can.
+        default_vid: the VLAN that a new port is in; 0: none.
+    """
+
+    missing: str
+    default_vid: int = 0
+
+
 class BridgeState(NamedTuple):
     """A bridge as it was found or made.
 
     Args:
         own: whether vifd made it, at whatever time.
         created: whether this call made it.
+        vlans: whether it can keep VLANs apart.
     """
 
     name: str
@@ -52,6 +67,7 @@ class BridgeState(NamedTuple):
     mtu_bytes: int
     own: bool
     created: bool
+    vlans: BridgeVlans
 
 
 def find_link(rtnl: RtnlSocket, ifname: str) -> Link | None:
@@ -90,7 +106,18 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
         raise BridgeError(
             f"{grant.bridge} is a {link.kind or 'network card'}, not a bridge; give network {network} another name for its own"
         )
-    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), _is_own(link, network), created)
+    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), _is_own(link, network), created, _vlans(link))
+
+
+def _vlans(link: Link) -> BridgeVlans:
+    """Read what a bridge does with VLANs (linux/if_link.h, IFLA_BR_*)."""
+    filtering = link.data.get(_IFLA_BR_VLAN_FILTERING)
+    if filtering is None or _IFLA_BR_VLAN_DEFAULT_PVID not in link.data:
+        return BridgeVlans("this kernel keeps no VLANs apart on a bridge (CONFIG_BRIDGE_VLAN_FILTERING)")
+    if not filtering[0]:
+        name = link.text(Ifla.IFNAME)
+        return BridgeVlans(f"bridge {name} isn't VLAN-aware; switch that on: ip link set {name} type bridge vlan_filtering 1")
+    return BridgeVlans("", unpack_from("=H", link.data[_IFLA_BR_VLAN_DEFAULT_PVID])[0])
 
 
 def is_unchanged(rtnl: RtnlSocket, state: BridgeState) -> bool:

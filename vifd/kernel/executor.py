@@ -6,15 +6,17 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable
-from typing import TypeGuard
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import bridge, names, netlink, ops, tap
-from vifd.kernel.authority import Authority, PlanRejectedError, check_identity
+from vifd.kernel import bridge, ifb, limits, names, netlink, ops, tap
+from vifd.kernel.authority import Authority, PlanRejectedError, check_identity, check_plan
+from vifd.kernel.checking import Checker
 from vifd.kernel.making import Maker
+from vifd.kernel.marks import is_tap_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
-from vifd.model import Kind
+from vifd.kernel.nft.guard import NOTHING, Guard, NoGuard
+from vifd.model import Drift, DriftKind
 
 
 class Executor:
@@ -22,12 +24,15 @@ class Executor:
 
     Args:
         authority: gives what the configuration lets it touch, as it is now.
+        guard: the guard's table.
+        support: how this kernel keeps limits.
     """
 
-    def __init__(self, authority: Callable[[], Authority]) -> None:
-        self._authority = authority
+    def __init__(self, authority: Callable[[], Authority], guard: Guard | NoGuard, support: limits.Support) -> None:
+        self._authority, self._guard = authority, guard
         self._rtnl = RtnlSocket()
-        self._maker = Maker(self._rtnl)
+        self._maker = Maker(self._rtnl, guard, support)
+        self._checker = Checker(self._rtnl, guard, support)
 
     def apply(self, groups: Iterable[ops.Group]) -> ops.ApplyAnswer:
         """Make groups of plans, each all or none; see Maker."""
@@ -49,15 +54,51 @@ class Executor:
         for i, op in wanted:
             answer[i] = _check_tap_identity(i, op)
         wanted = [(i, op) for i, op in wanted if answer[i] is None]
-        for (i, op), reply in zip(wanted, self._look_up([op.endpoint_id for _, op in wanted]), strict=True):
+        for (i, op), reply in zip(wanted, look_up(self._rtnl, [op.endpoint_id for _, op in wanted]), strict=True):
             if is_tap_of(reply.link, op.endpoint_id):
                 found.append((i, op, reply.link))
             elif reply.errno not in (0, errno.ENODEV):
                 answer[i] = _refusal(i, op, reply)
-        for (i, op, _), reply in zip(found, self._delete([link for *_, link in found]), strict=True):
+        # A device's ifb goes in the same group, for the same RCU grace periods. Then what the guard has of it.
+        ifbs = list(ifb.find(self._rtnl, [op.endpoint_id for _, op, _ in found]).values())
+        replies = self._delete([link for *_, link in found] + ifbs)
+        for (i, op, _), reply in zip(found, replies, strict=False):
             if reply.errno not in (0, errno.ENODEV):
                 answer[i] = _refusal(i, op, reply)
+        self._guard.put({link.ifindex: NOTHING for i, _, link in found if answer[i] is None})
         return answer
+
+    def check(self, plans: Iterable[ops.Plan]) -> list[list[Drift]]:
+        """Compare what plans have made with what is there; see Checker.
+
+        Of what the configuration doesn't allow any more, it tells just that.
+        """
+        wanted, authority = list(plans), self._authority()
+        answer = [_rejection(plan, authority) for plan in wanted]
+        allowed = [plan for plan, drifts in zip(wanted, answer, strict=True) if not drifts]
+        compared = iter(self._checker.check(allowed, authority))
+        return [drifts or next(compared) for drifts in answer]
+
+    def restore_guard(self) -> bool:
+        """Put the guard's table back if somebody has changed it, without what it had of devices that are gone.
+
+        Returns:
+            Whether somebody had changed it.
+        """
+        changed = self._guard.restore()
+        self._sweep()
+        return changed
+
+    def _sweep(self) -> None:
+        """Forget what the guard's table has of devices that are gone, and delete ifbs whose device is gone."""
+        ports = sorted(self._guard.ports)
+        links = self._rtnl.exchange([netlink.get_link(ifindex=ifindex) for ifindex in ports])
+        gone = {i for i, reply in zip(ports, links, strict=True) if reply.errno == errno.ENODEV}
+        self._guard.put(dict.fromkeys(gone, NOTHING))
+        marked = ifb.find_marked()
+        taps = look_up(self._rtnl, list(marked))
+        idle = [i for (e, i), reply in zip(marked.items(), taps, strict=True) if not is_tap_of(reply.link, e)]
+        self._rtnl.exchange([netlink.delete_link(ifindex) for ifindex in idle])
 
     def prepare(self) -> dict[str, str]:
         """Bring every configured bridge to what the configuration says.
@@ -65,6 +106,7 @@ class Executor:
         Returns:
             By network, why that was not possible.
         """
+        self._sweep()
         problems = {}
         for network, grant in self._authority().items():
             try:
@@ -73,18 +115,9 @@ class Executor:
                 problems[network] = str(error)
         return problems
 
-    def _look_up(self, endpoint_ids: list[str]) -> list[Reply]:
-        """Find devices by the alternative name, which stays when somebody renames them, or else by their name."""
-        replies = self._rtnl.exchange([netlink.get_link(altname=names.altname(endpoint_id)) for endpoint_id in endpoint_ids])
-        missing = [index for index, reply in enumerate(replies) if reply.errno == errno.ENODEV]
-        ifnames = [names.device_name(Kind.TAP, endpoint_ids[index]) for index in missing]
-        for index, reply in zip(missing, self._rtnl.exchange([netlink.get_link(ifname=i) for i in ifnames]), strict=True):
-            replies[index] = reply
-        return replies
-
     def inspect(self, endpoint_ids: Iterable[str]) -> list[ops.Device]:
         """Tell what is there of some endpoints' devices; endpoints that have none are left out."""
-        found = zip(endpoint_ids, self._look_up(list(endpoint_ids)), strict=True)
+        found = zip(endpoint_ids, look_up(self._rtnl, list(endpoint_ids)), strict=True)
         return [_device(reply.link) for endpoint_id, reply in found if is_tap_of(reply.link, endpoint_id)]
 
     def find_marked(self) -> list[ops.Device]:
@@ -103,7 +136,7 @@ class Executor:
             OSError: ENODEV where the endpoint has no tap (any more), EBUSY where it is open already, or what else the kernel
             says.
         """
-        link = self._look_up([endpoint_id])[0].link
+        link = look_up(self._rtnl, [endpoint_id])[0].link
         if not is_tap_of(link, endpoint_id):
             raise OSError(errno.ENODEV, f"endpoint {endpoint_id} has no tap")
         ifname, fds = link.text(Ifla.IFNAME), []
@@ -140,9 +173,12 @@ class Executor:
         return self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in links])
 
 
-def is_tap_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
-    """Tell whether a device is the tap that vifd made for an endpoint: by its kind and mark, which only root can change."""
-    return link is not None and link.kind == "tun" and link.text(Ifla.IFALIAS) == names.mark(endpoint_id)
+def _rejection(plan: ops.Plan, authority: Authority) -> list[Drift]:
+    try:
+        check_plan(plan, authority)
+    except PlanRejectedError as error:
+        return [Drift(DriftKind.NETWORK_MISSING, "", "", f"the helper rejects the plan: {error}")]
+    return []
 
 
 def _device(link: Link) -> ops.Device:

@@ -24,10 +24,12 @@ from oslo_privsep import capabilities, priv_context
 
 from vifd import privileges
 from vifd.errors import StartError
-from vifd.kernel import names, ops
+from vifd.kernel import limits, names, ops, rulesetmonitor
 from vifd.kernel.authority import Authority
 from vifd.kernel.calls import Calls
 from vifd.kernel.executor import Executor
+from vifd.kernel.netlink import RtnlSocket
+from vifd.kernel.nft.guard import open_guard
 
 #: One for making, one for deleting, one for everything else, and one for the watchdog.
 _THREADS = 4
@@ -47,8 +49,13 @@ context = priv_context.PrivContext(
 class _Helper:
     """What the helper has beside its entry points: set before the fork, so that no call can set it."""
 
-    def __init__(self, load: Callable[[], tuple[str, Authority]], fd_channel: socket.socket) -> None:
+    def __init__(self, load: Callable[[], tuple[str, Authority]], fd_channel: socket.socket, *, owned: bool) -> None:
         self.load, self.fd_channel = load, fd_channel
+        try:
+            self.guard = open_guard(owned=owned)
+            self.support = _probe_limits()
+        except OSError as error:
+            raise StartError(f"the guard's table of nftables can't be made: {error.strerror or error}") from error
         self.authority: Authority = load()[1]
         self.per_thread = threading.local()
 
@@ -56,8 +63,16 @@ class _Helper:
     def executor(self) -> Executor:
         """This thread's executor: a netlink socket serves one thread at a time."""
         if not hasattr(self.per_thread, "executor"):
-            self.per_thread.executor = Executor(lambda: self.authority)
+            self.per_thread.executor = Executor(lambda: self.authority, self.guard, self.support)
         return cast("Executor", self.per_thread.executor)
+
+
+def _probe_limits() -> limits.Support:
+    rtnl = RtnlSocket()
+    try:
+        return limits.probe(rtnl)
+    finally:
+        rtnl.close()
 
 
 _helper: _Helper | None = None
@@ -69,35 +84,44 @@ class Channels(NamedTuple):
     Args:
         fds: where `open_queues` sends descriptors.
         lifeline: reads end-of-file when the helper is dead.
+        rulesets: tells of changes of the guard's table by others; None: the kernel has no nftables.
+        support: how this kernel keeps limits.
     """
 
     fds: socket.socket
     lifeline: int
+    rulesets: socket.socket | None
+    support: limits.Support
 
 
-def start(load: Callable[[], tuple[str, Authority]]) -> Channels:
+def start(load: Callable[[], tuple[str, Authority]], *, own_tables: bool = True) -> Channels:
     """Fork the helper. Call it as root, before any thread exists; drop the privileges after it.
 
     Args:
         load: reads the configuration; gives its text, and what it lets the helper touch. The helper calls it again on `reload`.
+        own_tables: whether the guard's table is to be the helper's own, where the kernel can.
 
     Returns:
         What the front process shares with it.
 
     Raises:
+        StartError: the guard's table can't be made.
         oslo_privsep.daemon.FailedToDropPrivileges: the helper could not start.
     """
     global _helper  # noqa: PLW0603  the entry points are functions, and oslo.privsep finds them by name
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
-    _helper = _Helper(load, back)
+    _helper = _Helper(load, back, owned=own_tables)
+    port_id = _helper.guard.port_id
+    rulesets = rulesetmonitor.listen(port_id) if port_id else None
     cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
-    os.register_at_fork(after_in_child=_Fork(front, lifeline))
+    os.register_at_fork(after_in_child=_Fork(front, lifeline, rulesets))
     with _watched(_START_SECONDS):
         context.start(priv_context.Method.FORK)
     back.close()
     os.close(held)
-    return Channels(front, lifeline)
+    _helper.guard.close()
+    return Channels(front, lifeline, rulesets, _helper.support)
 
 
 @contextmanager
@@ -137,15 +161,17 @@ class _Fork:
     systemd and a terminal signal all processes at once; the helper leaves when the front process has, for that still needs it.
     """
 
-    def __init__(self, front: socket.socket, lifeline: int) -> None:
+    def __init__(self, front: socket.socket, lifeline: int, rulesets: socket.socket | None) -> None:
         self._front: socket.socket | None = front
-        self._lifeline = lifeline
+        self._lifeline, self._rulesets = lifeline, rulesets
         self._parent = os.getpid()
 
     def __call__(self) -> None:
         if self._front is not None and os.getppid() == self._parent:
             self._front.close()
             os.close(self._lifeline)
+            if self._rulesets is not None:
+                self._rulesets.close()
             self._front = None
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
@@ -174,7 +200,10 @@ def _get() -> _Helper:
 
 @context.entrypoint
 def apply(request: bytes) -> bytes:
-    """Make groups of plans, each all or none. Needs CAP_NET_ADMIN: it makes taps and bridges (TUNSETIFF, RTM_SETLINK).
+    """Make groups of plans, each all or none.
+
+    Needs CAP_NET_ADMIN: it makes taps and bridges (TUNSETIFF, RTM_SETLINK), limits them (RTM_NEWQDISC) and guards them
+    (NFT_MSG_NEWSETELEM).
 
     Args:
         request: an encoded `ops.ApplyRequest`.
@@ -202,6 +231,34 @@ def revert(request: bytes) -> bytes:
     if len(plans) > _PLANS_A_CALL:
         raise ValueError("too many plans in a call")
     return ops.encode(_get().executor.revert(plans))
+
+
+@context.entrypoint
+def check(request: bytes) -> bytes:
+    """Compare what plans have made with what is there. Needs CAP_NET_ADMIN to read nftables. It changes nothing.
+
+    Args:
+        request: an encoded `ops.CheckRequest`.
+
+    Returns:
+        For each plan an encoded list of `Drift`.
+    """
+    plans = ops.decode_check(request).plans
+    if len(plans) > _PLANS_A_CALL:
+        raise ValueError("too many plans in a call")
+    return ops.encode(_get().executor.check(plans))
+
+
+@context.entrypoint
+def restore_guard() -> bool:
+    """Put the guard's table back as it was, if somebody has changed it. Needs CAP_NET_ADMIN to write nftables.
+
+    It takes nothing from the caller: what is put back is what the helper has put there before.
+
+    Returns:
+        Whether somebody had changed it.
+    """
+    return _get().executor.restore_guard()
 
 
 @context.entrypoint

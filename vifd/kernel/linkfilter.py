@@ -5,6 +5,7 @@ A request causes seven, and each would wake the process that waits for its end.
 It is classic BPF (Documentation/networking/filter.rst), which everybody may attach to an own socket. What passes:
 - the end of a device with vifd's prefix;
 - a state of such a device that has carrier;
+- one that is down and was up until now;
 - one that is up, not running, and didn't just change its flags: so the kernel tells, within a second, that carrier is lost
   (net/core/link_watch.c), and so it does not tell of a device that is being set up.
 """
@@ -25,6 +26,7 @@ _LITTLE = sys.byteorder == "little"
 # Where a message has what (struct nlmsghdr, struct ifinfomsg, struct nlattr), by bytes, for BPF's words are big-endian.
 _TYPE, _FAMILY, _CHANGE, _NAME = 4 if _LITTLE else 5, 16, 28, 36
 _UP, _LOWER_UP = (24, 26) if _LITTLE else (27, 25)
+_LEAST_BYTE = 0 if _LITTLE else 3
 _IFF_UP, _IFF_RUNNING = 0x01, 0x40  # linux/if.h
 _ALL, _NOTHING = 0xFFFFFFFF, 0
 
@@ -57,10 +59,14 @@ def _assemble() -> bytes:
         "carrier": (_LOAD_BYTE, _LOWER_UP, "", ""),
         "has_carrier": (_BITS, 1, "pass", "up"),
         "up": (_LOAD_BYTE, _UP, "", ""),
-        "is_up": (_BITS, _IFF_UP, "is_running", "drop"),
+        "is_up": (_BITS, _IFF_UP, "is_running", "downed"),
         "is_running": (_BITS, _IFF_RUNNING, "drop", "change"),
         "change": (_LOAD_WORD, _CHANGE, "", ""),
         "unchanged": (_EQUAL, 0, "pass", "drop"),
+        "downed": (_LOAD_BYTE, _CHANGE + _LEAST_BYTE, "", ""),
+        "was_up": (_BITS, _IFF_UP, "made", "drop"),
+        "made": (_LOAD_BYTE, _CHANGE + 3 - _LEAST_BYTE, "", ""),
+        "is_new": (_EQUAL, 0xFF, "drop", "pass"),
         "pass": (_RETURN, _ALL, "", ""),
         "drop": (_RETURN, _NOTHING, "", ""),
     }

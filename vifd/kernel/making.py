@@ -1,38 +1,58 @@
-"""Carries plans out, in batches: the half of the executor that makes.
+"""Carries plans out, in batches: the half of the executor that makes and changes.
 
-A batch runs stage by stage: every bridge, then every tap, then one netlink send that marks, attaches and sets up all of them. A
-tap lives as long as its descriptor until its whole group is made: what fails, and a helper that dies at any moment, leaves
-nothing.
+A batch runs stage by stage: every bridge, then every tap, then one transaction of the guard's table, one netlink send that marks,
+attaches and limits all of them, and, for those that all went well with, one that sets them up. A tap lives as long as its
+descriptor until its whole group is made: what fails, and a helper that dies at any moment, leaves nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from vifd.kernel import bridge, names, netlink, ops, tap
+from vifd.kernel import bridge, ifb, limits, names, netlink, ops, ports, tap
 from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, check_plan
-from vifd.kernel.netlink import Ifla, Reply, RtnlSocket
+from vifd.kernel.marks import is_tap_of, look_up
+from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
+from vifd.kernel.nft.guard import NOTHING, Elements, Guard, NoGuard
+from vifd.kernel.nft.wire import NftError
+from vifd.model import Port
 
 _EXFULL = 54  # net/bridge/br_if.c, find_portno: a bridge takes 1,023 ports
 
 
+class _Target(NamedTuple):
+    """What a device is to be like: a new one's whole state, or what changes of a living one.
+
+    Args:
+        mac: of the host's side.
+        before: what it is like; None: it is new, or that isn't known.
+    """
+
+    endpoint_id: str
+    ifname: str
+    mac: str
+    port: Port
+    before: Port | None
+
+
 class _Run:
-    """One plan on its way: what it has made so far, what is still to be set on its device, and why it failed."""
+    """One plan on its way: what it has made so far, what its device is to be like, and why it failed."""
 
     def __init__(self, plan: ops.Plan, index: int) -> None:
         self.plan, self.index = plan, index
         self.fd = -1
-        self.attributes = b""
-        self.endpoint_id = ""
-        self.up = False
+        self.link: Link | None = None
+        self.created: ops.CreateTap | None = None
+        self.target: _Target | None = None
+        self.bridge: bridge.BridgeState | None = None
         self.made = ops.Made()
         self.refusal: ops.Refusal | None = None
 
     def fail(self, operation: ops.Operation, device: str, code: int, message: str, cause: str = ops.KERNEL) -> None:
-        self.refusal = ops.Refusal(self.index, type(operation).__name__, device, code, message, cause)
+        self.refusal = self.refusal or ops.Refusal(self.index, type(operation).__name__, device, code, message, cause)
 
     def close(self) -> None:
         """Let go of a tap; one that doesn't persist is deleted by the kernel."""
@@ -43,6 +63,14 @@ class _Run:
     @property
     def last(self) -> ops.Operation:
         return self.plan[-1]
+
+    @property
+    def is_new(self) -> bool:
+        return self.fd >= 0
+
+    @property
+    def is_renamed(self) -> bool:
+        return self.link is not None and self.target is not None and self.link.text(Ifla.IFNAME) != self.target.ifname
 
 
 class _Group:
@@ -61,10 +89,12 @@ class Maker:
 
     Args:
         rtnl: the socket to ask through.
+        guard: the guard's table.
+        support: how this kernel keeps limits.
     """
 
-    def __init__(self, rtnl: RtnlSocket) -> None:
-        self._rtnl = rtnl
+    def __init__(self, rtnl: RtnlSocket, guard: Guard | NoGuard, support: limits.Support) -> None:
+        self._rtnl, self._guard, self._support = rtnl, guard, support
         self._bridges: dict[str, bridge.BridgeState | bridge.BridgeError] = {}
 
     def apply(self, plans: Iterable[ops.Group], authority: Authority) -> ops.ApplyAnswer:
@@ -84,13 +114,16 @@ class Maker:
         self._ensure_bridges(_alive(groups, ops.EnsureBridge), authority)
         for run, create in _alive(groups, ops.CreateTap):
             self._create_tap(run, create)
-        for run, attach in _alive(groups, ops.AttachPort):
-            self._prepare_port(run, attach)
-        self._configure([run for group in groups if group.refusal is None for run in group.runs if run.fd >= 0])
+        for run, configure in _alive(groups, ops.ConfigurePort):
+            self._prepare_new(run, configure)
+        self._find_living(_alive(groups, ops.ChangePort))
+        self._configure([run for group in groups if group.refusal is None for run in group.runs if run.target is not None])
         for group in groups:
             self._settle(group)
         self._discard_bridges(groups)
         return [group.refusal or [run.made for run in group.runs] for group in groups]
+
+    # --- the network
 
     def _ensure_bridges(self, todo: list[tuple[_Run, Any]], authority: Authority) -> None:
         for network in {op.network for _, op in todo}:
@@ -100,6 +133,7 @@ class Maker:
             if isinstance(state, bridge.BridgeError):
                 run.fail(op, authority[op.network].bridge, state.errno, str(state), ops.NOT_READY)
             else:
+                run.bridge = state
                 run.made = ops.Made(0, state.mtu_bytes, state.name)
 
     def _find_bridge(self, network: str, grant: BridgeGrant) -> bridge.BridgeState | bridge.BridgeError:
@@ -112,6 +146,8 @@ class Maker:
         except bridge.BridgeError as error:
             return error
 
+    # --- the device
+
     def _create_tap(self, run: _Run, op: ops.CreateTap) -> None:
         try:
             run.fd = tap.create(op.ifname, uid=op.owner_uid, gid=op.owner_gid, multi_queue=op.queues > 1, vnet_hdr=op.vnet_hdr)
@@ -120,55 +156,171 @@ class Maker:
             exists = f"a device of that name is there already that isn't {op.endpoint_id}'s"
             run.fail(op, op.ifname, error.errno or 0, exists if error.errno == errno.EBUSY else os.strerror(error.errno or 0))
             return
+        run.created = op
         run.made = ops.Made(ifindex, run.made.mtu_bytes, run.made.bridge_name)
-        run.endpoint_id = op.endpoint_id
-        run.attributes = netlink.attribute(Ifla.ADDRESS, bytes.fromhex(op.mac.replace(":", "")))
-        run.attributes += netlink.text(Ifla.IFALIAS, names.mark(op.endpoint_id))
 
-    def _prepare_port(self, run: _Run, op: ops.AttachPort) -> None:
-        state = self._bridges.get(op.network)
-        if not isinstance(state, bridge.BridgeState):
-            run.fail(op, op.ifname, 0, "a port needs EnsureBridge in its plan", ops.REJECTED)
-        elif op.mtu_bytes > state.mtu_bytes:
-            message = f"MTU {op.mtu_bytes} is more than bridge {state.name}'s {state.mtu_bytes}"
-            run.fail(op, op.ifname, 0, message, ops.NOT_READY)
-        elif 0 < op.mtu_bytes < state.mtu_bytes and not state.own:
-            message = f"MTU {op.mtu_bytes} would lower the MTU of bridge {state.name} ({state.mtu_bytes}), which vifd didn't make"
-            run.fail(op, op.ifname, 0, message, ops.NOT_READY)
+    def _prepare_new(self, run: _Run, op: ops.ConfigurePort) -> None:
+        if run.created is None:  # the plan's check has seen to it
+            run.fail(op, op.ifname, 0, "a port needs CreateTap in its plan", ops.REJECTED)
+            return
+        run.target = _Target(op.endpoint_id, op.ifname, run.created.mac, op.port, None)
+        self._check_port(run, op, op.port)
+
+    def _find_living(self, todo: list[tuple[_Run, Any]]) -> None:
+        replies = look_up(self._rtnl, [op.endpoint_id for _, op in todo])
+        for (run, op), reply in zip(todo, replies, strict=True):
+            if not is_tap_of(reply.link, op.endpoint_id):
+                run.fail(op, op.ifname, reply.errno or errno.ENODEV, f"the tap of endpoint {op.endpoint_id} is gone", ops.GONE)
+                continue
+            run.link = reply.link
+            run.made = ops.Made(reply.link.ifindex, run.made.mtu_bytes, run.made.bridge_name)
+            run.target = _Target(op.endpoint_id, op.ifname, op.mac, op.port, op.before)
+            self._check_port(run, op, op.port)
+
+    def _check_port(self, run: _Run, op: ops.Operation, port: Port) -> None:
+        """Check what only the bridge can say: whether it has room for the MTU, and keeps VLANs apart."""
+        state = run.bridge
+        if state is None:  # the plan's check has seen to it
+            run.fail(op, run.made.bridge_name, 0, "a port needs EnsureBridge in its plan", ops.REJECTED)
+            return
+        wanted = port.mtu_bytes
+        if wanted > state.mtu_bytes:
+            run.fail(op, state.name, 0, f"MTU {wanted} is more than bridge {state.name}'s {state.mtu_bytes}", ops.NOT_READY)
+        elif 0 < wanted < state.mtu_bytes and not state.own:
+            words = f"MTU {wanted} would lower the MTU of bridge {state.name} ({state.mtu_bytes}), which vifd didn't make"
+            run.fail(op, state.name, 0, words, ops.NOT_READY)
+        elif port.vlan is not None and state.vlans.missing:
+            run.fail(op, state.name, 0, f"port.vlan: {state.vlans.missing}", ops.NOT_READY)
         else:
-            mtu_bytes = op.mtu_bytes or state.mtu_bytes
-            run.made = ops.Made(run.made.ifindex, mtu_bytes, state.name)
-            run.attributes += netlink.number(Ifla.MTU, mtu_bytes) + netlink.number(Ifla.MASTER, state.ifindex)
-            run.up = True
+            run.made = ops.Made(run.made.ifindex, wanted or state.mtu_bytes, state.name)
+
+    # --- what it is like
 
     def _configure(self, runs: list[_Run]) -> None:
-        """Mark, attach and set up every tap of the batch in one send."""
-        messages = []
+        """Bring devices to what they are to be like, isolation before link-up; a living one goes back if that fails."""
+        self._put_filters(runs)
+        alive = [run for run in runs if run.refusal is None]
+        self._exchange([(run, message) for run, messages in self._settings(alive) for message in messages])
+        self._set_links([run for run in alive if run.refusal is None])
         for run in runs:
-            if run.up and bridge.has_ipv6(run.made.mtu_bytes):
-                run.attributes += netlink.NO_IPV6_ADDRESS
+            if run.refusal is not None and run.link is not None:
+                self._go_back(run)
+
+    def _put_filters(self, runs: Sequence[_Run]) -> None:
+        """Tell the guard's table of all in one transaction; if it refuses, one by one, so that one fails for itself."""
+        wanted = {run.made.ifindex: self._filters(run) for run in runs if run.refusal is None}
+        try:
+            self._guard.put(wanted)
+        except NftError:
+            for run in runs:
+                try:
+                    self._guard.put({run.made.ifindex: wanted.get(run.made.ifindex, NOTHING)})
+                except NftError as error:
+                    cause = ops.NOT_READY if error.errno == errno.EOPNOTSUPP else ops.KERNEL
+                    message = f"port.guard or port.limits: {error.strerror}"
+                    run.fail(run.last, run.made.bridge_name, error.errno or 0, message, cause)
+
+    def _filters(self, run: _Run) -> Elements:
+        target = _target_of(run)
+        left_over = self._support.left_over(self._wanted_limits(run, target.port))
+        return ports.filters(run.made.ifindex, target.port, *left_over)
+
+    def _wanted_limits(self, run: _Run, port: Port) -> limits.Wanted:
+        return ports.wanted_limits(_target_of(run).endpoint_id, run.made.ifindex, run.made.mtu_bytes, port)
+
+    def _settings(self, runs: Sequence[_Run]) -> list[tuple[_Run, list[bytes]]]:
+        """Give the messages that bring each device to what it is to be like, but for its being up."""
+        wanted = {run: self._wanted_limits(run, _target_of(run).port) for run in runs}
+        needed = {w.endpoint_id: w.mtu_bytes for w in wanted.values() if self._support.needs_ifb(w)}
+        ifbs = ifb.ensure(self._rtnl, needed) if needed else {}
+        result = []
+        for run, limited in wanted.items():
+            own = ifbs.get(limited.endpoint_id, ifb.Ifb(0))
+            if own.errno:
+                run.fail(run.last, names.ifb_name(limited.endpoint_id), own.errno, own.message)
+                continue
+            result.append((run, [*self._link_messages(run), *limits.messages(self._support, limited, own.ifindex)]))
+        return result
+
+    def _link_messages(self, run: _Run) -> list[bytes]:
+        target, ifindex, state = _target_of(run), run.made.ifindex, run.bridge
+        if state is None:
+            return []
+        attributes = netlink.text(Ifla.IFNAME, target.ifname) if run.is_renamed else b""
+        attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", "")))
+        attributes += netlink.text(Ifla.IFALIAS, names.mark(target.endpoint_id))
+        attributes += ports.attributes(target.port, run.made.mtu_bytes, state.ifindex)
+        messages = [netlink.set_link(ifindex, attributes), ports.bridge_port(ifindex, target.port)]
+        if run.is_new:
             # The name first: what changes while a device is down wakes no monitor.
-            messages.append(netlink.add_altname(run.made.ifindex, names.altname(run.endpoint_id)))
-            messages.append(netlink.set_link(run.made.ifindex, run.attributes, up=run.up))
-        replies = self._rtnl.exchange(messages)
-        for run, named, configured in zip(runs, replies[::2], replies[1::2], strict=True):
-            _note_refusal(run, named if named.errno else configured)
+            messages.insert(0, netlink.add_altname(ifindex, names.altname(target.endpoint_id)))
+        vlan_before = None if target.before is None else target.before.vlan
+        return messages + ([] if state.vlans.missing else ports.vlans(ifindex, vlan_before, target.port.vlan, state.vlans))
+
+    def _set_links(self, runs: Sequence[_Run]) -> None:
+        """Set up what is to be up, and take off living devices the limits that they are not to have any more."""
+        todo = []
+        for run in runs:
+            up = _target_of(run).port.link_up is not False
+            if up or not run.is_new:
+                todo.append((run, netlink.set_link(run.made.ifindex, b"", up=up)))
+        self._exchange(todo)
+        for run in runs:
+            if not run.is_new:
+                self._take_off_limits(run, _target_of(run).port)
+
+    def _take_off_limits(self, run: _Run, port: Port) -> None:
+        wanted = self._wanted_limits(run, port)
+        for reply in self._rtnl.exchange(limits.superfluous(self._support, wanted)):
+            if reply.errno and reply.errno not in limits.ABSENT:
+                run.fail(run.last, run.made.bridge_name, reply.errno, f"a limit can't be taken off: {reply.message}")
+        if not self._support.needs_ifb(wanted):
+            spare = ifb.find(self._rtnl, [wanted.endpoint_id])
+            self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in spare.values()])
+
+    def _go_back(self, run: _Run) -> None:
+        """Bring a living device back to what it was, as far as it goes; what is missing then, a check finds."""
+        target, refusal = _target_of(run), run.refusal
+        if target.before is None:
+            return
+        run.target = target._replace(port=target.before, before=target.port)
+        state, mtu_bytes = run.bridge, target.before.mtu_bytes
+        run.made = ops.Made(run.made.ifindex, mtu_bytes or (state.mtu_bytes if state else 0), run.made.bridge_name)
+        run.refusal = None
+        self._put_filters([run])
+        self._exchange([(run, message) for _, messages in self._settings([run]) for message in messages])
+        self._set_links([run])
+        run.refusal = refusal
+
+    def _exchange(self, todo: Sequence[tuple[_Run, bytes]]) -> None:
+        for (run, _), reply in zip(todo, self._rtnl.exchange([message for _, message in todo]), strict=True):
+            _note_refusal(run, reply)
+
+    # --- the end
 
     def _settle(self, group: _Group) -> None:
         """Let a group's taps outlive their descriptors, all or none."""
         persisted = []
         for run in group.runs:
-            if group.refusal is None and run.fd >= 0:
+            if group.refusal is None and run.is_new:
                 fd, run.fd = run.fd, -1
                 try:
                     tap.persist(fd)
                     persisted.append(run)
                 except OSError as error:
-                    run.fail(run.last, run.endpoint_id, error.errno or 0, os.strerror(error.errno or 0))
+                    run.fail(run.last, run.made.bridge_name, error.errno or 0, os.strerror(error.errno or 0))
         if group.refusal is not None:
-            for run in group.runs:
-                run.close()
-            self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
+            self._undo(group, persisted)
+
+    def _undo(self, group: _Group, persisted: Sequence[_Run]) -> None:
+        """Delete what a group's plans made; first the taps, so that none is without its guard."""
+        made = [run for run in group.runs if run.created is not None]
+        for run in group.runs:
+            run.close()
+        self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
+        limited = [run.target.endpoint_id for run in made if run.target is not None and run.target.port.limits is not None]
+        self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
+        self._guard.put({run.made.ifindex: NOTHING for run in made})
 
     def _discard_bridges(self, groups: list[_Group]) -> None:
         """Delete bridges that this batch made for groups that failed, unless another group's port hangs on one."""
@@ -177,6 +329,12 @@ class Maker:
             state = self._bridges.get(network)
             if isinstance(state, bridge.BridgeState) and state.created:
                 bridge.discard_unused(self._rtnl, state)
+
+
+def _target_of(run: _Run) -> _Target:
+    if run.target is None:
+        raise RuntimeError("a run without a device is not configured")
+    return run.target
 
 
 def _check(run: _Run, authority: Authority) -> None:
@@ -196,4 +354,4 @@ def _note_refusal(run: _Run, reply: Reply) -> None:
         message = f"bridge {run.made.bridge_name} has no free port (it takes 1,023)"
         run.fail(run.last, run.made.bridge_name, reply.errno, message, ops.FULL)
     elif reply.errno:
-        run.fail(run.last, names.altname(run.endpoint_id), reply.errno, reply.message)
+        run.fail(run.last, run.target.endpoint_id if run.target else "", reply.errno, reply.message)

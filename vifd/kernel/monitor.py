@@ -22,18 +22,23 @@ _BUFFER_BYTES = 4 << 20
 
 
 class LinkMonitor:
-    """Tells of each change of carrier, and of each end, of a device with vifd's prefix.
+    """Tells of each change of carrier, of each other change, and of each end, of a device with vifd's prefix.
 
     Args:
-        on_carrier: called with a device's index and whether it has carrier, for each event.
+        on_carrier: called with a device's index and whether it has carrier.
+        on_change: called with the index of a device that something else was changed of; vifd's own changes are told too.
         on_gone: called with the index of a device that went away.
         on_overflow: called when events were lost: everything has to be looked at afresh.
     """
 
     def __init__(
-        self, on_carrier: Callable[[int, bool], None], on_gone: Callable[[int], None], on_overflow: Callable[[], None]
+        self,
+        on_carrier: Callable[[int, bool], None],
+        on_change: Callable[[int], None],
+        on_gone: Callable[[int], None],
+        on_overflow: Callable[[], None],
     ) -> None:
-        self._on_carrier, self._on_gone, self._on_overflow = on_carrier, on_gone, on_overflow
+        self._on_carrier, self._on_change, self._on_gone, self._on_overflow = on_carrier, on_change, on_gone, on_overflow
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self._socket.setblocking(False)
@@ -78,3 +83,5 @@ class LinkMonitor:
         if self._carrier.get(event.ifindex) != carrier:
             self._carrier[event.ifindex] = carrier
             self._on_carrier(event.ifindex, carrier)
+        else:
+            self._on_change(event.ifindex)

@@ -27,9 +27,10 @@ _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _RTEXT_FILTER_SKIP_STATS = 8
 _AF_INET6 = 10
-_IFLA_INFO_KIND = 1
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
+_IFLA_BRIDGE_VLAN_INFO, _VLAN_PVID, _VLAN_UNTAGGED = 2, 2, 4
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 
 _MESSAGES_A_SEND = 64
 _RECEIVE_BYTES = 1 << 16
@@ -43,6 +44,7 @@ class Ifla(IntEnum):
     IFNAME = 3
     MTU = 4
     MASTER = 10
+    PROTINFO = 12
     TXQLEN = 13
     LINKINFO = 18
     IFALIAS = 20
@@ -53,9 +55,18 @@ class Ifla(IntEnum):
     ALT_IFNAME = 53
 
 
+class BridgePort(IntEnum):
+    """Attributes of a bridge's port."""
+
+    GROUP_FWD_MASK = 31
+    ISOLATED = 33
+
+
 class TunInfo(IntEnum):
     """Attributes of a tun device's IFLA_INFO_DATA."""
 
+    OWNER = 1
+    GROUP = 2
     VNET_HDR = 5
     MULTI_QUEUE = 7
 
@@ -92,20 +103,56 @@ def create_link(kind: str, attributes: bytes) -> bytes:
         attributes: its name and what the kernel takes of others here: IFLA_ADDRESS, MTU, TXQLEN, GROUP, and no IFLA_IFALIAS
             (net/core/rtnetlink.c, rtnl_create_link).
     """
-    attributes += attribute(Ifla.LINKINFO, text(_IFLA_INFO_KIND, kind))
+    attributes += attribute(Ifla.LINKINFO, text(_INFO_KIND, kind))
     return request(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + attributes)
 
 
-def set_link(ifindex: int, attributes: bytes, *, up: bool = False) -> bytes:
+def set_link(ifindex: int, attributes: bytes, *, up: bool | None = None) -> bytes:
     """Pack an RTM_SETLINK for one device.
 
     Args:
         ifindex: the device.
         attributes: what to set.
-        up: also set it up.
+        up: also set it up, or down; None: neither.
     """
-    flags = IFF_UP if up else 0
-    return request(RTM_SETLINK, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, flags, flags) + attributes)
+    flags, change = (IFF_UP if up else 0), (0 if up is None else IFF_UP)
+    return request(RTM_SETLINK, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, flags, change) + attributes)
+
+
+def set_bridge_port(ifindex: int, *, isolated: bool, group_forward_mask: int) -> bytes:
+    """Pack an RTM_SETLINK of AF_BRIDGE for a port of a bridge (linux/if_link.h, IFLA_BRPORT_*).
+
+    Args:
+        ifindex: the port.
+        isolated: whether it reaches only ports that aren't isolated.
+        group_forward_mask: which of the sixteen reserved addresses 01:80:c2:00:00:0X it takes in like others, a bit each.
+    """
+    settings = attribute(BridgePort.ISOLATED, bytes([isolated])) + attribute(
+        BridgePort.GROUP_FWD_MASK, pack("=H", group_forward_mask)
+    )
+    body = _IFINFO.pack(socket.AF_BRIDGE, 0, ifindex, 0, 0) + nested(Ifla.PROTINFO, settings)
+    return request(RTM_SETLINK, NLM_F_ACK, body)
+
+
+def set_port_vlan(ifindex: int, vid: int, *, untagged: bool) -> bytes:
+    """Pack an RTM_SETLINK of AF_BRIDGE that lets a VLAN pass a port (linux/if_bridge.h, struct bridge_vlan_info).
+
+    Args:
+        ifindex: the port.
+        vid: the VLAN.
+        untagged: whether its frames pass without a tag, and frames without a tag belong to it.
+    """
+    return _port_vlan(RTM_SETLINK, ifindex, vid, _VLAN_PVID | _VLAN_UNTAGGED if untagged else 0)
+
+
+def delete_port_vlan(ifindex: int, vid: int) -> bytes:
+    """Pack an RTM_DELLINK of AF_BRIDGE that keeps a VLAN from a port."""
+    return _port_vlan(RTM_DELLINK, ifindex, vid, 0)
+
+
+def _port_vlan(kind: int, ifindex: int, vid: int, flags: int) -> bytes:
+    info = attribute(_IFLA_BRIDGE_VLAN_INFO, pack("=HH", flags, vid))
+    return request(kind, NLM_F_ACK, _IFINFO.pack(socket.AF_BRIDGE, 0, ifindex, 0, 0) + nested(Ifla.AF_SPEC, info))
 
 
 def add_altname(ifindex: int, name: str) -> bytes:
@@ -165,11 +212,21 @@ class Link(NamedTuple):
     @property
     def kind(self) -> str:
         """The driver's name: "tun", "bridge", ...; empty for hardware."""
-        return self._info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+        return self._info.get(_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
 
     def tun_flag(self, flag: TunInfo) -> bool:
         """Tell a flag of a tun device."""
-        return parse_attributes(self._info.get(2, b"")).get(flag, b"\0") != b"\0"
+        return self.data.get(flag, b"\0") != b"\0"
+
+    @property
+    def data(self) -> dict[int, bytes]:
+        """What its driver says of it: attributes of the driver's own."""
+        return parse_attributes(self._info.get(_INFO_DATA, b""))
+
+    @property
+    def port_data(self) -> dict[int, bytes]:
+        """What its bridge says of it."""
+        return parse_attributes(self._info.get(_INFO_SLAVE_DATA, b""))
 
     @property
     def _info(self) -> dict[int, bytes]:

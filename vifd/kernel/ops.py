@@ -9,6 +9,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from vifd.model import Drift, Limits, Port, RateLimit
+
 
 class EnsureBridge(Struct, frozen=True, tag="ensure_bridge", forbid_unknown_fields=True):
     """Make the network's bridge, with its address and uplink, if it is missing. Undone only if this call made it.
@@ -49,28 +51,52 @@ class CreateTap(Struct, frozen=True, tag="create_tap", forbid_unknown_fields=Tru
         return f"make tap {self.ifname} for uid {self.owner_uid}{group}, {self.queues} queue(s), host-side MAC {self.mac}"
 
 
-class AttachPort(Struct, frozen=True, tag="attach_port", forbid_unknown_fields=True):
-    """Put a device that this plan made on the network's bridge and set it up. Undone with the device.
+class ConfigurePort(Struct, frozen=True, tag="configure_port", forbid_unknown_fields=True):
+    """Put a device that this plan made on its network as the port says: guard and limits first, up last. Undone with the device.
 
     Args:
+        endpoint_id: the endpoint.
         ifname: the device.
         network: the network.
-        mtu_bytes: its MTU; 0: the bridge's.
+        port: what it is to be like; its MTU 0: the network's.
     """
 
+    endpoint_id: str
     ifname: str
     network: str
-    mtu_bytes: int
+    port: Port
 
     def __str__(self) -> str:
-        mtu = f"MTU {self.mtu_bytes}" if self.mtu_bytes else "the bridge's MTU"
-        return f"put {self.ifname} on the bridge of network {self.network} with {mtu} and set it up"
+        return f"put {self.ifname} on network {self.network} with {describe_port(self.port)}"
 
 
-Operation = EnsureBridge | CreateTap | AttachPort
+class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=True):
+    """Bring the device of a living endpoint to what the port says. Undone by bringing it back to what it was.
+
+    Args:
+        endpoint_id: the endpoint.
+        ifname: the device.
+        network: the network.
+        mac: the MAC of the host's side (`names.host_mac`).
+        before: what it is like; None: that isn't known, for somebody has changed it.
+        port: what it is to be like.
+    """
+
+    endpoint_id: str
+    ifname: str
+    network: str
+    mac: str
+    before: Port | None
+    port: Port
+
+    def __str__(self) -> str:
+        return f"change {self.ifname} on network {self.network} to {describe_port(self.port)}"
+
+
+Operation = EnsureBridge | CreateTap | ConfigurePort | ChangePort
 
 #: The order in which the helper runs the operations of a batch, and in which each plan has them.
-STAGES: tuple[type[Operation], ...] = (EnsureBridge, CreateTap, AttachPort)
+STAGES: tuple[type[Operation], ...] = (EnsureBridge, CreateTap, ConfigurePort, ChangePort)
 
 Plan = tuple[Operation, ...]
 
@@ -107,7 +133,7 @@ class Refusal(Struct, frozen=True):
 
 
 #: The causes of a Refusal.
-KERNEL, FULL, NOT_READY, REJECTED = "kernel", "full", "not_ready", "rejected"
+KERNEL, FULL, NOT_READY, REJECTED, GONE = "kernel", "full", "not_ready", "rejected", "gone"
 
 
 class Device(Struct, frozen=True):
@@ -135,6 +161,12 @@ class ApplyRequest(Struct, frozen=True, forbid_unknown_fields=True):
     groups: tuple[Group, ...]
 
 
+class CheckRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of the helper's `check`."""
+
+    plans: tuple[Plan, ...]
+
+
 class RevertRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """The argument of the helper's `revert`."""
 
@@ -149,9 +181,33 @@ decode_apply = msgspec.msgpack.Decoder(ApplyRequest).decode
 decode_apply_answer = msgspec.msgpack.Decoder(list[list[Made] | Refusal]).decode
 decode_revert = msgspec.msgpack.Decoder(RevertRequest).decode
 decode_revert_answer = msgspec.msgpack.Decoder(list[Refusal | None]).decode
+decode_check = msgspec.msgpack.Decoder(CheckRequest).decode
+decode_check_answer = msgspec.msgpack.Decoder(list[list[Drift]]).decode
 decode_devices = msgspec.msgpack.Decoder(list[Device]).decode
 
 
 def describe(plan: Plan) -> tuple[str, ...]:
     """Give a line for people for each operation."""
     return tuple(str(operation) for operation in plan)
+
+
+def describe_port(port: Port) -> str:
+    """Give what a port is like as words for people."""
+    words = [f"MTU {port.mtu_bytes}" if port.mtu_bytes else "the network's MTU"]
+    if port.guard_enabled:
+        words.append(f"a guard for {', '.join((port.mac, *port.addresses))}")
+    words += [f"VLAN {port.vlan.vid or port.vlan.trunk_vids}"] if port.vlan is not None else []
+    words += _describe_limits(port.limits) if port.limits is not None else []
+    words += ["isolation"] if port.isolated else []
+    words += [f"a queue of {port.tx_queue_length}"] if port.tx_queue_length else []
+    words.append("link down" if port.link_up is False else "link up")
+    return ", ".join(words)
+
+
+def _describe_limits(limits: Limits) -> list[str]:
+    def one(direction: str, limit: RateLimit) -> list[str]:
+        rates = [f"{limit.rate_bps} bit/s"] if limit.rate_bps else []
+        rates += [f"{limit.rate_pps} frames/s"] if limit.rate_pps else []
+        return [f"{' and '.join(rates)} {direction} the VM"] if rates else []
+
+    return one("from", limits.from_vm) + one("to", limits.to_vm)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vifd.errors import HostNotReady, KernelRefused, NetworkFull, StartError, UnknownEndpoint, VifdError, WrongState
 from vifd.kernel import ops
+from vifd.model import Drift
 
 if TYPE_CHECKING:
     from vifd.kernel.calls import Calls
@@ -35,6 +36,12 @@ class Room(Protocol):
 
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         """Delete what plans made: for each plan, None or why it is still there."""
+
+    async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        """Tell, for each plan, how what is there differs from what it made."""
+
+    async def restore_guard(self) -> bool:
+        """Put the guard's table back if somebody has changed it; tell whether somebody had."""
 
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
         """Tell what is there of endpoints' devices; with no id, of every marked device."""
@@ -66,6 +73,14 @@ class PrivilegedRoom:
         """See Room."""
         answer = ops.decode_revert_answer(await self._call("revert", ops.encode(ops.RevertRequest(tuple(plans)))))
         return [None if refusal is None else _error(refusal) for refusal in answer]
+
+    async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        """See Room."""
+        return ops.decode_check_answer(await self._call("check", ops.encode(ops.CheckRequest(tuple(plans)))))
+
+    async def restore_guard(self) -> bool:
+        """See Room."""
+        return bool(await self._call("restore_guard"))
 
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
         """See Room."""
@@ -124,6 +139,14 @@ class NoRoom:
         """Delete nothing."""
         return [None for _ in plans]
 
+    async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        """Find nothing that differs."""
+        return [[] for _ in plans]
+
+    async def restore_guard(self) -> bool:
+        """Find nothing that was changed."""
+        return False
+
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:  # noqa: ARG002  Room's signature
         """Find nothing."""
         return []
@@ -145,5 +168,7 @@ def _error(refusal: ops.Refusal) -> VifdError:
             return NetworkFull(f"{refusal.message}; release an endpoint of this network, or use another network")
         case ops.NOT_READY:
             return HostNotReady(refusal.message)
+        case ops.GONE:
+            return WrongState(f"{refusal.message}; check the endpoint with repair, or release it and request it again")
         case _:
             return KernelRefused(refusal.operation, refusal.device, refusal.errno, refusal.message)

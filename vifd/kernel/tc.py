@@ -191,15 +191,16 @@ def replace_police(ifindex: int, of_bytes: tuple[int, int], of_packets: tuple[in
 def get_root(ifindex: int) -> bytes:
     """Pack the question for a device's root qdisc; the answer goes to `parse`.
 
-    Up to some release the kernel sends the answer to its listeners, and to who asks only with NLM_F_ECHO.
+    Up to some release the kernel sends the answer to its listeners, and to who asks only with NLM_F_ECHO. Of the qdisc of a
+    device that is down it sends none at all, only the acknowledgement.
     """
-    return request(RTM_GETQDISC, NLM_F_ECHO, _TCMSG.pack(0, ifindex, 0, _TC_H_ROOT, 0))
+    return request(RTM_GETQDISC, NLM_F_ECHO | NLM_F_ACK, _TCMSG.pack(0, ifindex, 0, _TC_H_ROOT, 0))
 
 
 def get_filter(ifindex: int) -> bytes:
     """Pack the question for the filter of a device's way in; the answer goes to `parse`."""
     message = _TCMSG.pack(0, ifindex, _FILTER_HANDLE, _INGRESS_HANDLE, _FILTER_INFO) + text(_Tca.KIND, "u32")
-    return request(RTM_GETTFILTER, NLM_F_ECHO, message)
+    return request(RTM_GETTFILTER, NLM_F_ECHO | NLM_F_ACK, message)
 
 
 def parse(answer: bytes) -> Shown:

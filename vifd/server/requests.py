@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from vif.v1 import endpoint_service_pb2
 from vifd import model
+from vifd.endpoints.changes import Change
 from vifd.endpoints.engine import Release
 from vifd.errors import InvalidRequest, Unsupported, Violation
 from vifd.kernel.names import is_endpoint_id
@@ -32,6 +33,19 @@ _MAX_ID = (1 << 32) - 2
 _PAGE, _MAX_PAGE = 100, 1000
 _TX_QUEUE_LENGTH, _PUBLIC_ADDRESSES = 100_000, 16
 _RATE_BPS, _RATE_PPS, _BURST_BYTES = 1 << 40, (1 << 32) - 1, (1 << 32) - 1
+
+
+#: What of a port can be changed while its VM runs: the contract's name and the model's.
+_CHANGEABLE = {
+    "guard": "guard_enabled",
+    "limits": "limits",
+    "addresses": "addresses",
+    "vlan": "vlan",
+    "isolated": "isolated",
+    "mtu_bytes": "mtu_bytes",
+    "link_up": "link_up",
+    "tx_queue_length": "tx_queue_length",
+}
 
 
 class _Checker:
@@ -142,6 +156,25 @@ def batch_release(message: endpoint_service_pb2.BatchReleaseEndpointsRequest) ->
         check.at(f"requests[{i}]").endpoint_id(request.endpoint_id)
     check.done()
     return [Release(request.endpoint_id, request.generation) for request in message.requests]
+
+
+def change(message: endpoint_service_pb2.UpdateEndpointRequest) -> Change:
+    """Check a change of a port.
+
+    Raises:
+        InvalidRequest: with every violation.
+    """
+    check = _Checker()
+    check.known(message)
+    endpoint_id_ = check.endpoint_id(message.endpoint_id)
+    paths = list(message.update_mask.paths)
+    check.require(paths, "update_mask", f"is empty: name what changes, of {', '.join(_CHANGEABLE)}")
+    for path in paths[: len(_CHANGEABLE) + 1]:
+        what = f"{path[:64]!r} can't be changed; {', '.join(_CHANGEABLE)} can"
+        check.require(path in _CHANGEABLE, "update_mask", what)
+    port = _port(check.at("port"), message.port)
+    check.done()
+    return Change(endpoint_id_, port, [_CHANGEABLE[path] for path in paths])
 
 
 def endpoint_id(message: Any) -> str:

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from vif.v1 import endpoint_pb2, host_service_pb2
 from vif.v1 import endpoint_service_pb2 as pb
 from vif.v1.endpoint_service_pb2_grpc import EndpointServiceServicer
 from vif.v1.host_service_pb2_grpc import HostServiceServicer
 from vifd import __version__
+from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Answer, Engine
+from vifd.endpoints.mending import Mender
 from vifd.endpoints.registry import Change
 from vifd.endpoints.views import Views
 from vifd.errors import Unsupported
 from vifd.kernel.ops import describe
-from vifd.model import Caller, Endpoint
+from vifd.model import Caller, Endpoint, LimitsMechanism
 from vifd.server import requests, words
 from vifd.server.middleware import FindCaller, stream, unary
 
 _EVENTS: dict[Change, Any] = {change: pb.WatchEventKind.Value(f"WATCH_EVENT_KIND_{change.name}") for change in Change}
 
 
+class UseCases(NamedTuple):
+    """What the service calls: who makes and takes down, who shows, who changes, who checks."""
+
+    engine: Engine
+    views: Views
+    changes: Changes
+    mender: Mender
+
+
 class EndpointService(EndpointServiceServicer):
     """vif.v1.EndpointService.
 
     Args:
-        engine: makes and takes down.
-        views: shows.
+        use_cases: what there is to do.
         find_caller: tells who is behind a `context.peer()`.
         netns_path: the namespace that holds the devices; empty: the one vifd was started in.
     """
 
-    def __init__(self, engine: Engine, views: Views, find_caller: FindCaller, netns_path: str) -> None:
-        self._engine, self._views, self.find_caller, self._netns_path = engine, views, find_caller, netns_path
+    def __init__(self, use_cases: UseCases, find_caller: FindCaller, netns_path: str) -> None:
+        self._engine, self._views, self._changes, self._mender = use_cases
+        self.find_caller, self._netns_path = find_caller, netns_path
 
     @unary
     async def RequestEndpoint(self, message: pb.RequestEndpointRequest, caller: Caller) -> pb.RequestEndpointResponse:
@@ -80,7 +91,8 @@ class EndpointService(EndpointServiceServicer):
 
     @unary
     async def UpdateEndpoint(self, message: pb.UpdateEndpointRequest, caller: Caller) -> pb.UpdateEndpointResponse:
-        raise _not_built("change an endpoint; release it and request it as it should be")
+        endpoint = await self._changes.update(caller, requests.change(message))
+        return pb.UpdateEndpointResponse(endpoint=self._endpoint(endpoint))
 
     @unary
     async def ActivateEndpoint(self, message: pb.ActivateEndpointRequest, caller: Caller) -> pb.ActivateEndpointResponse:
@@ -88,7 +100,8 @@ class EndpointService(EndpointServiceServicer):
 
     @unary
     async def CheckEndpoint(self, message: pb.CheckEndpointRequest, caller: Caller) -> pb.CheckEndpointResponse:
-        raise _not_built("compare an endpoint with the kernel; GetEndpoint's drifts has what it noticed")
+        drifts, endpoint = await self._mender.check(caller, requests.endpoint_id(message), repair=message.repair)
+        return pb.CheckEndpointResponse(drifts=[words.drift(d) for d in drifts], endpoint=self._endpoint(endpoint))
 
     @unary
     async def CollectGarbage(self, message: pb.CollectGarbageRequest, caller: Caller) -> pb.CollectGarbageResponse:
@@ -105,20 +118,33 @@ class EndpointService(EndpointServiceServicer):
         )
 
 
+class HostFacts(NamedTuple):
+    """What of a host doesn't change while vifd runs.
+
+    Args:
+        boot_id: of the running kernel.
+        drivers: the network drivers that can be configured.
+        fd_socket: where open queues can be had.
+        limits_mechanism: how limits are kept; None: there is no kernel behind this vifd.
+    """
+
+    boot_id: str
+    drivers: list[str]
+    fd_socket: str
+    limits_mechanism: LimitsMechanism | None
+
+
 class HostService(HostServiceServicer):
     """vif.v1.HostService.
 
     Args:
         views: shows.
         find_caller: tells who is behind a `context.peer()`.
-        boot_id: of the running kernel.
-        drivers: the network drivers that can be configured.
-        fd_socket: where open queues can be had.
+        facts: what doesn't change while vifd runs.
     """
 
-    def __init__(self, views: Views, find_caller: FindCaller, *, boot_id: str, drivers: list[str], fd_socket: str) -> None:
-        self._views, self.find_caller = views, find_caller
-        self._boot_id, self._drivers, self._fd_socket = boot_id, drivers, fd_socket
+    def __init__(self, views: Views, find_caller: FindCaller, facts: HostFacts) -> None:
+        self._views, self.find_caller, self._facts = views, find_caller, facts
 
     @unary
     async def GetHostInfo(
@@ -126,10 +152,11 @@ class HostService(HostServiceServicer):
     ) -> host_service_pb2.GetHostInfoResponse:
         return host_service_pb2.GetHostInfoResponse(
             version=__version__,
-            boot_id=self._boot_id,
-            network_drivers=self._drivers,
+            boot_id=self._facts.boot_id,
+            network_drivers=self._facts.drivers,
             networks=[words.network(network) for network in self._views.networks(caller)],
-            fd_socket_path=self._fd_socket,
+            fd_socket_path=self._facts.fd_socket,
+            limits_mechanism=words.limits_mechanism(self._facts.limits_mechanism),
         )
 
 

@@ -102,7 +102,8 @@ async def test_a_request_that_cant_be_met_leaves_nothing(one: World) -> None:
 
 
 async def test_an_option_that_cant_be_honoured_is_refused(one: World) -> None:
-    assert isinstance(await failure_of(one.make(asked(port=Port(guard_enabled=True)))), Unsupported)
+    unguarded = asked(acceptable=BRIDGE, port=Port(guard_enabled=True))
+    assert isinstance(await failure_of(one.make(unguarded)), Unsupported)
 
 
 async def test_what_the_kernel_refuses_is_answered_so(one: World) -> None:
@@ -149,7 +150,7 @@ async def test_an_endpoint_that_the_network_system_refuses_is_not_made(one: Worl
 async def test_a_preview_shows_the_plan_and_makes_nothing(one: World) -> None:
     (answer,) = await one.engine.request(ALICE, [asked(validate_only=True)])
     assert answer.endpoint.generation == 0
-    assert [type(operation).__name__ for operation in answer.plan] == ["EnsureBridge", "CreateTap", "AttachPort"]
+    assert [type(operation).__name__ for operation in answer.plan] == ["EnsureBridge", "CreateTap", "ConfigurePort"]
     assert one.is_empty()
     assert one.room.calls == []
 

@@ -96,7 +96,7 @@ async def test_an_endpoint_that_was_attached_and_is_closed_is_ready(one: World) 
 async def test_an_endpoint_without_a_device_is_ready(one: World) -> None:
     one.journal.write([bridge_entry(1)])
     assert await states(one) == {1: State.READY}
-    assert one.room.calls == [("inspect", 0)]
+    assert one.room.calls == [("check", 1), ("inspect", 0)]
 
 
 async def test_a_device_that_is_gone_is_made_again(one: World) -> None:
@@ -195,7 +195,7 @@ async def test_a_second_pass_changes_nothing(one: World) -> None:
     one.room.calls.clear()
     assert await one.recover() == first
     assert (one.room.devices, one.recorded()) == (devices, records)
-    assert {name for name, _ in one.room.calls} == {"inspect"}
+    assert {name for name, _ in one.room.calls} == {"check", "inspect"}
 
 
 async def test_more_than_the_helper_takes_in_a_call_are_recovered(one: World) -> None:

@@ -1,19 +1,22 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.support.messages import ID, endpoint_id
+from tests.support.plans import change, configure
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant, PlanRejectedError, check_identity, check_plan
-from vifd.kernel.ops import AttachPort, CreateTap, EnsureBridge, Plan
-from vifd.model import Kind
+from vifd.kernel.ops import CreateTap, EnsureBridge, Plan
+from vifd.model import Kind, Limits, Port, RateLimit, Vlan
 
 AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red")}
 NAME = names.device_name(Kind.TAP, ID)
 ENSURE = EnsureBridge("blue")
 TAP = CreateTap(ID, NAME, "fe:54:00:12:34:56", 1000, None, 1, vnet_hdr=True)
-PORT = AttachPort(NAME, "blue", 0)
+PORT = configure(ID)
 
 
 def rejected(*plan: object) -> str:
@@ -22,7 +25,7 @@ def rejected(*plan: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("plan", [(), (ENSURE,), (TAP,), (ENSURE, TAP, PORT)])
+@pytest.mark.parametrize("plan", [(), (ENSURE,), (TAP,), (ENSURE, TAP, PORT), (ENSURE, change(ID))])
 def test_what_a_driver_would_plan_passes(plan: Plan) -> None:
     check_plan(plan, AUTHORITY)
 
@@ -37,16 +40,16 @@ def test_operations_out_of_order_or_twice_are_rejected(plan: Plan) -> None:
 @pytest.mark.parametrize("network", ["green", "", "br-blue", "../blue", "BLUE", "blue\0", "*"])
 def test_a_network_that_isnt_configured_is_rejected(network: str) -> None:
     assert "no bridge for network" in rejected(EnsureBridge(network))
-    assert "no bridge for network" in rejected(ENSURE, TAP, AttachPort(NAME, network, 0))
+    assert "no bridge for network" in rejected(ENSURE, TAP, configure(ID, network))
 
 
 def test_a_plan_over_two_networks_is_rejected() -> None:
-    assert rejected(ENSURE, TAP, AttachPort(NAME, "red", 0)) == "two networks in one plan"
+    assert rejected(ENSURE, TAP, configure(ID, "red")) == "two networks in one plan"
 
 
 @pytest.mark.parametrize("ifname", ["eth0", "lo", "br-blue", "", names.device_name(Kind.TAP, endpoint_id(1)), NAME.upper()])
 def test_only_the_device_of_the_plan_is_attached(ifname: str) -> None:
-    assert "no device of this plan" in rejected(ENSURE, TAP, AttachPort(ifname, "blue", 0))
+    assert "no device of this plan" in rejected(ENSURE, TAP, configure(ID, ifname=ifname))
 
 
 def test_no_port_is_attached_to_a_bridge_that_the_plan_didnt_ensure() -> None:
@@ -59,7 +62,7 @@ def test_nothing_is_attached_that_the_plan_didnt_make() -> None:
 
 def test_an_empty_name_is_no_device_of_a_plan_without_a_tap() -> None:
     with pytest.raises(PlanRejectedError):
-        check_plan((AttachPort("", "green", 0),), AUTHORITY)
+        check_plan((configure(ID, "green", ifname=""),), AUTHORITY)
 
 
 @pytest.mark.parametrize("ifname", ["eth0", "vdt", "", names.device_name(Kind.MACVTAP, ID), "../x", NAME + "\0", NAME + "%d"])
@@ -107,12 +110,12 @@ def test_a_number_of_queues_that_no_tap_has_is_rejected(queues: int) -> None:
 
 @pytest.mark.parametrize("mtu", [-1, 1, 67, 65536, 2**32])
 def test_an_mtu_that_no_port_has_is_rejected(mtu: int) -> None:
-    assert rejected(ENSURE, TAP, replace(PORT, mtu_bytes=mtu)) == f"MTU {mtu}"
+    assert rejected(ENSURE, TAP, configure(ID, mtu_bytes=mtu)) == f"MTU {mtu}"
 
 
 @pytest.mark.parametrize("mtu", [0, 68, 65535])
 def test_the_ends_of_the_range_of_an_mtu_pass(mtu: int) -> None:
-    check_plan((ENSURE, TAP, replace(PORT, mtu_bytes=mtu)), AUTHORITY)
+    check_plan((ENSURE, TAP, configure(ID, mtu_bytes=mtu)), AUTHORITY)
 
 
 def test_without_a_network_nothing_may_be_touched() -> None:
@@ -138,3 +141,48 @@ def test_a_plan_that_passes_touches_nothing_but_its_own(plan: Plan) -> None:
     except PlanRejectedError:
         return
     assert plan in {(), (ENSURE,), (TAP,), (ENSURE, TAP), (ENSURE, TAP, PORT)}
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        ((change(ID),), "needs EnsureBridge"),
+        ((ENSURE, TAP, change(ID)), "needs no change"),
+        ((ENSURE, change(ID, ifname="eth0")), "is not the name of"),
+        ((ENSURE, change(ID, "red")), "two networks"),
+        ((ENSURE, change(ID, mac="52:54:00:12:34:56")), "host-side MAC"),
+        ((ENSURE, change(ID, before=Port(mac="x"))), "the VM's MAC"),
+    ],
+)
+def test_only_an_endpoints_own_device_is_changed(plan: Plan, why: str) -> None:
+    assert why in rejected(*plan)
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        {"mac": ""},
+        {"mac": "01:00:5e:00:00:01"},
+        {"mac": "52:54:00:12:34:5"},
+        {"mac": "52-54-00-12-34-56"},
+        {"mtu_bytes": 67},
+        {"mtu_bytes": -1},
+        {"mtu_bytes": 1 << 32},
+        {"tx_queue_length": -1},
+        {"tx_queue_length": 1 << 32},
+        {"addresses": ("10.0.0.1/33",)},
+        {"addresses": ("10.0.0.1/24",)},
+        {"addresses": ("eth0",)},
+        {"addresses": ("10.0.0.1",) * 67},
+        {"vlan": Vlan(4095)},
+        {"vlan": Vlan(0, (0,))},
+        {"vlan": Vlan(0, (1,), -1)},
+        {"limits": Limits(RateLimit((1 << 40) + 1))},
+        {"limits": Limits(RateLimit(-1))},
+        {"limits": Limits(RateLimit(1, 1 << 32))},
+        {"limits": Limits(RateLimit(), RateLimit(0, 0, 1 << 32))},
+    ],
+)
+def test_a_port_that_no_vifd_would_plan_is_rejected(port: dict[str, Any]) -> None:
+    rejected(ENSURE, TAP, configure(ID, **port))
+    rejected(ENSURE, change(ID, **port))

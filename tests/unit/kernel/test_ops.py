@@ -5,13 +5,20 @@ from hypothesis import strategies as st
 
 from tests.support.messages import ID
 from vifd.kernel import ops
+from vifd.model import Limits, Port, RateLimit, Vlan
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBER = st.integers(-(2**63), 2**64 - 1)
+LIMITS = st.builds(Limits, *[st.builds(RateLimit, NUMBER, NUMBER, NUMBER)] * 2)
+VLANS = st.builds(Vlan, NUMBER, st.lists(NUMBER, max_size=3).map(tuple), NUMBER)
+PORTS = st.builds(
+    Port, TEXT, NUMBER, st.lists(TEXT, max_size=3).map(tuple), st.none() | VLANS, st.none() | st.booleans(), st.none() | LIMITS
+)
 OPERATIONS = (
     st.builds(ops.EnsureBridge, TEXT)
     | st.builds(ops.CreateTap, TEXT, TEXT, TEXT, NUMBER, st.none() | NUMBER, NUMBER, vnet_hdr=st.booleans())
-    | st.builds(ops.AttachPort, TEXT, TEXT, NUMBER)
+    | st.builds(ops.ConfigurePort, TEXT, TEXT, TEXT, PORTS)
+    | st.builds(ops.ChangePort, TEXT, TEXT, TEXT, TEXT, st.none() | PORTS, PORTS)
 )
 PLANS = st.lists(OPERATIONS, max_size=4).map(tuple)
 MADE = st.builds(ops.Made, NUMBER, NUMBER, TEXT)
@@ -62,7 +69,7 @@ def test_no_bytes_make_anything_but_plans_or_an_error(data: bytes) -> None:
         {"type": "ensure_bridge", "network": "blue", "bridge": "eth0"},
         {"type": "run", "argv": ["/bin/sh"]},
         {"network": "blue"},
-        {"type": "attach_port", "ifname": "x", "network": "blue", "mtu_bytes": "1500"},
+        {"type": "configure_port", "endpoint_id": ID, "ifname": "x", "network": "blue", "port": {"mtu_bytes": "1500"}},
         "ensure_bridge",
         None,
     ],
@@ -72,18 +79,36 @@ def test_an_operation_of_another_form_is_an_error(operation: object) -> None:
         ops.decode_apply(msgspec.msgpack.encode({"groups": [[[operation]]]}))
 
 
+FULL = Port(
+    mac="52:54:00:12:34:56",
+    mtu_bytes=9000,
+    addresses=("10.0.0.7",),
+    vlan=Vlan(7),
+    guard_enabled=True,
+    limits=Limits(RateLimit(1000, 0, 5), RateLimit(0, 0, 9)),
+    isolated=True,
+    link_up=True,
+    tx_queue_length=3,
+)
+
+
 def test_a_plan_is_described_line_by_line() -> None:
     plan = (
         ops.EnsureBridge("blue"),
         ops.CreateTap(ID, "vdtz5geomx5ho", "fe:54:00:12:34:56", 1000, 36, 2, vnet_hdr=True),
-        ops.AttachPort("vdtz5geomx5ho", "blue", 9000),
-        ops.AttachPort("vdtz5geomx5ho", "blue", 0),
+        ops.ConfigurePort(ID, "vdtz5geomx5ho", "blue", FULL),
+        ops.ConfigurePort(ID, "vdtz5geomx5ho", "blue", Port()),
+        ops.ChangePort(ID, "vdtz5geomx5ho", "blue", "fe:54:00:12:34:56", None, Port(link_up=False)),
     )
     assert ops.describe(plan) == (
         "make sure that the bridge of network blue is there",
         "make tap vdtz5geomx5ho for uid 1000 and gid 36, 2 queue(s), host-side MAC fe:54:00:12:34:56",
-        "put vdtz5geomx5ho on the bridge of network blue with MTU 9000 and set it up",
-        "put vdtz5geomx5ho on the bridge of network blue with the bridge's MTU and set it up",
+        (
+            "put vdtz5geomx5ho on network blue with MTU 9000, a guard for 52:54:00:12:34:56, 10.0.0.7, VLAN 7, "
+            "1000 bit/s and 5 frames/s from the VM, 9 frames/s to the VM, isolation, a queue of 3, link up"
+        ),
+        "put vdtz5geomx5ho on network blue with the network's MTU, link up",
+        "change vdtz5geomx5ho on network blue to the network's MTU, link down",
     )
 
 

@@ -59,8 +59,8 @@ def test_every_message_asks_for_what_it_should() -> None:
     assert header(tc.ensure_ingress(3)) == (36, replace)
     assert header(tc.replace_redirect(3, 4)) == header(tc.replace_police(3, (1, 1), (1, 1))) == (44, replace)
     assert header(tc.delete_tbf(3)) == header(tc.delete_ingress(3)) == (37, REQUEST | ACK)
-    assert header(tc.get_root(3)) == (38, REQUEST | ECHO)
-    assert header(tc.get_filter(3)) == (46, REQUEST | ECHO)
+    assert header(tc.get_root(3)) == (38, REQUEST | ECHO | ACK)
+    assert header(tc.get_filter(3)) == (46, REQUEST | ECHO | ACK)
 
 
 def test_the_ingress_qdisc_is_made_and_deleted_by_the_same_bytes() -> None:

@@ -32,6 +32,7 @@ from vifd.kernel.nft.wire import (
 )
 
 _OWNER, _PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
+_NO_NFTABLES = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL}
 _ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
 _LIMIT_OBJECT, _LIMIT_PACKETS, _LIMIT_BYTES, _LIMIT_OVER = 4, 0, 1, 1
 
@@ -114,6 +115,57 @@ def port_of(element: Element) -> int:
     return index
 
 
+class NoGuard:
+    """In the place of a Guard where the kernel has no nftables: it refuses to guard anything.
+
+    Args:
+        reason: why there is none, a sentence.
+    """
+
+    port_id = 0
+    ports: frozenset[int] = frozenset()
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def put(self, ports: Mapping[int, Elements]) -> None:
+        """Do nothing where there is nothing to do.
+
+        Raises:
+            NftError: a port is to have something.
+        """
+        if any(ports.values()):
+            raise NftError(errno.EOPNOTSUPP, self._reason)
+
+    def has(self, ifindex: int, wanted: Elements) -> bool:  # noqa: ARG002  Guard's signature
+        """Tell whether a port has what it should: it has nothing."""
+        return not wanted
+
+    def restore(self) -> bool:
+        """Nobody can have changed what isn't there."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def open_guard(rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True) -> Guard | NoGuard:
+    """Open a table; see Guard.
+
+    Raises:
+        NftError: the kernel has nftables and refuses.
+    """
+    try:
+        guard = Guard(rules, owned=owned)
+        guard.open()
+    except OSError as error:
+        if error.errno in _NO_NFTABLES:
+            name = rules.family.name.lower()
+            return NoGuard(f"this kernel has no nftables for family {name} (CONFIG_NF_TABLES, CONFIG_NF_TABLES_{name.upper()})")
+        raise
+    return guard
+
+
 class Guard:
     """One table, and what it has of each port. Any thread may call.
 
@@ -128,6 +180,10 @@ class Guard:
         self._lock = threading.Lock()
         self._ports: dict[int, Elements] = {}
         self._flags = 0
+
+    def close(self) -> None:
+        """Close this process's end of the socket."""
+        self._socket.close()
 
     @property
     def port_id(self) -> int:

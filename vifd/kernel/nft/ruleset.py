@@ -50,6 +50,7 @@ PPS_FROM_VM, BPS_FROM_VM, PPS_TO_VM, BPS_TO_VM = "pps_from_vm", "bps_from_vm", "
 
 _INTERVAL, _MAP, _OBJECT, _CONCAT, _EXPRESSION = 0x04, 0x08, 0x40, 0x80, 0x100  # NFT_SET_*
 _IFINDEX, _ETHER, _IPV4, _IPV6 = 20, 9, 7, 8  # nft's own numbers of data types, with which it prints elements
+_HOST_ORDER = bytes([0, 4]) + pack("=I", 1)  # NFTNL_UDATA_SET_KEYBYTEORDER: so nft prints an interface's name
 _VERDICT_DATA, _LIMIT_OBJECT = 0xFFFFFF00, 4
 
 
@@ -289,6 +290,8 @@ class Ruleset(NamedTuple):
             kind = kind << 6 | field
         payload = text(1, TABLE) + text(2, name) + number(3, spec.flags) + number(4, kind) + number(5, sum(spec.lengths))
         payload += number(10, identity)
+        if len(spec.fields) == 1:
+            payload += number_userdata(13, _HOST_ORDER)
         if name == PORTS:
             payload += number(6, _VERDICT_DATA) + number(7, 16)
         if spec.flags & _OBJECT:

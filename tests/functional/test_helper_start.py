@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.support.daemon import network_namespace
+
 DIES_AT_ONCE = """
 import os
 from vifd.errors import StartError
@@ -18,5 +20,7 @@ except StartError as error:
 
 def test_a_helper_that_dies_at_its_first_step_stops_the_start_at_once() -> None:
     # Far less than the start's own limit, which a death must not wait for.
-    done = subprocess.run([sys.executable, "-c", DIES_AT_ONCE], capture_output=True, text=True, timeout=15, check=True)
+    with network_namespace() as netns:
+        argv = ["ip", "netns", "exec", netns, sys.executable, "-c", DIES_AT_ONCE]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=15, check=True)
     assert "the privileged helper did not start" in done.stdout

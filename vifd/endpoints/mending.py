@@ -1,0 +1,202 @@
+"""Drifts: what of an endpoint somebody else has changed, and how it is mended.
+
+They are looked for when the kernel tells of something (`look`), when a caller asks (`check`), at each start, and now and then for
+what no event tells, like a tap that was given away. A repair touches no device that doesn't carry the endpoint's mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from logging import getLogger
+
+import msgspec
+
+from vifd.endpoints.busy import Busy
+from vifd.endpoints.changes import change_plan
+from vifd.endpoints.journal import Entry, Journal
+from vifd.endpoints.networks import Networks
+from vifd.endpoints.registry import Registry
+from vifd.endpoints.views import Views
+from vifd.errors import NotAllowed, VifdError
+from vifd.kernel import ops
+from vifd.kernel.room import Room
+from vifd.model import Caller, Drift, DriftKind, Endpoint, MacvtapDevice, State, TapDevice
+
+_log = getLogger(__name__)
+_AT_ONCE = 64
+
+
+async def find_drifts(room: Room, entries: Sequence[Entry]) -> list[tuple[Drift, ...]]:
+    """Compare endpoints with what is there, a few at a time, so that requests get their turn in between."""
+    planned = [entry for entry in entries if entry.plan]
+    found: dict[str, tuple[Drift, ...]] = {}
+    for start in range(0, len(planned), _AT_ONCE):
+        part = planned[start : start + _AT_ONCE]
+        answers = await room.check([entry.plan for entry in part])
+        found |= {entry.endpoint.endpoint_id: tuple(drifts) for entry, drifts in zip(part, answers, strict=True)}
+    return [found.get(entry.endpoint.endpoint_id, ()) for entry in entries]
+
+
+async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry, tuple[Drift, ...]]:
+    """Mend an endpoint as far as it goes.
+
+    Args:
+        room: the kernel.
+        entry: the endpoint as it should be.
+        drifts: what differs.
+
+    Returns:
+        The endpoint, whose device may be a new one, and what differs still.
+    """
+    plan = entry.plan if any(d.kind is DriftKind.DEVICE_MISSING for d in drifts) else change_plan(None, entry)
+    (made,) = await room.apply([(plan,)])
+    if isinstance(made, VifdError):
+        _log.error("an endpoint can't be mended", extra={"endpoint_id": entry.endpoint.endpoint_id, "error": str(made)})
+        return entry, tuple(msgspec.structs.replace(d, message=f"{d.message}; it can't be mended: {made}") for d in drifts)
+    if plan is entry.plan:
+        await room.restore_guard()  # it has the device that is gone still
+    entry = Entry(_moved(entry.endpoint, made[0].ifindex), entry.plan)
+    (left,) = await find_drifts(room, [entry])
+    return entry, left
+
+
+def _moved(endpoint: Endpoint, ifindex: int) -> Endpoint:
+    location = endpoint.location
+    if isinstance(location, TapDevice | MacvtapDevice) and ifindex and location.ifindex != ifindex:
+        moved = msgspec.structs.replace(location, ifindex=ifindex)
+        return msgspec.structs.replace(endpoint, location=moved, state=State.READY)
+    return endpoint
+
+
+class Mender:
+    """Finds drifts, tells of them, and mends.
+
+    Args:
+        journal: notes devices that are made again.
+        room: the kernel.
+        registry: the endpoints.
+        networks: says which networks mend by themselves.
+        busy: what is happening to endpoints.
+    """
+
+    def __init__(self, journal: Journal, room: Room, registry: Registry, networks: Networks, busy: Busy) -> None:
+        self._journal, self._room, self._registry, self._networks, self._busy = journal, room, registry, networks, busy
+        self._views = Views(registry, networks)
+        self._suspects: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def check(self, caller: Caller, endpoint_id: str, *, repair: bool) -> tuple[tuple[Drift, ...], Endpoint]:
+        """Compare an endpoint with what is there, and mend it if that is wanted.
+
+        Args:
+            caller: who asks; to have it mended takes the right to change it.
+            endpoint_id: the endpoint.
+            repair: whether to mend.
+
+        Returns:
+            What differed, and the endpoint, with what differs now.
+
+        Raises:
+            UnknownEndpoint: there is none that the caller may see.
+            NotAllowed: it is somebody else's, and was to be mended.
+        """
+        endpoint = self._views.get(caller, endpoint_id)
+        if repair and not self._networks.policy.may_change(caller, endpoint.owner, endpoint.network):
+            raise NotAllowed(f"endpoint {endpoint_id} belongs to another user, and so does its repair")
+        await self._busy.wait([endpoint_id])
+        endpoint = self._views.get(caller, endpoint_id)
+        drifts: tuple[Drift, ...] = await self._busy.start([endpoint], self._settle(endpoint, repair=repair))
+        return drifts, self._registry.find(endpoint_id) or endpoint
+
+    def look(self, endpoint_ids: Iterable[str]) -> None:
+        """Compare endpoints soon, for something about them was heard; those that something is happening to are left out."""
+        self._suspects.update(endpoint_ids)
+        if self._looking is None and self._suspects:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking.add_done_callback(self._note_end)
+
+    async def patrol(self, interval_s: float) -> None:
+        """Compare every endpoint, some each interval, for what no event tells. It doesn't return."""
+        while True:
+            for endpoint_ids in self._parts():
+                await asyncio.sleep(interval_s)
+                self.look(endpoint_ids)
+            await asyncio.sleep(interval_s)
+
+    async def on_ruleset(self) -> None:
+        """Put the guard's table back, for somebody changed nftables; tell who was without it."""
+        if not await self._room.restore_guard():
+            return
+        guarded = [e for e in self._registry if e.state.is_live and e.port.guard_enabled and e.ifindex]
+        _log.warning("somebody changed the guard's table; it is put back", extra={"endpoints": len(guarded)})
+        drift = Drift(DriftKind.GUARD, "in place", "changed", "another program changed vifd's table of nftables; it is put back")
+        for endpoint in guarded:
+            self._registry.update(msgspec.structs.replace(endpoint, drifts=(*endpoint.drifts, drift)))
+            self._registry.update(endpoint)
+
+    async def close(self) -> None:
+        """End looking."""
+        self._suspects.clear()
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
+
+    def _parts(self) -> list[list[str]]:
+        ids = [endpoint.endpoint_id for endpoint in self._registry if endpoint.state.is_live and endpoint.location is not None]
+        return [ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)]
+
+    async def _look(self) -> None:
+        while self._suspects:
+            ids, self._suspects = self._suspects, set()
+            endpoints = [e for i in ids if (e := self._registry.find(i)) is not None and self._may_look_at(e)]
+            found = await find_drifts(self._room, [self._entry(endpoint) for endpoint in endpoints])
+            for endpoint, drifts in zip(endpoints, found, strict=True):
+                now = self._registry.find(endpoint.endpoint_id)
+                if now is not None and self._may_look_at(now) and now.port == endpoint.port and drifts != now.drifts:
+                    driver = self._networks.drivers.get(now.network)
+                    repair = driver is not None and driver.repairs
+                    await self._busy.start([now], self._settle(now, repair=repair))
+
+    def _may_look_at(self, endpoint: Endpoint) -> bool:
+        return endpoint.state.is_live and endpoint.endpoint_id not in self._busy and bool(self._plan_of(endpoint))
+
+    async def _settle(self, endpoint: Endpoint, *, repair: bool) -> tuple[Drift, ...]:
+        """Find what differs, tell it, and mend it if that is wanted; give what differed."""
+        entry = self._entry(endpoint)
+        (drifts,) = await find_drifts(self._room, [entry])
+        driver = self._networks.drivers.get(endpoint.network)
+        if driver is not None:
+            drifts = (*drifts, *await driver.check(endpoint))
+        self._tell(endpoint.endpoint_id, drifts)
+        if not drifts or not repair or not endpoint.state.is_live:
+            return drifts
+        _log.warning(
+            "an endpoint is mended", extra={"endpoint_id": endpoint.endpoint_id, "drifts": [str(d.kind) for d in drifts]}
+        )
+        mended, left = await mend(self._room, entry, drifts)
+        if mended.endpoint.location != endpoint.location:
+            self._journal.write([Entry(msgspec.structs.replace(mended.endpoint, drifts=()), entry.plan)])
+        now = self._registry.find(endpoint.endpoint_id)
+        if now is not None:
+            location, state = mended.endpoint.location, mended.endpoint.state
+            fields = {"location": location, "state": state} if location != endpoint.location else {}
+            self._registry.update(msgspec.structs.replace(now, drifts=left, **fields))
+        return drifts
+
+    def _tell(self, endpoint_id: str, drifts: tuple[Drift, ...]) -> None:
+        now = self._registry.find(endpoint_id)
+        if now is not None and now.drifts != drifts:
+            self._registry.update(msgspec.structs.replace(now, drifts=drifts))
+
+    def _entry(self, endpoint: Endpoint) -> Entry:
+        return Entry(endpoint, self._plan_of(endpoint))
+
+    def _plan_of(self, endpoint: Endpoint) -> ops.Plan:
+        return self._registry.plan_of(endpoint.endpoint_id)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("drifts could not be looked for", extra={"error": str(error)})
+        elif self._suspects:
+            self.look(())

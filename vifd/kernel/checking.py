@@ -1,0 +1,174 @@
+"""Compares what plans have made with what is there: the half of the executor that only looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pyroute2 import IPRoute
+
+from vifd.kernel import bridge, limitcheck, limits, netlink, ops, ports
+from vifd.kernel.authority import Authority, BridgeGrant
+from vifd.kernel.marks import is_tap_of, look_up
+from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket, TunInfo
+from vifd.kernel.nft.guard import Guard, NoGuard
+from vifd.model import Drift, DriftKind, Port, Vlan
+
+_NOBODY = (1 << 32) - 1
+
+
+class Checker:
+    """Finds drifts: differences between what a plan says and what the kernel has.
+
+    Args:
+        rtnl: the socket to ask through.
+        guard: the guard's table.
+        support: how this kernel keeps limits.
+    """
+
+    def __init__(self, rtnl: RtnlSocket, guard: Guard | NoGuard, support: limits.Support) -> None:
+        self._rtnl, self._guard, self._support = rtnl, guard, support
+
+    def check(self, plans: Sequence[ops.Plan], authority: Authority) -> list[list[Drift]]:
+        """Compare.
+
+        Args:
+            plans: those that made the endpoints' devices, already checked.
+            authority: by network, which bridge it is.
+
+        Returns:
+            For each plan, what differs.
+        """
+        taps = [next((op for op in plan if isinstance(op, ops.CreateTap)), None) for plan in plans]
+        replies = iter(look_up(self._rtnl, [op.endpoint_id for op in taps if op is not None]))
+        result = []
+        for plan, created in zip(plans, taps, strict=True):
+            configured = next((op for op in plan if isinstance(op, ops.ConfigurePort)), None)
+            network = next((op.network for op in plan if isinstance(op, ops.EnsureBridge)), "")
+            drifts: list[Drift] = []
+            master = self._find_bridge(authority[network], drifts) if network else None
+            if created is not None:
+                link = next(replies).link
+                if not is_tap_of(link, created.endpoint_id):
+                    drifts.append(
+                        _drift(
+                            DriftKind.DEVICE_MISSING,
+                            created.ifname,
+                            "",
+                            f"{created.ifname} is gone; repair the endpoint, or release it",
+                        )
+                    )
+                elif configured is not None:
+                    drifts += self._compare(link, created, configured.port, master)
+            result.append(drifts)
+        return result
+
+    def _find_bridge(self, grant: BridgeGrant, drifts: list[Drift]) -> Link | None:
+        link = bridge.find_link(self._rtnl, grant.bridge)
+        if link is None or link.kind != "bridge":
+            actual = "" if link is None else link.kind or "a network card"
+            drifts.append(_drift(DriftKind.NETWORK_MISSING, grant.bridge, actual, f"there is no bridge {grant.bridge}"))
+            return None
+        return link
+
+    def _compare(self, link: Link, created: ops.CreateTap, port: Port, master: Link | None) -> Iterator[Drift]:
+        yield from _compare_link(link, created, port, master)
+        yield from _compare_owner(link, created)
+        if master is not None and link.number(Ifla.MASTER) == master.ifindex:
+            yield from _compare_port(link, port)
+            yield from _compare_vlan(link.ifindex, port.vlan)
+        yield from self._compare_guard_and_limits(link, created.endpoint_id, port)
+
+    def _compare_guard_and_limits(self, link: Link, endpoint_id: str, port: Port) -> Iterator[Drift]:
+        wanted = ports.wanted_limits(endpoint_id, link.ifindex, link.number(Ifla.MTU), port)
+        filters = ports.filters(link.ifindex, port, *self._support.left_over(wanted))
+        if not self._guard.has(link.ifindex, filters):
+            yield _drift(DriftKind.GUARD, "in place", "other elements", "the guard's table has not what it should of this port")
+        found = limitcheck.find(self._rtnl, [link.ifindex])[link.ifindex]
+        for difference in limitcheck.differences(self._support, wanted, found):
+            words = f"the limit at its {difference.direction} is {difference.actual}"
+            yield _drift(DriftKind.LIMITS, difference.expected, difference.actual, words)
+
+
+def _compare_link(link: Link, created: ops.CreateTap, port: Port, master: Link | None) -> Iterator[Drift]:
+    name, mac = link.text(Ifla.IFNAME), link.attributes.get(Ifla.ADDRESS, b"").hex(":")
+    if name != created.ifname:
+        yield _drift(DriftKind.NAME, created.ifname, name, f"{created.ifname} was renamed to {name}")
+    if mac != created.mac:
+        yield _drift(DriftKind.MAC, created.mac, mac, f"the host's side has the MAC {mac}")
+    if master is not None and link.number(Ifla.MASTER) != master.ifindex:
+        on = _name_of(link.number(Ifla.MASTER))
+        bridge_name = master.text(Ifla.IFNAME)
+        yield _drift(DriftKind.MASTER, bridge_name, on, f"it is on {on or 'no bridge'} instead of {bridge_name}")
+    mtu_bytes = port.mtu_bytes or (master.number(Ifla.MTU) if master else 0)
+    if mtu_bytes and link.number(Ifla.MTU) != mtu_bytes:
+        actual = str(link.number(Ifla.MTU))
+        yield _drift(DriftKind.MTU, str(mtu_bytes), actual, f"its MTU is {actual}")
+    is_up = bool(link.flags & IFF_UP)
+    if is_up != (port.link_up is not False):
+        states = ("up", "down")
+        yield _drift(DriftKind.LINK_STATE, states[is_up], states[not is_up], f"its link is {states[not is_up]}")
+    length = link.number(Ifla.TXQLEN)
+    if port.tx_queue_length and length != port.tx_queue_length:
+        yield _drift(DriftKind.TX_QUEUE_LENGTH, str(port.tx_queue_length), str(length), f"its queue has {length} places")
+
+
+def _compare_owner(link: Link, created: ops.CreateTap) -> Iterator[Drift]:
+    """Compare who may open it: whoever has a queue open can give it away, and no event tells (drivers/net/tun.c)."""
+    data = link.data
+    uid, gid = (int.from_bytes(data.get(kind, b"\xff" * 4), "little") for kind in (TunInfo.OWNER, TunInfo.GROUP))
+    expected = _owner_in_words(created.owner_uid, _NOBODY if created.owner_gid is None else created.owner_gid)
+    actual = _owner_in_words(uid, gid)
+    if actual != expected:
+        yield _drift(DriftKind.OWNER, expected, actual, f"it belongs to {actual}")
+
+
+def _compare_port(link: Link, port: Port) -> Iterator[Drift]:
+    data = link.port_data
+    is_isolated = data.get(BridgePort.ISOLATED, b"\0") != b"\0"
+    if is_isolated != bool(port.isolated):
+        words = ("not isolated", "isolated")
+        yield _drift(DriftKind.ISOLATION, words[bool(port.isolated)], words[is_isolated], f"it is {words[is_isolated]}")
+    mask = int.from_bytes(data.get(BridgePort.GROUP_FWD_MASK, bytes(2)), "little")
+    if mask != ports.group_forward_mask(port):
+        expected = f"{ports.group_forward_mask(port):#06x}"
+        yield _drift(DriftKind.GUARD, expected, f"{mask:#06x}", "the bridge takes other reserved addresses in than it should")
+
+
+def _compare_vlan(ifindex: int, vlan: Vlan | None) -> Iterator[Drift]:
+    if vlan is None:
+        return
+    wanted = {vlan.vid} if vlan.vid else {*vlan.trunk_vids, vlan.native_vid} - {0}
+    found = _read_vids(ifindex)
+    if found != wanted:
+        expected, actual = (", ".join(map(str, sorted(vids))) for vids in (wanted, found))
+        yield _drift(DriftKind.VLAN, expected, actual, f"it is in VLAN {actual or 'none'}")
+
+
+def _read_vids(ifindex: int) -> set[int]:
+    """Read a port's VLANs; it lists every port, so only those that have some are asked for."""
+    with IPRoute() as ipr:
+        for message in ipr.get_vlans(index=ifindex):
+            if message["index"] == ifindex:
+                spec = message.get_attr("IFLA_AF_SPEC")
+                return {info["vid"] for info in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO")} if spec is not None else set()
+    return set()
+
+
+def _name_of(ifindex: int) -> str:
+    if not ifindex:
+        return ""
+    rtnl = RtnlSocket()
+    try:
+        link = rtnl.ask(netlink.get_link(ifindex=ifindex)).link
+    finally:
+        rtnl.close()
+    return link.text(Ifla.IFNAME) if link is not None else str(ifindex)
+
+
+def _owner_in_words(uid: int, gid: int) -> str:
+    who = "nobody" if uid == _NOBODY else f"uid {uid}"
+    return who if gid == _NOBODY else f"{who}, gid {gid}"
+
+
+def _drift(kind: DriftKind, expected: str, actual: str, message: str) -> Drift:
+    return Drift(kind, expected, actual, message)

@@ -1,0 +1,100 @@
+"""What a port of a bridge is like, as what the kernel is told: elements of the guard's table, and messages of rtnetlink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vifd.kernel import netlink
+from vifd.kernel.bridge import BridgeVlans, has_ipv6
+from vifd.kernel.limits import Wanted
+from vifd.kernel.netlink import Ifla
+from vifd.kernel.nft import ruleset
+from vifd.kernel.nft.guard import NOTHING, Element, Elements, guarded, limited
+from vifd.model import Limits, Port, RateLimit, Vlan
+
+#: Of the sixteen addresses that a bridge never forwards, all but that of pause frames, which it drops itself. A bridge learns
+#: even from such a frame whose source is forged, and no filter sees it (net/bridge/br_input.c, br_handle_frame); with the mask
+#: it passes the guard, which drops it.
+_RESERVED_TO_GUARD = 0xFFFD
+_BURSTS_A_SECOND, _LEAST_BURST = 20, 64  # a burst holds 50 ms of the rate, and at least so many packets
+
+
+def wanted_limits(endpoint_id: str, ifindex: int, mtu_bytes: int, port: Port) -> Wanted:
+    """Give the limits of a tap's port in the directions that the tap sees: what its VM sends comes in."""
+    limits = port.limits or Limits()
+    return Wanted(endpoint_id, ifindex, mtu_bytes, ingress=limits.from_vm, egress=limits.to_vm)
+
+
+def filters(ifindex: int, port: Port, from_vm: RateLimit, to_vm: RateLimit) -> Elements:
+    """Give what the guard's table has to have of a port.
+
+    Args:
+        ifindex: the device.
+        port: what it is to be like.
+        from_vm: what of the limits is the table's to keep.
+        to_vm: the same in the other direction.
+    """
+    elements = NOTHING
+    if port.guard_enabled:
+        trunk = port.vlan is not None and bool(port.vlan.trunk_vids)
+        elements = guarded(ifindex, [port.mac], port.addresses, trunk=trunk)
+    limits = (
+        *_limits(ifindex, from_vm, ruleset.PPS_FROM_VM, ruleset.BPS_FROM_VM),
+        *_limits(ifindex, to_vm, ruleset.PPS_TO_VM, ruleset.BPS_TO_VM),
+    )
+    return elements | frozenset(limits)
+
+
+def _limits(ifindex: int, limit: RateLimit, packets: str, octets: str) -> Iterator[Element]:
+    if limit.rate_pps:
+        yield limited(ifindex, packets, limit.rate_pps, max(limit.rate_pps // _BURSTS_A_SECOND, _LEAST_BURST))
+    if limit.rate_bps:
+        yield limited(ifindex, octets, max(limit.rate_bps // 8, 1), limit.burst_bytes)
+
+
+def attributes(port: Port, mtu_bytes: int, master: int) -> bytes:
+    """Give what an RTM_SETLINK of the device has to set, beside its mark and address.
+
+    Args:
+        port: what it is to be like.
+        mtu_bytes: its MTU.
+        master: the bridge's index.
+    """
+    packed = netlink.number(Ifla.MTU, mtu_bytes) + netlink.number(Ifla.MASTER, master)
+    if port.tx_queue_length:
+        packed += netlink.number(Ifla.TXQLEN, port.tx_queue_length)
+    return packed + (netlink.NO_IPV6_ADDRESS if has_ipv6(mtu_bytes) else b"")
+
+
+def group_forward_mask(port: Port) -> int:
+    """Give which reserved addresses the bridge has to take in like others."""
+    return _RESERVED_TO_GUARD if port.guard_enabled else 0
+
+
+def bridge_port(ifindex: int, port: Port) -> bytes:
+    """Give the message that sets what the bridge has to know of its port."""
+    return netlink.set_bridge_port(ifindex, isolated=bool(port.isolated), group_forward_mask=group_forward_mask(port))
+
+
+def vlans(ifindex: int, before: Vlan | None, vlan: Vlan | None, bridge: BridgeVlans) -> list[bytes]:
+    """Give the messages that bring a port from one VLAN setting to another: what is wanted first, then what goes.
+
+    Args:
+        ifindex: the device.
+        before: what it has; None: what a new port has.
+        vlan: what it is to have; None: what a new port has.
+        bridge: what the bridge does with VLANs.
+    """
+    present, wanted = _vids(before, bridge), _vids(vlan, bridge)
+    added = [netlink.set_port_vlan(ifindex, vid, untagged=untagged) for vid, untagged in sorted(wanted.items() - present.items())]
+    return added + [netlink.delete_port_vlan(ifindex, vid) for vid in sorted(present.keys() - wanted.keys())]
+
+
+def _vids(vlan: Vlan | None, bridge: BridgeVlans) -> dict[int, bool]:
+    """Give the VLANs of a port, each with whether its frames are untagged there."""
+    if vlan is None:
+        return {bridge.default_vid: True} if bridge.default_vid else {}
+    if vlan.vid:
+        return {vlan.vid: True}
+    native = {vlan.native_vid: True} if vlan.native_vid else {}
+    return dict.fromkeys(vlan.trunk_vids, False) | native
