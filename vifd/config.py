@@ -59,6 +59,7 @@ class DaemonConfig(Struct, frozen=True):
     fd_socket: _SocketPath = "/run/vifd/fd.sock"
     state_dir: _AbsolutePath = "/var/lib/vifd"
     user: str = "vifd"
+    dhcp_user: str = "vifd-dhcp"
     netns: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""
     own_nftables: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
