@@ -92,7 +92,8 @@ class Daemon:
         mode = "" if "socket_mode" in self._daemon else 'socket_mode = "0666"\n'
         self.config.write_text(
             f'[daemon]\nsocket = "{self.socket}"\nfd_socket = "{self.fd_socket}"\nstate_dir = "{self.state}"\n'
-            f'user = "nobody"\nsocket_group = "nogroup"\nnetns = "{self.netns}"\n{mode}{self._daemon}\n{networks}'
+            f'user = "nobody"\nsocket_group = "nogroup"\ndhcp_user = "dnsmasq"\nnetns = "{self.netns}"\n'
+            f"{mode}{self._daemon}\n{networks}"
         )
         self.config.chmod(0o644)
 
@@ -143,9 +144,17 @@ class Daemon:
     @property
     def helper_pid(self) -> int:
         """The pid of the privileged helper."""
+        return next(pid for pid, name in self._children() if name != "vifd-dhcp")
+
+    @property
+    def dhcp_pid(self) -> int:
+        """The pid of the supervisor of DHCP servers."""
+        return next(pid for pid, name in self._children() if name == "vifd-dhcp")
+
+    def _children(self) -> list[tuple[int, str]]:
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
+        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [(int(pid), Path(f"/proc/{pid}/comm").read_text().strip()) for pid in pids]
 
     @contextlib.contextmanager
     def helper_stopped(self) -> Iterator[None]:

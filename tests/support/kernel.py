@@ -9,11 +9,13 @@ import os
 import struct
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.support.daemon import ip
 
+_T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
@@ -64,6 +66,20 @@ def open_tap(netns: str, ifname: str, *, vnet_hdr: bool = True, multi_queue: boo
     if isinstance(found[0], OSError):
         raise found[0]
     return found[0]
+
+
+def inside(netns: str, call: Callable[[], _T]) -> _T:
+    """Call a function in a namespace, and give what it gives: a socket belongs to where it was opened."""
+    given: list[_T] = []
+
+    def run_there() -> None:
+        _enter(netns)
+        given.append(call())
+
+    thread = threading.Thread(target=run_there)  # a namespace is a thread's own
+    thread.start()
+    thread.join()
+    return given[0]
 
 
 def make_tap(netns: str, ifname: str, *, alias: str = "") -> None:
