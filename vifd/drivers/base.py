@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from msgspec import Struct
 
+from vifd.dhcp.network import DhcpNetwork
 from vifd.errors import Violation
 from vifd.kernel.authority import BridgeGrant
 from vifd.kernel.ops import Made, Plan
@@ -57,6 +58,12 @@ class NetworkDriver(ABC, Generic[OptionsT]):
     @classmethod
     def grant(cls, options: OptionsT) -> BridgeGrant | None:
         """Say what of the kernel the privileged helper may touch for this network. None: nothing."""
+        del options
+        return None
+
+    @classmethod
+    def dhcp(cls, options: OptionsT) -> DhcpNetwork | None:
+        """Say what vifd serves this network's guests by DHCP. None: nothing."""
         del options
         return None
 

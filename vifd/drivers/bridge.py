@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from vifd.dhcp import network as dhcp_network
+from vifd.dhcp.network import DhcpNetwork
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.errors import Violation
 from vifd.kernel import names
@@ -30,6 +32,9 @@ class BridgeOptions(Struct, frozen=True):
         mtu: bytes; 0: 1500 for a bridge that vifd makes, the bridge's own otherwise.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
         repair: whether what somebody else changed of an endpoint is mended, or only told.
+        dhcp: whether guests get their addresses, routes and DNS servers by DHCP and router advertisements, from vifd.
+        dns: the DNS servers that guests are told; empty: the host, which asks its own and knows the guests' names.
+        domain: what the guests' names end with.
     """
 
     bridge: str
@@ -37,6 +42,9 @@ class BridgeOptions(Struct, frozen=True):
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
     addresses: tuple[str, ...] = ()
     repair: Literal["auto", "report"] = "auto"
+    dhcp: bool = False
+    dns: tuple[str, ...] = ()
+    domain: str = ""
 
 
 class BridgeDriver(NetworkDriver[BridgeOptions]):
@@ -62,7 +70,13 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             for address in options.addresses
             if not _is_interface_address(address)
         ]
+        problems += dhcp_network.check(_dhcp_network(options), served=options.dhcp)
         return problems
+
+    @classmethod
+    def dhcp(cls, options: BridgeOptions) -> DhcpNetwork | None:
+        """See NetworkDriver."""
+        return _dhcp_network(options) if options.dhcp else None
 
     @classmethod
     def grant(cls, options: BridgeOptions) -> BridgeGrant:
@@ -111,6 +125,10 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             return BridgePort(made.bridge_name, names.device_name(Kind.BRIDGE, endpoint_id))
         ifname = names.device_name(Kind.TAP, endpoint_id)
         return TapDevice(ifname, made.ifindex, preference.queues, preference.vnet_hdr)
+
+
+def _dhcp_network(options: BridgeOptions) -> DhcpNetwork:
+    return DhcpNetwork(options.bridge, options.addresses, options.mtu or _DEFAULT_MTU_BYTES, options.dns, options.domain)
 
 
 def _is_interface_address(text: Any) -> bool:

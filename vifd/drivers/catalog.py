@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from vifd.config import Config, NetworkConfig
+from vifd.dhcp.network import DhcpNetwork
 from vifd.drivers.base import NetworkDriver
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.fake import FakeDriver
@@ -66,8 +67,18 @@ def check_together(catalog: Catalog, config: Config) -> None:
             differs = "with another uplink, mtu or addresses; let both say the same"
             message = f"network {other} has bridge {grant.bridge} too, {differs}"
             problems.append(Violation(f"networks.{name}.bridge", message))
+    problems += _twice_served(dhcp_networks(catalog, config))
     if problems:
         raise ConfigError(problems)
+
+
+def _twice_served(served: Mapping[str, DhcpNetwork]) -> Iterator[Violation]:
+    """Find bridges that two networks serve by DHCP: each server would know the guests of one of them."""
+    first: dict[str, str] = {}
+    for name, network in served.items():
+        other = first.setdefault(network.bridge, name)
+        if other != name:
+            yield Violation(f"networks.{name}.dhcp", f"network {other} serves bridge {network.bridge} already; let one do it")
 
 
 def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:
@@ -79,3 +90,9 @@ def authority(catalog: Catalog, config: Config) -> dict[str, BridgeGrant]:
     """Say what of the kernel the configured networks need."""
     grants = {name: catalog[network.driver].grant(network.options) for name, network in config.networks.items()}
     return {name: grant for name, grant in grants.items() if grant is not None}
+
+
+def dhcp_networks(catalog: Catalog, config: Config) -> dict[str, DhcpNetwork]:
+    """Say which of the configured networks are served by DHCP, and how."""
+    served = {name: catalog[network.driver].dhcp(network.options) for name, network in config.networks.items()}
+    return {name: network for name, network in served.items() if network is not None}
