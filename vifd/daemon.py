@@ -17,6 +17,10 @@ import uvloop
 
 from vifd import privileges
 from vifd.config import Config, parse
+from vifd.dhcp import supervisor
+from vifd.dhcp.dnsmasq import Files
+from vifd.dhcp.network import DhcpNetwork
+from vifd.dhcp.servers import DhcpServers
 from vifd.drivers import catalog
 from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Engine
@@ -81,6 +85,28 @@ class Setup(NamedTuple):
         text = self.load()
         return text, catalog.authority(self.drivers, self.parse(text))
 
+    def load_dhcp(self) -> dict[str, DhcpNetwork]:
+        """Read the configuration for the supervisor of the DHCP servers."""
+        return catalog.dhcp_networks(self.drivers, self.parse(self.load()))
+
+
+class _Privileged(NamedTuple):
+    """The processes that keep privileges, as the one that drops them sees them.
+
+    Args:
+        helper: what changes the kernel.
+        dhcp: what keeps DHCP servers; None where no network had any at the start.
+    """
+
+    helper: helper.Channels
+    dhcp: supervisor.Supervisor | None
+
+    def stop(self) -> None:
+        """End them, and wait for it."""
+        helper.stop()
+        if self.dhcp is not None:
+            self.dhcp.stop()
+
 
 class _Sockets(NamedTuple):
     rpc: socket.socket
@@ -110,16 +136,17 @@ def run(setup: Setup) -> None:
     if not setup.in_memory:
         privileges.make_directory(Path(setup.config.daemon.state_dir), identity)
     privileges.raise_file_limit()
-    channels = None
+    privileged_processes = None
     if identity is not None:
-        _spare_the_collector()  # in the helper too; and pages that the collector doesn't touch stay shared
-        channels = helper.start(setup.load_authority, own_tables=setup.config.daemon.own_nftables)
+        _spare_the_collector()  # in the others too; and pages that the collector doesn't touch stay shared
+        dhcp = _start_dhcp(setup, identity, locks)  # the helper's fork takes a thread with it, so this is first
+        privileged_processes = _Privileged(helper.start(setup.load_authority, own_tables=setup.config.daemon.own_nftables), dhcp)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)
-    uvloop.run(_Daemon(setup, sockets, channels, notifier).serve())
-    if channels is not None:
-        helper.stop()
+    uvloop.run(_Daemon(setup, sockets, privileged_processes, notifier).serve())
+    if privileged_processes is not None:
+        privileged_processes.stop()
     for lock in locks:
         os.close(lock)
 
@@ -144,6 +171,23 @@ def _listen(config: Config, identity: privileges.Identity | None) -> _Sockets:
     return _Sockets(rpc, fds, private / "grpc")  # grpc takes the place of an earlier run's socket by itself
 
 
+def _dhcp_files(config: Config) -> Files:
+    return Files.below(Path(f"{config.daemon.socket}.dhcp"))
+
+
+def _start_dhcp(setup: Setup, identity: privileges.Identity, locks: list[int]) -> supervisor.Supervisor | None:
+    """Fork the supervisor of the DHCP servers where a network has any. Who may write which of their files is root's to say."""
+    user = privileges.find_dhcp_user(setup.config.daemon)
+    if not catalog.dhcp_networks(setup.drivers, setup.config):
+        return None
+    files = _dhcp_files(setup.config)
+    privileges.make_shared_directory(files.hosts.parent, 0, 0, 0o755)
+    privileges.make_shared_directory(files.hosts, identity.uid, user.gid if user else identity.gid, 0o750)
+    if user is not None:
+        privileges.make_shared_directory(files.leases, user.uid, identity.gid, 0o750)
+    return supervisor.start(setup.load_dhcp, files, user, locks)
+
+
 def _boot_id() -> str:
     """Give the kernel's boot id (proc_sys_kernel(5))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -159,10 +203,15 @@ def _spare_the_collector() -> None:
 class _Daemon:
     """The unprivileged process from here on: everything lives in one event loop."""
 
-    def __init__(self, setup: Setup, sockets: _Sockets, channels: helper.Channels | None, notifier: Notifier) -> None:
-        self._setup, self._sockets, self._channels, self._notifier = setup, sockets, channels, notifier
+    def __init__(self, setup: Setup, sockets: _Sockets, privileged: _Privileged | None, notifier: Notifier) -> None:
+        self._setup, self._sockets, self._notifier = setup, sockets, notifier
+        self._channels = privileged.helper if privileged else None
         self._room: PrivilegedRoom | NoRoom = NoRoom()
         self._registry, self._networks = Registry(), Networks()
+        channel = privileged.dhcp.channel if privileged and privileged.dhcp else None
+        served = catalog.dhcp_networks(setup.drivers, setup.config)
+        self._dhcp = DhcpServers(channel, _dhcp_files(setup.config), served, self._lose_helper)
+        self._dhcp.on_status(self._networks.set_service_problem)
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -186,6 +235,7 @@ class _Daemon:
         self._configure(self._setup.config, problems)
         for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
             registry.add(entry.endpoint, entry.plan)
+        self._dhcp.start()
         monitor.start()
         rulesets = self._watch_rulesets(mender)
         patrol = loop.create_task(mender.patrol(_PATROL_SECONDS))
@@ -209,6 +259,7 @@ class _Daemon:
         patrol.cancel()
         await mender.close()
         await engine.close()
+        await self._dhcp.close()
         await door.close()
         monitor.close()
         if rulesets is not None:
@@ -268,6 +319,7 @@ class _Daemon:
                 text = self._setup.load()
             config = self._setup.parse(text)
             self._configure(config, problems)
+            self._dhcp.configure(catalog.dhcp_networks(self._setup.drivers, config))
         except StartError as error:
             _log.error("the configuration is wrong and stays as it was", extra={"error": str(error)})
         else:
@@ -287,8 +339,8 @@ class _Daemon:
             await asyncio.sleep(interval_s)
 
     def _lose_helper(self, reason: str) -> None:
-        """End at once: nothing can be said of what the helper was doing, and the next start's recovery finds out."""
-        _log.critical("the privileged helper is lost; vifd ends, to be started anew", extra={"reason": reason})
+        """End at once: nothing can be said of what that process was doing, and the next start's recovery finds out."""
+        _log.critical("a privileged process is lost; vifd ends, to be started anew", extra={"reason": reason})
         os._exit(1)
 
     def _status(self) -> str:

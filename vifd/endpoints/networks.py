@@ -20,6 +20,7 @@ class Networks:
         self.drivers: Mapping[str, NetworkDriver[Any]] = _NOTHING
         self.policy = Policy(())
         self.problems: dict[str, str] = {}
+        self._service_problems: dict[str, str] = {}
 
     def configure(
         self, drivers: Mapping[str, NetworkDriver[Any]], policy: Policy, problems: Mapping[str, str] = _NOTHING
@@ -32,6 +33,14 @@ class Networks:
             problems: by network, why nothing can be made on it now; forgotten when something is.
         """
         self.drivers, self.policy, self.problems = drivers, policy, dict(problems)
+
+    def set_service_problem(self, network: str, problem: str) -> None:
+        """Note what guests of a network lack now, like DHCP, though endpoints can be made; an empty text: nothing."""
+        self._service_problems[network] = problem
+
+    def problem_of(self, network: str) -> str:
+        """Give what is wrong with a network, or nothing."""
+        return self.problems.get(network, "") or self._service_problems.get(network, "")
 
     def admits(self, caller: Caller) -> bool:
         """Tell whether the policy, as it is now, lets a caller talk to vifd at all."""

@@ -76,7 +76,7 @@ class Views:
         ]
 
     def _offers(self, network: str, driver: NetworkDriver[Any]) -> Sequence[Offer]:
-        problem = self._networks.problems.get(network, "")
+        problem = self._networks.problem_of(network)
         return [msgspec.structs.replace(offer, unavailable=offer.unavailable or problem) for offer in driver.offers(None)]
 
     def _sees(self, caller: Caller, wanted: Filter, endpoint: Endpoint) -> bool:
