@@ -37,8 +37,14 @@ def status(machine: Machine, pid: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def children(machine: Machine, pid: str) -> dict[str, str]:
+    """The children of a process, by what they are called."""
+    pids = machine.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()
+    return {status(machine, child)["Name"]: child for child in pids}
+
+
 def helper_pid(machine: Machine, pid: str) -> str:
-    return machine.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip()
+    return next(child for name, child in children(machine, pid).items() if name != "vifd-dhcp")
 
 
 def test_the_service_alone(machine: Machine) -> None:
@@ -88,3 +94,28 @@ def test_a_namespace_with_the_drop_in(machine: Machine) -> None:
     vifctl(machine, "request", "default")
     assert "vdt" in machine.run("ip", "-netns", "blue", "-brief", "link").stdout
     assert int(status(machine, helper_pid(machine, main_pid(machine)))["CapPrm"], 16) == NET_ADMIN
+
+
+def test_dhcp_is_served_within_the_sandbox(machine: Machine) -> None:
+    machine.run(
+        "sed",
+        "-i",
+        's/^addresses = .*/addresses = ["192.168.177.1\\/24", "fd00:177::1\\/64"]\\ndhcp = true/',
+        "/etc/vifd/vifd.toml",
+    )
+    machine.systemctl("start", "vifd.service")
+    machine.wait_until("sh", "-c", "journalctl --no-pager --unit=vifd | grep -q 'dhcp is served'")
+    before = children(machine, main_pid(machine))["vifd-dhcp"]
+    supervisor = status(machine, before)
+    server = status(machine, children(machine, before)["dnsmasq"])
+    assert int(supervisor["CapPrm"], 16) == 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10 | NET_ADMIN | 1 << 13
+    assert int(server["CapPrm"], 16) == 1 << 10 | NET_ADMIN | 1 << 13
+    assert machine.run("id", "-u", "vifd-dhcp").stdout.strip() == server["Uid"].split()[0]
+    listening = {line.split()[3] for line in machine.run("ss", "-lnuH").stdout.splitlines()}
+    assert {"0.0.0.0%br-vifd:67", "[::]%br-vifd:547", "192.168.177.1:53"} <= listening
+    machine.run("kill", "-9", children(machine, before)["dnsmasq"])
+    machine.wait_until("sh", "-c", "test $(journalctl --no-pager --unit=vifd | grep -c 'dhcp is served') = 2")
+    machine.systemctl("restart", "vifd.service")
+    machine.wait_until("sh", "-c", "test $(journalctl --no-pager --unit=vifd | grep -c 'dhcp is served') = 3")
+    machine.systemctl("stop", "vifd.service")
+    assert machine.run("pgrep", "dnsmasq", check=False).stdout == ""
