@@ -197,6 +197,17 @@ def test_a_guest_with_another_system_on_its_disk_is_the_same_guest(front: DhcpFr
         assert answer.address == "10.91.0.10"
 
 
+def test_after_a_stop_the_next_system_has_the_guests_addresses(front: DhcpFront, alice: Guest) -> None:
+    front.set_host("blue", "1", ALICE_MAC, "10.91.0.10", "fd00:91::10")
+    front.tell(start=1)
+    front.wait_running()
+    assert alice.configure() is not None
+    assert alice.configure6(b"\0\4" + b"A" * 16) is not None
+    front.tell(stopped=["blue", "1"])
+    assert wait_for(lambda: alice.configure6(b"\0\4" + b"B" * 16)).address == "fd00:91::10"
+    assert wait_for(alice.configure).address == "10.91.0.10"
+
+
 def test_a_server_that_dies_is_started_again_and_knows_its_guests(front: DhcpFront, alice: Guest) -> None:
     front.set_host("blue", "1", ALICE_MAC, "10.91.0.10")
     front.tell(start=1)

@@ -64,6 +64,8 @@ async def serve(started: supervisor.Supervisor, files: Files, config: Path) -> N
                 servers.set_host(network, endpoint_id, Host(mac, tuple(addresses), name))
             case {"remove": [network, endpoint_id]}:
                 servers.remove_host(network, endpoint_id)
+            case {"stopped": [network, endpoint_id]}:
+                servers.end_leases(network, endpoint_id)
             case {"start": _}:
                 servers.start()
             case {"reload": _}:

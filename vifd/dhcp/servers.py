@@ -120,6 +120,17 @@ class DhcpServers:
             self._let_go(network, before, None)
             self._change(network)
 
+    def end_leases(self, network: str, endpoint_id: str) -> None:
+        """Let whatever starts next behind an endpoint have its addresses: call it when a VM has stopped.
+
+        DHCPv6 knows a guest by a name that it makes itself (DUID), and another system, or a boot loader, makes another.
+        Idempotent.
+        """
+        entry = self._entries.get(network, {}).get(endpoint_id)
+        if entry is not None and (served := self._served.get(network)):
+            served.ending |= {address: _Ending() for address in entry.addresses}
+            self._keep_up(network, served)
+
     def configure(self, networks: Mapping[str, DhcpNetwork]) -> None:
         """Take what a new configuration says, which the supervisor reads for itself."""
         for name in self._served.keys() - networks.keys():
@@ -159,7 +170,7 @@ class DhcpServers:
                 if served.changed:
                     served.changed = False
                     self._write(network, served)
-                self._end_leases(network, served)
+                self._tell_ends(network, served)
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_S if served.write_problem else _PAUSE_S)
         finally:
             served.round = None
@@ -176,7 +187,7 @@ class DhcpServers:
             self._set_problem(network, served, write_problem="")
             self._send(wire.HostsChanged(network))
 
-    def _end_leases(self, network: str, served: _Served) -> None:
+    def _tell_ends(self, network: str, served: _Served) -> None:
         """Tell the server of leases that are over, until it has forgotten them."""
         if not served.ending:
             return
