@@ -95,6 +95,8 @@ def _fake_paths() -> dict[str, str]:
 
 def _check(setup: Setup) -> int:
     privileges.resolve(setup.config.daemon)
+    if privileges.find_dhcp_user(setup.config.daemon) is None and catalog.dhcp_networks(setup.drivers, setup.config):
+        raise ConfigError([privileges.missing_user("daemon.dhcp_user", setup.config.daemon.dhcp_user)])
     networks = ", ".join(f"{name} ({network.driver})" for name, network in sorted(setup.config.networks.items()))
     print(f"vifd: the configuration is right; networks: {networks or 'none'}")
     return _OK

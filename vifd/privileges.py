@@ -60,8 +60,7 @@ def resolve(config: DaemonConfig) -> Identity:
     problems = []
     user, group = _find_user(config.user), _find_group(config.socket_group)
     if user is None:
-        how = f'make it with "systemd-sysusers" or "useradd --system {config.user}", or name another'
-        problems.append(Violation("daemon.user", f"this host has no user {config.user!r}; {how}"))
+        problems.append(missing_user("daemon.user", config.user))
     elif user[0] == 0:
         problems.append(Violation("daemon.user", "must not be root: this process is the one that strangers talk to"))
     if group is None:
@@ -70,6 +69,12 @@ def resolve(config: DaemonConfig) -> Identity:
     if problems or user is None or group is None:
         raise ConfigError(problems)
     return Identity(*user, group)
+
+
+def missing_user(key: str, name: str) -> Violation:
+    """Say that a user of the configuration isn't there."""
+    how = f'make it with "systemd-sysusers" or "useradd --system {name}", or name another'
+    return Violation(key, f"this host has no user {name!r}; {how}")
 
 
 def find_dhcp_user(config: DaemonConfig) -> User | None:

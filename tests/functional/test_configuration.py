@@ -36,6 +36,16 @@ WRONG: list[tuple[str, str, str]] = [
     ("daemon.user", "must not be root", '[daemon]\nuser = "root"'),
     ("daemon.user", "must not be root", '[daemon]\nuser = "0"'),
     ("daemon.socket_group", "no group 'vifd-nogroup'", '[daemon]\nuser = "nobody"\nsocket_group = "vifd-nogroup"'),
+    ("daemon.dhcp_user", "must not be root", '[daemon]\nuser = "nobody"\nsocket_group = "nogroup"\ndhcp_user = "root"'),
+    ("daemon.dhcp_user", "a user of its own", '[daemon]\nuser = "nobody"\nsocket_group = "nogroup"\ndhcp_user = "nobody"'),
+    (
+        "daemon.dhcp_user",
+        "no user 'vifd-nobody'",
+        (
+            '[daemon]\nuser = "nobody"\nsocket_group = "nogroup"\ndhcp_user = "vifd-nobody"\n'
+            '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\naddresses = ["10.0.0.1/24"]\ndhcp = true'
+        ),
+    ),
     ("networks", "table", "networks = 7"),
     (
         "networks.b.bridge",
@@ -56,6 +66,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("networks.blue.mtu", "", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\nmtu = 67'),
     ("networks.blue.mtu", "", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\nmtu = "big"'),
     ("networks.blue.addresses", "prefix length", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\naddresses = ["10.0.0.1"]'),
+    ("networks.blue.dhcp", "addresses", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\ndhcp = true'),
+    ("networks.blue.dns", "DNS server", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\ndns = ["ns"]'),
+    ("networks.blue.domain", "DNS domain", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\ndomain = "a..b"'),
     ("policy", "array of tables", "[policy]"),
     ("policy[0]", "exactly one of", "[[policy]]"),
     ("policy[0]", "exactly one of", "[[policy]]\nuid = 1\ngid = 1"),
@@ -160,13 +173,19 @@ def test_the_readmes_configuration_can_be_checked(tmp_path: Path) -> None:
         assert all("this host has no" in message for message in told.values()), told
 
 
+_USERS = """\
+vifd:x:29999:29999::/nonexistent:/usr/sbin/nologin
+vifd-dhcp:x:29998:29998::/nonexistent:/usr/sbin/nologin
+"""
+
+
 class BareDaemon(Daemon):
-    """A vifd without any configuration, on a host that has just its user and group: in a mount namespace of its own."""
+    """A vifd without any configuration, on a host that has just its users and group: in a mount namespace of its own."""
 
     @property
     def argv(self) -> list[str]:
         users, groups = self.directory / "passwd", self.directory / "group"
-        users.write_text(Path("/etc/passwd").read_text() + "vifd:x:29999:29999::/nonexistent:/usr/sbin/nologin\n")
+        users.write_text(Path("/etc/passwd").read_text() + _USERS)
         groups.write_text(Path("/etc/group").read_text() + "vifd:x:29999:\n")
         mounts = [
             f"mount --bind {users} /etc/passwd",
