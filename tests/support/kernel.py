@@ -8,14 +8,14 @@ import json
 import os
 import struct
 import subprocess
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.support.daemon import ip
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
@@ -45,41 +45,31 @@ def run(netns: str, *arguments: str) -> None:
     subprocess.run(["ip", "-n", netns, *arguments], check=True)
 
 
+def inside(netns: str, function: Callable[[], T]) -> T:
+    """Call a function in a namespace; what it opens stays there."""
+
+    def run_inside() -> T:
+        _enter(netns)
+        return function()
+
+    with ThreadPoolExecutor(1) as thread:  # a namespace is a thread's own
+        return thread.submit(run_inside).result()
+
+
 def open_tap(netns: str, ifname: str, *, vnet_hdr: bool = True, multi_queue: bool = False) -> int:
     """Open a tap by its name, as a hypervisor does, and give the descriptor."""
-    found: list[int | OSError] = []
 
-    def attach() -> None:
-        _enter(netns)
+    def attach() -> int:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
         flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_hdr else 0) | (_IFF_MULTI_QUEUE if multi_queue else 0)
         try:
             fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", ifname.encode(), flags))
-            found.append(fd)
-        except OSError as error:
+        except OSError:
             os.close(fd)
-            found.append(error)
+            raise
+        return fd
 
-    thread = threading.Thread(target=attach)  # a namespace is a thread's own
-    thread.start()
-    thread.join()
-    if isinstance(found[0], OSError):
-        raise found[0]
-    return found[0]
-
-
-def inside(netns: str, call: Callable[[], _T]) -> _T:
-    """Call a function in a namespace, and give what it gives: a socket belongs to where it was opened."""
-    given: list[_T] = []
-
-    def run_there() -> None:
-        _enter(netns)
-        given.append(call())
-
-    thread = threading.Thread(target=run_there)  # a namespace is a thread's own
-    thread.start()
-    thread.join()
-    return given[0]
+    return inside(netns, attach)
 
 
 def make_tap(netns: str, ifname: str, *, alias: str = "") -> None:

@@ -24,6 +24,7 @@ _LEAST_BYTES = 2 * _SEGMENTS_BYTES
 _LEAST_POLICE_BYTES = _SEGMENTS_BYTES + (16 << 10)  # the kernel may count the headers of each segment
 _FRAME_OVERHEAD_BYTES = 14 + 2 * 4  # Ethernet's header and two VLAN tags
 _LEAST_PACKETS = 64
+_LONGEST_BURST_SECONDS = 250  # the kernel shows no more than 275
 _MAX_U32 = 0xFFFFFFFF
 
 #: What the kernel answers where that which is to be removed isn't there: no qdisc, one of another kind, no device.
@@ -79,7 +80,7 @@ def default_burst_bytes(rate_bps: int) -> int:
     """Give vifd's choice of a burst: 50 ms of the rate, and at least twice the 64 KiB that a guest may send as one frame.
 
     Args:
-        rate_bps: bits a second.
+        rate_bps: bits of Ethernet frames a second.
     """
     return min(max(rate_bps // 8 // _BURSTS_A_SECOND, _LEAST_BYTES), _MAX_U32)
 
@@ -215,8 +216,9 @@ def _tbf(ifindex: int, meter: Meter) -> bytes:
 def _meter(limit: RateLimit, least_burst_bytes: int) -> Meter | None:
     if not limit.rate_bps:
         return None
-    burst_bytes = limit.burst_bytes or default_burst_bytes(limit.rate_bps)
-    return Meter(max(limit.rate_bps // 8, 1), min(max(burst_bytes, least_burst_bytes), _MAX_U32))
+    rate = max(limit.rate_bps // 8, 1)
+    burst_bytes = min(limit.burst_bytes or default_burst_bytes(limit.rate_bps), rate * _LONGEST_BURST_SECONDS)
+    return Meter(rate, min(max(burst_bytes, least_burst_bytes), _MAX_U32))
 
 
 def _part(limit: RateLimit, *, rate: bool, packets: bool) -> RateLimit:

@@ -328,7 +328,8 @@ class RtnlSocket:
 
     def _exchange(self, messages: list[bytes]) -> list[Reply]:
         """Send messages at once. Only the last asks for an answer where all is well: the kernel works them off in order, within
-        the send, and a refusal is answered in any case (netlink(7), NLM_F_ACK).
+        the send, and a refusal is answered in any case (netlink(7), NLM_F_ACK). Where the last has its answer before that, the
+        acknowledgement is read the next time, and belongs to no message then.
         """
         first = self._sequence + 1
         last = self._sequence = self._sequence + len(messages)

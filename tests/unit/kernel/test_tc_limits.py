@@ -115,7 +115,14 @@ def test_a_burst_takes_at_least_a_frame(support: Support, burst_bytes: int, mtu_
 
 def test_the_slowest_rate_is_a_byte() -> None:
     wanted = NONE._replace(egress=RateLimit(rate_bps=1))
-    assert limits.meters(IFB, wanted).egress == Meter(1, 131_072)
+    assert limits.meters(IFB, wanted).egress == Meter(1, 1522)
+
+
+def test_a_burst_lasts_no_longer_than_the_kernel_can_show() -> None:
+    limit = RateLimit(rate_bps=1000, burst_bytes=10**6)
+    meters = limits.meters(POLICE, NONE._replace(ingress=limit, egress=limit))
+    assert meters.egress == Meter(125, 31_250)
+    assert meters.ingress == Meter(125, 81_920)
 
 
 def test_a_police_sets_all_of_the_way_in() -> None:
