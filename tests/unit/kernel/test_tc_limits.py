@@ -94,6 +94,14 @@ def test_only_a_rate_of_bytes_needs_an_ifb() -> None:
 )
 def test_a_burst_that_isnt_said_holds_two_frames_with_segments(rate_bps: int, burst_bytes: int) -> None:
     assert limits.default_burst_bytes(rate_bps) == burst_bytes
+    assert limits.default_burst_bytes(rate_bps, police=True) == min(4 * burst_bytes, 2**32 - 1)
+
+
+def test_a_police_has_a_longer_burst_than_a_tbf() -> None:
+    limit = RateLimit(rate_bps=20_000_000)
+    wanted = NONE._replace(ingress=limit, egress=limit)
+    assert limits.meters(POLICE, wanted) == Meters(Meter(2_500_000, 131_072), Meter(2_500_000, 524_288), None)
+    assert limits.meters(IFB, wanted) == Meters(Meter(2_500_000, 131_072), Meter(2_500_000, 131_072), None)
 
 
 @pytest.mark.parametrize(
