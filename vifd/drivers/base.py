@@ -9,6 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 from msgspec import Struct
 
 from vifd.dhcp.network import DhcpNetwork
+from vifd.drivers.addressing import Addressing
 from vifd.errors import Violation
 from vifd.kernel.authority import BridgeGrant
 from vifd.kernel.ops import Made, Plan
@@ -66,6 +67,12 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         """Say what vifd serves this network's guests by DHCP. None: nothing."""
         del options
         return None
+
+    @classmethod
+    def addressing(cls, options: OptionsT) -> Addressing:
+        """Say which addresses the network has and hands out, and with which networks it shares them."""
+        del options
+        return Addressing()
 
     @property
     def repairs(self) -> bool:
