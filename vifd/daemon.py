@@ -207,7 +207,8 @@ class _Daemon:
         self._setup, self._sockets, self._notifier = setup, sockets, notifier
         self._channels = privileged.helper if privileged else None
         self._room: PrivilegedRoom | NoRoom = NoRoom()
-        self._registry, self._networks = Registry(), Networks()
+        self._networks = Networks()
+        self._registry = Registry(self._networks)
         channel = privileged.dhcp.channel if privileged and privileged.dhcp else None
         served = catalog.dhcp_networks(setup.drivers, setup.config)
         self._dhcp = DhcpServers(channel, _dhcp_files(setup.config), served, self._lose_helper)

@@ -90,7 +90,8 @@ class World:
         self.path, self.room = path, room or FakeRoom(ports_a_bridge=ports_a_bridge)
         self.journal = Journal(path)
         self.carriers: dict[int, bool] = {}
-        self.registry, self.networks = Registry(), Networks()
+        self.networks = Networks()
+        self.registry = Registry(self.networks)
         self.noting = NotingDriver("red", BridgeOptions("br-red"))
         self.drivers: dict[str, NetworkDriver[Any]] = {
             "blue": BridgeDriver("blue", BridgeOptions("br-blue")),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from vifd.dhcp import network as dhcp_network
 from vifd.dhcp.network import DhcpNetwork
+from vifd.drivers import addressing
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.errors import Violation
 from vifd.kernel import names
@@ -19,7 +20,7 @@ from vifd.kernel.ops import ConfigurePort, CreateTap, EnsureBridge, Made
 from vifd.model import BridgePort, EndpointSpec, Feature, Kind, Location, Offer, Preference, TapDevice, TapPreference
 
 _TAP_FEATURES = frozenset(Feature) - {Feature.PORT_ID, Feature.PUBLIC_ADDRESSES}
-_BRIDGE_FEATURES = frozenset({Feature.LIVE_MIGRATION})
+_BRIDGE_FEATURES = frozenset({Feature.LIVE_MIGRATION, Feature.ADDRESSES})
 _DEFAULT_MTU_BYTES = 1500
 
 
@@ -31,6 +32,7 @@ class BridgeOptions(Struct, frozen=True):
         uplink: a device that is put on it; empty: none.
         mtu: bytes; 0: 1500 for a bridge that vifd makes, the bridge's own otherwise.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
+        pool: what endpoints that ask for no address get one of, of each family: ranges, prefixes, addresses.
         repair: whether what somebody else changed of an endpoint is mended, or only told.
         dhcp: whether guests get their addresses, routes and DNS servers by DHCP and router advertisements, from vifd.
         dns: the DNS servers that guests are told; empty: the host, which asks its own and knows the guests' names.
@@ -41,6 +43,7 @@ class BridgeOptions(Struct, frozen=True):
     uplink: str = ""
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
     addresses: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
     repair: Literal["auto", "report"] = "auto"
     dhcp: bool = False
     dns: tuple[str, ...] = ()
@@ -65,11 +68,7 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
         ]
         if options.bridge and options.bridge == options.uplink:
             problems.append(Violation("uplink", "is the bridge itself"))
-        problems += [
-            Violation("addresses", f"{address!r} is no address with a prefix length, like 10.0.0.1/24")
-            for address in options.addresses
-            if not _is_interface_address(address)
-        ]
+        problems += addressing.check(cls.addressing(options))
         problems += dhcp_network.check(_dhcp_network(options), served=options.dhcp)
         return problems
 
@@ -82,6 +81,11 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
     def grant(cls, options: BridgeOptions) -> BridgeGrant:
         """See NetworkDriver."""
         return BridgeGrant(options.bridge, options.uplink, options.mtu or _DEFAULT_MTU_BYTES, options.addresses)
+
+    @classmethod
+    def addressing(cls, options: BridgeOptions) -> Addressing:
+        """See NetworkDriver."""
+        return Addressing(options.bridge, options.addresses, options.pool, options.dns, options.dhcp)
 
     @property
     def repairs(self) -> bool:
@@ -129,11 +133,3 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
 
 def _dhcp_network(options: BridgeOptions) -> DhcpNetwork:
     return DhcpNetwork(options.bridge, options.addresses, options.mtu or _DEFAULT_MTU_BYTES, options.dns, options.domain)
-
-
-def _is_interface_address(text: Any) -> bool:
-    try:
-        ipaddress.ip_interface(text)
-    except ValueError:
-        return False
-    return "/" in text

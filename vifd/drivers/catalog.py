@@ -9,6 +9,7 @@ from typing import Any
 
 from vifd.config import Config, NetworkConfig
 from vifd.dhcp.network import DhcpNetwork
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.fake import FakeDriver
@@ -59,12 +60,14 @@ def check_together(catalog: Catalog, config: Config) -> None:
     Raises:
         ConfigError: with every network that differs from one before it.
     """
-    first: dict[str, tuple[str, BridgeGrant]] = {}
+    first: dict[str, tuple[str, BridgeGrant, Addressing]] = {}
     problems = []
     for name, grant in authority(catalog, config).items():
-        other, known = first.setdefault(grant.bridge, (name, grant))
-        if known != grant:
-            differs = "with another uplink, mtu or addresses; let both say the same"
+        network = config.networks[name]
+        addressing = catalog[network.driver].addressing(network.options)
+        other, *known = first.setdefault(grant.bridge, (name, grant, addressing))
+        if known != [grant, addressing]:
+            differs = "with another uplink, mtu, addresses, pool or dns; let both say the same"
             message = f"network {other} has bridge {grant.bridge} too, {differs}"
             problems.append(Violation(f"networks.{name}.bridge", message))
     problems += _twice_served(dhcp_networks(catalog, config))

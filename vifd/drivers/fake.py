@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from vifd.drivers import addressing
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.errors import Violation
 from vifd.kernel import names
@@ -50,11 +52,17 @@ class FakeOptions(Struct, frozen=True):
         kinds: the kinds that it offers; empty: all.
         unavailable: kinds that it knows but "can't make now", to try out what a caller does then.
         mtu: bytes.
+        addresses: "the host's", with prefix lengths.
+        pool: what endpoints get an address of.
+        dns: the DNS servers that guests are told.
     """
 
     kinds: tuple[str, ...] = ()
     unavailable: tuple[str, ...] = ()
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 1500
+    addresses: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
 
 
 class FakeDriver(NetworkDriver[FakeOptions]):
@@ -67,12 +75,18 @@ class FakeDriver(NetworkDriver[FakeOptions]):
     def check_options(cls, options: FakeOptions) -> list[Violation]:
         """See NetworkDriver."""
         kinds = {"kinds": options.kinds, "unavailable": options.unavailable}
-        return [
+        problems = [
             Violation(key, f"there is no kind {kind!r}; there are {', '.join(Kind)}")
             for key, values in kinds.items()
             for kind in values
             if kind not in set(Kind)
         ]
+        return problems + addressing.check(cls.addressing(options))
+
+    @classmethod
+    def addressing(cls, options: FakeOptions) -> Addressing:
+        """See NetworkDriver."""
+        return Addressing("", options.addresses, options.pool, options.dns)
 
     @property
     def mtu_bytes(self) -> int:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from vifd.endpoints import negotiation
+from vifd.endpoints.addresses import Draft
 from vifd.endpoints.busy import Busy
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.lanes import Lane
@@ -121,7 +122,8 @@ class Engine:
             self._check_network(caller, request)
         if requests[0].validate_only:
             self._check_quota(caller, [r for r in requests if self._registry.find(r.endpoint_id) is None])
-            return [self._preview(caller, request) for request in requests]
+            with self._registry.addresses.draft() as draft:
+                return [self._preview(caller, request, draft) for request in requests]
         while waiting := [r for r in requests if r.endpoint_id in self.busy]:
             await self._join(waiting[0])
         present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
@@ -129,7 +131,8 @@ class Engine:
         if missing:
             self.check_running()
             self._check_quota(caller, missing)
-            jobs = [self._plan(caller, request) for request in missing]
+            with self._registry.addresses.draft() as draft:
+                jobs = [self._plan(caller, request, draft) for request in missing]
             for job in jobs:
                 self._registry.add(job.endpoint, job.plan)
             made = await self.busy.start([job.endpoint for job in jobs], self._create(jobs), lambda e: e.spec_hash)
@@ -166,14 +169,14 @@ class Engine:
             raise WrongState(f"the release of endpoint {request.endpoint_id} failed; release it again, then request it")
         return endpoint
 
-    def _preview(self, caller: Caller, request: EndpointRequest) -> Answer:
+    def _preview(self, caller: Caller, request: EndpointRequest, draft: Draft) -> Answer:
         endpoint = self._registry.find(request.endpoint_id)
         if endpoint is not None:
             self._check_same(request, endpoint)
-        job = self._plan(caller, request, generation=0)
+        job = self._plan(caller, request, draft, generation=0)
         return Answer(job.endpoint, job.plan)
 
-    def _plan(self, caller: Caller, request: EndpointRequest, generation: int | None = None) -> Job:
+    def _plan(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None = None) -> Job:
         spec, driver = request.spec, self._networks.drivers[request.spec.network]
 
         def forbids(kind: Kind) -> bool:
@@ -184,8 +187,8 @@ class Engine:
         offers = driver.offers(spec)
         preference, considered = negotiation.choose(spec, offers, forbids)
         offer = next(offer for offer in offers if offer.kind is preference.kind)
-        spec = msgspec.structs.replace(spec, port=negotiation.settle_port(port, offer))
-        planned = driver.plan(request.endpoint_id, spec, preference)
+        settled = draft.settle(request.endpoint_id, spec.network, negotiation.settle_port(port, offer))
+        planned = driver.plan(request.endpoint_id, msgspec.structs.replace(spec, port=settled.port), preference)
         if generation is None:
             generation = self._journal.next_generation()
         endpoint = Endpoint(
@@ -201,6 +204,7 @@ class Engine:
             instance=spec.instance,
             labels=spec.labels,
             considered=considered,
+            ip_config=settled.ip_config,
         )
         return Job(endpoint, planned.plan, driver, preference)
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
 
+from vifd.endpoints.addresses import AddressBook
+from vifd.endpoints.networks import Networks
 from vifd.errors import Overloaded, TryAgain
 from vifd.kernel.ops import Plan
 from vifd.model import Endpoint, State
@@ -48,9 +50,15 @@ class _Watcher:
 
 
 class Registry:
-    """Every endpoint with its plan, as of now. It lives in the event loop's thread alone."""
+    """Every endpoint with its plan, as of now. It lives in the event loop's thread alone.
 
-    def __init__(self) -> None:
+    Args:
+        networks: what says which addresses the networks have.
+    """
+
+    def __init__(self, networks: Networks | None = None) -> None:
+        #: Who has which address; it follows what is added, updated and removed here.
+        self.addresses = AddressBook(networks or Networks())
         self._endpoints: dict[str, Endpoint] = {}
         self._plans: dict[str, Plan] = {}
         self._by_ifindex: dict[int, str] = {}
@@ -86,15 +94,19 @@ class Registry:
         self._plans[endpoint.endpoint_id] = plan
         self._count_by_owner[endpoint.owner.uid] = self.count_of(endpoint.owner.uid) + 1
         self._index(endpoint)
+        self.addresses.put(endpoint)
         self._tell(Change.ADDED, endpoint)
 
     def update(self, endpoint: Endpoint, plan: Plan | None = None) -> None:
         """Put a new state of an endpoint in the place of the old, and its new plan if it has one, and tell the watchers."""
-        self._unindex(self._endpoints[endpoint.endpoint_id])
+        before = self._endpoints[endpoint.endpoint_id]
+        self._unindex(before)
         self._endpoints[endpoint.endpoint_id] = endpoint
         if plan is not None:
             self._plans[endpoint.endpoint_id] = plan
         self._index(endpoint)
+        if before.port != endpoint.port:
+            self.addresses.put(endpoint)
         self._tell(Change.CHANGED, endpoint)
 
     def remove(self, endpoint_id: str) -> None:
@@ -102,6 +114,7 @@ class Registry:
         endpoint = self._endpoints.pop(endpoint_id)
         del self._plans[endpoint_id]
         self._unindex(endpoint)
+        self.addresses.drop(endpoint_id)
         left = self.count_of(endpoint.owner.uid) - 1
         if left:
             self._count_by_owner[endpoint.owner.uid] = left

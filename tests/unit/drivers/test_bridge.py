@@ -1,6 +1,7 @@
 import pytest
 
 from tests.support.messages import ID
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.bridge import BridgeDriver, BridgeOptions
 from vifd.kernel.authority import BridgeGrant, check_plan
 from vifd.kernel.ops import ConfigurePort, CreateTap, EnsureBridge, Made
@@ -81,7 +82,7 @@ def test_a_bridge_comes_with_a_name_for_the_port_that_no_other_has() -> None:
 def test_it_offers_taps_and_bridges_and_what_they_can_do() -> None:
     assert {offer.kind: offer.features for offer in driver().offers(None)} == {
         Kind.TAP: set(Feature) - {Feature.PORT_ID, Feature.PUBLIC_ADDRESSES},
-        Kind.BRIDGE: {Feature.LIVE_MIGRATION},
+        Kind.BRIDGE: {Feature.LIVE_MIGRATION, Feature.ADDRESSES},
     }
     assert not any(offer.unavailable for offer in driver().offers(None))
 
@@ -109,3 +110,8 @@ def test_every_bad_key_is_found_at_once() -> None:
 
 def test_good_keys_have_no_problems() -> None:
     assert BridgeDriver.check_options(BridgeOptions("br-blue", "eth0.100", 1500, ("10.0.0.1/24", "fd00::1/64"))) == []
+
+
+def test_networks_on_one_bridge_share_their_addresses() -> None:
+    options = BridgeOptions("br-blue", "", 0, ("10.0.0.1/24",), ("10.0.0.9",), ("9.9.9.9",))
+    assert BridgeDriver.addressing(options) == Addressing("br-blue", ("10.0.0.1/24",), ("10.0.0.9",), ("9.9.9.9",))

@@ -137,13 +137,20 @@ def test_two_networks_may_share_a_bridge_of_which_they_say_the_same() -> None:
     catalog.check_together(catalog.load(), parse(TWO_ON_ONE))
 
 
-@pytest.mark.parametrize("more", ["mtu = 9000", 'uplink = "eth7"', 'addresses = ["10.0.0.1/24"]'])
+@pytest.mark.parametrize("more", ["mtu = 9000", 'uplink = "eth7"', 'addresses = ["10.0.0.1/24"]', 'dns = ["9.9.9.9"]'])
 def test_two_networks_that_say_different_things_of_one_bridge_are_refused(more: str) -> None:
     with pytest.raises(ConfigError) as caught:
         catalog.check_together(catalog.load(), parse(TWO_ON_ONE + more))
     (problem,) = caught.value.problems
     assert problem.field == "networks.b.bridge"
     assert "network a has bridge br-a too" in problem.message
+
+
+def test_two_networks_with_different_pools_on_one_bridge_are_refused() -> None:
+    same = 'addresses = ["10.0.0.1/24"]\n'
+    text = TWO_ON_ONE.replace("[networks.b]", f"{same}[networks.b]") + f'{same}pool = ["10.0.0.0/24"]'
+    with pytest.raises(ConfigError, match="pool"):
+        catalog.check_together(catalog.load(), parse(text))
 
 
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:
