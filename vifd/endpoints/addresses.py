@@ -51,13 +51,19 @@ class AddressBook:
         self._keys: dict[str, str] = {}
         #: By endpoint and draft; without a draft: what the registry has.
         self._claims: dict[tuple[str, Draft | None], _Claim] = {}
+        self._drafts: list[Draft] = []
         self._publics: Holders[Prefix] = Holders()
 
     def put(self, endpoint: Endpoint) -> None:
-        """Note what an endpoint has, in the place of what it had."""
-        segment = self._segment(endpoint.network)
+        """Note what an endpoint has, in the place of what it had; a draft that holds just that has done so already."""
         claim = _claim(endpoint.endpoint_id, endpoint.network, endpoint.port)
-        self.set_claim(None, claim)
+        draft = next((draft for draft in self._drafts if self._claims.get((claim.endpoint_id, draft)) == claim), None)
+        if draft is None:
+            self.set_claim(None, claim)
+        else:
+            self.drop_claim(None, claim.endpoint_id)
+            self._claims[claim.endpoint_id, None] = self._claims.pop((claim.endpoint_id, draft))
+        segment = self._segment(claim.network)
         for prefix in claim.prefixes:
             segment.go_on_after(prefix)
 
@@ -69,9 +75,11 @@ class AddressBook:
     def draft(self) -> Iterator[Draft]:
         """Give a draft; when the block ends, what it holds and the registry hasn't taken over is free again."""
         draft = Draft(self)
+        self._drafts.append(draft)
         try:
             yield draft
         finally:
+            self._drafts.remove(draft)
             draft.drop()
 
     # --- for drafts
@@ -93,17 +101,19 @@ class AddressBook:
 
     def set_claim(self, draft: Draft | None, claim: _Claim) -> None:
         """Note what an endpoint has, in the place of what it had."""
+        segment = self._segment(claim.network)  # first of all: it may move the claims that there are
         self.drop_claim(draft, claim.endpoint_id)
         self._claims[claim.endpoint_id, draft] = claim
-        self._enter(self._segment(claim.network), claim)
+        self._enter(segment, claim)
         for public in claim.publics:
             self._publics.add(public, claim.endpoint_id)
 
     def drop_claim(self, draft: Draft | None, endpoint_id: str) -> None:
         """Forget what an endpoint had; what isn't there is fine."""
-        claim = self._claims.pop((endpoint_id, draft), None)
+        claim = self._claims.get((endpoint_id, draft))
         if claim is not None:
             self._strike(self._segment(claim.network), claim)
+            del self._claims[endpoint_id, draft]
             for public in claim.publics:
                 self._publics.remove(public, endpoint_id)
 
@@ -142,7 +152,10 @@ class AddressBook:
             self._reconfigure()
         if network not in self._keys:  # of an endpoint whose network was gone before vifd started
             self._keys[network] = _key(network, "", "")
-        return self._segments.setdefault(self._keys[network], Segment())
+        key = self._keys[network]
+        if key not in self._segments:
+            self._segments[key] = Segment()
+        return self._segments[key]
 
     def _reconfigure(self) -> None:
         """Follow the configuration; endpoints of networks that are gone still have what they have, where they have it."""
@@ -224,17 +237,15 @@ def _claim(endpoint_id: str, network: str, port: Port) -> _Claim:
 
 
 def _check_places(segment: Segment, network: str, asked: Sequence[Prefix]) -> None:
-    subnets = ", ".join(str(subnet.prefix) for subnet in segment.subnets)
-    violations = [
-        Violation(
-            f"port.addresses[{i}]",
-            f"{prefix} is in no subnet of network {network} ({subnets}); ask for one of these, or for none and get one",
-        )
+    misplaced = [
+        (i, prefix)
         for i, prefix in enumerate(asked)
         if not (prefix.is_link_local or any(subnet.prefix.covers(prefix) for subnet in segment.subnets))
     ]
-    if violations:
-        raise InvalidRequest(violations)
+    if misplaced:
+        subnets = ", ".join(str(subnet.prefix) for subnet in segment.subnets)
+        where = f"is in no subnet of network {network} ({subnets}); ask for one of these, or for none and get one"
+        raise InvalidRequest([Violation(f"port.addresses[{i}]", f"{prefix} {where}") for i, prefix in misplaced])
 
 
 def _taken(asked: Prefix, taken: Prefix, holder: str, network: str) -> str:

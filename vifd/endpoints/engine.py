@@ -133,8 +133,8 @@ class Engine:
             self._check_quota(caller, missing)
             with self._registry.addresses.draft() as draft:
                 jobs = [self._plan(caller, request, draft) for request in missing]
-            for job in jobs:
-                self._registry.add(job.endpoint, job.plan)
+                for job in jobs:
+                    self._registry.add(job.endpoint, job.plan)
             made = await self.busy.start([job.endpoint for job in jobs], self._create(jobs), lambda e: e.spec_hash)
             present |= {endpoint.endpoint_id: endpoint for endpoint in made}
         return [Answer(present[request.endpoint_id]) for request in requests]

@@ -6,7 +6,7 @@ import socket
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import Generic, NamedTuple, TypeVar
 
 from vifd.drivers.addressing import Addressing, interfaces_of, own_addresses, parse_range
@@ -44,8 +44,8 @@ class Prefix(NamedTuple):
         return self.version == other.version and self.first <= other.first and other.last <= self.last
 
     def __str__(self) -> str:
-        address = IPv4Address(self.first) if self.version == 4 else IPv6Address(self.first)
-        return str(address) if self.is_single else f"{address}/{self.length}"
+        address = socket.inet_ntoa(self.first.to_bytes(4)) if self.version == 4 else str(IPv6Address(self.first))
+        return address if self.is_single else f"{address}/{self.length}"
 
 
 def _bits(version: int) -> int:
