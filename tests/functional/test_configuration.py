@@ -69,6 +69,26 @@ WRONG: list[tuple[str, str, str]] = [
     ("networks.blue.dhcp", "addresses", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\ndhcp = true'),
     ("networks.blue.dns", "DNS server", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\ndns = ["ns"]'),
     ("networks.blue.domain", "DNS domain", '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\ndomain = "a..b"'),
+    (
+        "networks.blue.pool",
+        "10.0.1.0/24 is in no subnet of addresses",
+        '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\naddresses = ["10.0.0.1/24"]\npool = ["10.0.1.0/24"]',
+    ),
+    (
+        "networks.blue.pool",
+        "overlaps",
+        '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\naddresses = ["10.0.0.1/24"]\npool = ["10.0.0.7", "10.0.0.0/28"]',
+    ),
+    (
+        "networks.blue.pool",
+        "a pool has ranges",
+        '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\naddresses = ["10.0.0.1/24"]\npool = ["10.0.0.9-10.0.0.2"]',
+    ),
+    (
+        "networks.blue.pool",
+        "no IPv4 address to hand out",
+        '[networks.blue]\ndriver = "bridge"\nbridge = "br-x"\naddresses = ["10.0.0.1/24"]\npool = ["10.0.0.0/31"]',
+    ),
     ("policy", "array of tables", "[policy]"),
     ("policy[0]", "exactly one of", "[[policy]]"),
     ("policy[0]", "exactly one of", "[[policy]]\nuid = 1\ngid = 1"),

@@ -20,8 +20,9 @@ _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 # What the kernel changes by itself: some time after a port came or went (net/core/link_watch.c), and on a bridge that had one
-# (net/bridge/br_if.c, br_set_gso_limits).
-_LATE_FLAGS, _LATE_SETTINGS = {"LOWER_UP", "NO-CARRIER"}, ("operstate", "state", "tso_max_size", "tso_max_segs")
+# (net/bridge/br_if.c, br_set_gso_limits); and when nobody has claimed an IPv6 address for a while (RFC 4862, 5.4).
+_LATE_FLAGS = {"LOWER_UP", "NO-CARRIER"}
+_LATE_SETTINGS = ("operstate", "state", "tso_max_size", "tso_max_segs", "tentative")
 
 
 def snapshot(netns: str) -> Any:

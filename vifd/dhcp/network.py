@@ -54,9 +54,6 @@ def check(network: DhcpNetwork, *, served: bool) -> Iterator[Violation]:
         yield Violation("dhcp", 'needs "addresses": DHCP is served on the prefixes of the host\'s addresses on the bridge')
     for address in network.addresses if served else ():
         yield from _check_address(address)
-    for server in network.dns:
-        if not _is_address(server):
-            yield Violation("dns", f"{server!r} is no address of a DNS server, like 192.0.2.53")
     if network.domain and not (_DOMAIN.fullmatch(network.domain) and len(network.domain) <= _DOMAIN_CHARACTERS):
         yield Violation("domain", f"{network.domain!r} is no DNS domain, like vms.example.org, in lower case")
 

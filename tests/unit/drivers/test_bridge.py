@@ -113,5 +113,5 @@ def test_good_keys_have_no_problems() -> None:
 
 
 def test_networks_on_one_bridge_share_their_addresses() -> None:
-    options = BridgeOptions("br-blue", "", 0, ("10.0.0.1/24",), ("10.0.0.9",), ("9.9.9.9",))
+    options = BridgeOptions("br-blue", addresses=("10.0.0.1/24",), pool=("10.0.0.9",), dns=("9.9.9.9",))
     assert BridgeDriver.addressing(options) == Addressing("br-blue", ("10.0.0.1/24",), ("10.0.0.9",), ("9.9.9.9",))
