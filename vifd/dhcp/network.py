@@ -69,10 +69,3 @@ def _check_address(text: str) -> Iterator[Violation]:
     if interface.version == 6 and length not in _IPV6_PREFIXES:
         bounds = f"/{_IPV6_PREFIXES[0]} to /{_IPV6_PREFIXES[-1]}"
         yield Violation("dhcp", f"the prefix of {text} can't be served by DHCPv6; it takes {bounds}")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return "%" not in text and bool(ipaddress.ip_address(text))
-    except ValueError:
-        return False

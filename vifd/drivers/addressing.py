@@ -86,7 +86,11 @@ def check(addressing: Addressing) -> list[Violation]:
         for text in addressing.interfaces
         if not _is_interface(text)
     ]
-    problems += [Violation("dns", f"{text!r} is no address of a DNS server, like 192.0.2.53") for text in addressing.dns_servers if not _is_address(text)]
+    problems += [
+        Violation("dns", f"{text!r} is no address of a DNS server, like 192.0.2.53")
+        for text in addressing.dns_servers
+        if not _is_address(text)
+    ]
     interfaces = [ipaddress.ip_interface(text) for text in addressing.interfaces if _is_interface(text)]
     ranges: list[Range] = []
     for text in addressing.pool:
