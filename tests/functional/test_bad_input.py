@@ -80,7 +80,7 @@ MALFORMED: dict[str, tuple[str, dict[str, Any]]] = {
     "an MTU of 65536": ("port.mtu_bytes", {"port": PortSpec(mtu_bytes=65536)}),
     "an MTU of 2^32-1": ("port.mtu_bytes", {"port": PortSpec(mtu_bytes=TOO_LARGE_ID)}),
     "no address": ("port.addresses[1]", {"port": PortSpec(addresses=["10.0.0.1", "10.0.0.256"])}),
-    "65 addresses": ("port.addresses", {"port": PortSpec(addresses=[f"10.0.0.{n}" for n in range(1, 66)])}),
+    "65 addresses": ("port.addresses", {"port": PortSpec(addresses=[f"10.91.0.{n}" for n in range(2, 67)])}),
     "VLAN 4095": ("port.vlan.vid", {"port": PortSpec(vlan=VlanSpec(vid=4095))}),
     "an empty VLAN": ("port.vlan", {"port": PortSpec(vlan=VlanSpec())}),
     "a VLAN and a trunk": ("port.vlan", {"port": PortSpec(vlan=VlanSpec(vid=1, trunk_vids=[2]))}),

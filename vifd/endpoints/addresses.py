@@ -87,16 +87,17 @@ class AddressBook:
     def settle(self, endpoint_id: str, network: str, port: Port) -> Settled:
         """Choose what the caller left open, and check what it asked for; see Draft.settle."""
         segment = self._segment(network)
+        has = self._claims.get((endpoint_id, None)) or _Claim(endpoint_id, network, (), "", ())
         asked = [parse_prefix(text) for text in port.addresses]
         if segment.hands_out:
-            _check_places(segment, network, asked)
-        prefixes = asked or self._hand_out(segment, network, endpoint_id)
+            _check_places(segment, network, asked, has.prefixes)
+        prefixes = asked or self._hand_out(segment, network, has)
         port = msgspec.structs.replace(
             port,
             mac=port.mac or derived_mac(endpoint_id),
             addresses=port.addresses or tuple(map(str, prefixes)),
         )
-        self._check_free(segment, _claim(endpoint_id, network, port))
+        self._check_free(segment, _claim(endpoint_id, network, port), has)
         return Settled(port, _ip_config(segment, prefixes) if segment.hands_out else None)
 
     def set_claim(self, draft: Draft | None, claim: _Claim) -> None:
@@ -119,10 +120,9 @@ class AddressBook:
 
     # --- inside
 
-    def _hand_out(self, segment: Segment, network: str, endpoint_id: str) -> list[Prefix]:
+    def _hand_out(self, segment: Segment, network: str, has: _Claim) -> list[Prefix]:
         """Give one address of each family that the pool has; those that the endpoint has already, if it has."""
-        claim = self._claims.get((endpoint_id, None))
-        had = {prefix.version: prefix for prefix in claim.prefixes if segment.has_in_pool(prefix)} if claim else {}
+        had = {prefix.version: prefix for prefix in has.prefixes if segment.has_in_pool(prefix)}
         given = []
         for version, pool in segment.pools().items():
             prefix = had.get(version) or segment.next_free(version)
@@ -134,13 +134,14 @@ class AddressBook:
             given.append(prefix)
         return given
 
-    def _check_free(self, segment: Segment, claim: _Claim) -> None:
+    def _check_free(self, segment: Segment, claim: _Claim, has: _Claim) -> None:
+        """Check that nothing that a claim adds to what the endpoint has is another's."""
         for prefix in claim.prefixes:
-            if (found := segment.find(prefix, claim.endpoint_id)) is not None:
+            if prefix not in has.prefixes and (found := segment.find(prefix, claim.endpoint_id)) is not None:
                 raise AddressInUse(_taken(prefix, *found, claim.network))
-        if segment.macs.find(claim.mac, claim.endpoint_id) is not None:
+        if claim.mac != has.mac and segment.macs.find(claim.mac, claim.endpoint_id) is not None:
             raise AddressInUse(f"MAC {claim.mac} is another endpoint's on network {claim.network}; ask for another, or for none")
-        for public in claim.publics:
+        for public in (public for public in claim.publics if public not in has.publics):
             if any(one.is_own(public) for one in self._segments.values()):
                 raise AddressInUse(f"public address {public} is the host's own; ask for another")
             if self._publics.find(public, claim.endpoint_id) is not None:
@@ -203,7 +204,8 @@ class Draft:
     def settle(self, endpoint_id: str, network: str, port: Port) -> Settled:
         """Choose what the caller left open, check what it asked for, and hold it.
 
-        What the endpoint has already is no obstacle, and stays its own beside the new until the registry says otherwise.
+        What the endpoint has already is no obstacle, whatever the configuration says meanwhile, and stays its own beside the new
+        until the registry says otherwise.
 
         Args:
             endpoint_id: the endpoint, new or to be changed.
@@ -236,11 +238,11 @@ def _claim(endpoint_id: str, network: str, port: Port) -> _Claim:
     return _Claim(endpoint_id, network, tuple(prefixes), port.mac, tuple(publics))
 
 
-def _check_places(segment: Segment, network: str, asked: Sequence[Prefix]) -> None:
+def _check_places(segment: Segment, network: str, asked: Sequence[Prefix], has: Sequence[Prefix]) -> None:
     misplaced = [
         (i, prefix)
         for i, prefix in enumerate(asked)
-        if not (prefix.is_link_local or any(subnet.prefix.covers(prefix) for subnet in segment.subnets))
+        if not (prefix in has or prefix.is_link_local or any(subnet.prefix.covers(prefix) for subnet in segment.subnets))
     ]
     if misplaced:
         subnets = ", ".join(str(subnet.prefix) for subnet in segment.subnets)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from vifd.endpoints import negotiation
+from vifd.endpoints.addresses import Settled
 from vifd.endpoints.engine import Engine
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.networks import Networks
@@ -66,6 +67,7 @@ class Changes:
             UnknownEndpoint: there is none that the caller may see.
             NotAllowed: it is somebody else's, or the guard may not be switched off.
             Unsupported: its kind can't have it.
+            AddressInUse, NetworkFull: the addresses are another's, or there are none.
             VifdError: nothing has changed.
         """
         self._find(caller, change.endpoint_id)
@@ -105,8 +107,13 @@ class Changes:
         return negotiation.settle_port(port, offer)
 
     async def _change(self, endpoint: Endpoint, port: Port) -> Endpoint:
+        with self._registry.addresses.draft() as draft:
+            return await self._change_to(endpoint, draft.settle(endpoint.endpoint_id, endpoint.network, port))
+
+    async def _change_to(self, endpoint: Endpoint, settled: Settled) -> Endpoint:
         plan = self._registry.plan_of(endpoint.endpoint_id)
-        before, after = Entry(endpoint, plan, changing=True), with_port(Entry(endpoint, plan), port)
+        before, after = Entry(endpoint, plan, changing=True), with_port(Entry(endpoint, plan), settled.port)
+        after = Entry(msgspec.structs.replace(after.endpoint, ip_config=settled.ip_config), after.plan)
         self._journal.write([_at_rest(before)])
         steps = change_plan(before, after)
         try:
@@ -122,7 +129,7 @@ class Changes:
                 await self._apply(change_plan(after, before))
             raise
         now = self._registry.find(endpoint.endpoint_id) or endpoint
-        changed = msgspec.structs.replace(now, port=after.endpoint.port)
+        changed = msgspec.structs.replace(now, port=after.endpoint.port, ip_config=settled.ip_config)
         self._registry.update(changed, after.plan)
         return changed
 

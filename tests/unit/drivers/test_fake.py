@@ -4,6 +4,7 @@ import os
 import pytest
 
 from tests.support.messages import endpoint_id
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.fake import FakeDriver, FakeOptions
 from vifd.kernel.ops import Made
 from vifd.model import (
@@ -146,3 +147,10 @@ def test_a_pci_function_has_an_address_that_pci_could_have() -> None:
         bus, function = address.split(".")
         assert int(bus.rpartition(":")[2], 16) < 32
         assert int(function) < 8
+
+
+def test_a_fake_network_may_have_a_pool() -> None:
+    options = FakeOptions(addresses=("10.0.0.1/24",), pool=("10.0.0.9",), dns=("9.9.9.9",))
+    assert FakeDriver.check_options(options) == []
+    assert FakeDriver.addressing(options) == Addressing("", ("10.0.0.1/24",), ("10.0.0.9",), ("9.9.9.9",))
+    assert [problem.field for problem in FakeDriver.check_options(FakeOptions(pool=("10.0.0.9",)))] == ["pool"]

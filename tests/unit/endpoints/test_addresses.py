@@ -271,6 +271,15 @@ def test_who_has_an_address_of_the_pool_and_asks_for_none_keeps_it() -> None:
     assert settle(book, 1).port.addresses == ("10.0.0.7", "fd00::2")
 
 
+def test_what_one_has_stays_its_own_when_the_network_has_other_addresses() -> None:
+    book = pooled("10.0.0.0/24")
+    put(book, endpoint(1, "10.0.0.7", "10.0.0.2", mac=MAC), endpoint(2, "10.0.0.7", mac=MAC))
+    reload(book, blue=BridgeOptions("br-blue", addresses=("10.0.0.2/30",), pool=("10.0.0.0/30",)))
+    settle(book, 1, "10.0.0.7", "10.0.0.2", mac=MAC)
+    with pytest.raises(InvalidRequest):
+        settle(book, 1, "10.0.0.8")
+
+
 # --- pools
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from tests.support.messages import endpoint_id
 from tests.support.records import entry
-from tests.support.worlds import BOB, BOOT, World, asked, failure_of, released, world
+from tests.support.worlds import ALICE, BOB, BOOT, World, asked, failure_of, released, world
 from vifd.drivers.base import Planned
 from vifd.drivers.bridge import BridgeDriver, BridgeOptions
+from vifd.endpoints.changes import Change, Changes
 from vifd.endpoints.policy import Policy
 from vifd.errors import AddressInUse, InvalidRequest, KernelRefused, NetworkFull, TryAgain
-from vifd.model import EndpointRequest, EndpointSpec, IpConfig, Port, Preference, State
+from vifd.model import Endpoint, EndpointRequest, EndpointSpec, IpConfig, Port, Preference, State
 
 FIVE = "10.0.0.10-10.0.0.14"
 
@@ -52,13 +53,13 @@ async def test_the_same_request_again_has_the_same_address(pooled: World) -> Non
 async def test_a_plan_is_made_for_the_addresses_that_are_handed_out(one: World) -> None:
     class Looking(BridgeDriver):
         def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
-            seen.append(spec.port)
+            seen.append((spec.port.mac, spec.port.mtu_bytes, spec.port.addresses))
             return super().plan(endpoint_id, spec, preference)
 
-    seen: list[Port] = []
+    seen: list[tuple[str, int, tuple[str, ...]]] = []
     hand_out(one, driver=Looking)
     (made,) = await one.make(asked(1, port=Port(mtu_bytes=1400)))
-    assert [(port.mac, port.mtu_bytes, port.addresses) for port in seen] == [(made.port.mac, 1400, ("10.0.0.10",))]
+    assert seen == [(made.port.mac, 1400, ("10.0.0.10",))]
 
 
 async def test_a_batch_gets_different_addresses(pooled: World) -> None:
@@ -196,6 +197,56 @@ async def test_a_start_frees_what_was_never_answered_and_keeps_what_cant_go(one:
     assert isinstance(await failure_of(one.make(want(4, "10.0.0.10"))), AddressInUse)
     assert isinstance(await failure_of(one.make(want(4, "10.0.0.12"))), AddressInUse)
     await one.make(want(4, "10.0.0.11"))
+
+
+async def change(one: World, number: int, *addresses: str) -> Endpoint:
+    """Give an endpoint other addresses while it lives."""
+    changes = Changes(one.journal, one.room, one.registry, one.networks, one.engine)
+    return await changes.update(ALICE, Change(endpoint_id(number), Port(addresses=addresses), ["addresses"]))
+
+
+async def test_a_change_takes_the_new_addresses_and_frees_the_old(pooled: World) -> None:
+    await pooled.make(asked(1))
+    changed = await change(pooled, 1, "10.0.0.99")
+    assert changed.ip_config == IpConfig(("10.0.0.99/24",), ("10.0.0.1",))
+    assert pooled.recorded()[endpoint_id(1)] == changed
+    assert isinstance(await failure_of(pooled.make(want(2, "10.0.0.99"))), AddressInUse)
+    await pooled.make(want(2, "10.0.0.10"))
+
+
+async def test_a_change_to_what_another_has_changes_nothing(pooled: World) -> None:
+    (before, _) = await pooled.make(asked(1), want(2, "10.0.0.99"))
+    assert isinstance(await failure_of(change(pooled, 1, "10.0.0.99")), AddressInUse)
+    assert isinstance(await failure_of(change(pooled, 1, "10.0.1.7")), InvalidRequest)
+    assert pooled.recorded()[endpoint_id(1)] == pooled.registry.find(endpoint_id(1)) == before
+
+
+async def test_a_change_to_no_address_keeps_that_of_the_pool(pooled: World) -> None:
+    (before,) = await pooled.make(asked(1))
+    assert await change(pooled, 1) == before
+    await change(pooled, 1, "10.0.0.99")
+    assert (await change(pooled, 1)).port.addresses == ("10.0.0.11",)
+
+
+async def test_a_change_under_way_holds_the_old_and_the_new(pooled: World) -> None:
+    await pooled.make(asked(1))
+    await pooled.room.entered()
+    pooled.room.hold()
+    changing = asyncio.create_task(change(pooled, 1, "10.0.0.99"))
+    await pooled.room.entered()
+    for address in ("10.0.0.10", "10.0.0.99"):
+        assert isinstance(await failure_of(pooled.make(want(2, address))), AddressInUse)
+    pooled.room.go_on()
+    await changing
+    await pooled.make(want(2, "10.0.0.10"))
+
+
+async def test_a_change_that_the_kernel_refuses_frees_the_new(pooled: World) -> None:
+    await pooled.make(asked(1))
+    pooled.room.fail_operation(2)
+    assert isinstance(await failure_of(change(pooled, 1, "10.0.0.99")), KernelRefused)
+    assert isinstance(await failure_of(pooled.make(want(2, "10.0.0.10"))), AddressInUse)
+    await pooled.make(want(2, "10.0.0.99"))
 
 
 async def test_many_at_once_leave_no_address_to_two_and_none_lost(pooled: World) -> None:
