@@ -54,7 +54,9 @@ def wired() -> Iterator[Wire]:
             fcntl.ioctl(fd, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4)
         macs = {}
         for netns, device, address in ((host, TAP, HOST), (guest, GUEST_DEVICE, GUEST)):
-            kernel.run(netns, "link", "set", device, "up", "addrgenmode", "none")
+            # In two steps: in one, the kernel sets it up first and gives it an address, which would change by itself later.
+            kernel.run(netns, "link", "set", device, "addrgenmode", "none")
+            kernel.run(netns, "link", "set", device, "up")
             kernel.run(netns, "address", "add", f"{address}/24", "dev", device)
             macs[address] = ip(netns, "link", "show", device)[0]["address"]
         for netns, device, other in ((host, TAP, GUEST), (guest, GUEST_DEVICE, HOST)):
