@@ -43,6 +43,7 @@ class Ifla(IntEnum):
     ADDRESS = 1
     IFNAME = 3
     MTU = 4
+    LINK = 5
     MASTER = 10
     PROTINFO = 12
     TXQLEN = 13
@@ -95,15 +96,17 @@ def nested(kind: int, payload: bytes) -> bytes:
 NO_IPV6_ADDRESS = nested(Ifla.AF_SPEC, nested(_AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))))
 
 
-def create_link(kind: str, attributes: bytes) -> bytes:
+def create_link(kind: str, attributes: bytes, data: bytes = b"") -> bytes:
     """Pack an RTM_NEWLINK that makes a device, down; it must not exist.
 
     Args:
         kind: the driver's name.
         attributes: its name and what the kernel takes of others here: IFLA_ADDRESS, MTU, TXQLEN, GROUP, and no IFLA_IFALIAS
             (net/core/rtnetlink.c, rtnl_create_link).
+        data: attributes of the driver's own (IFLA_INFO_DATA).
     """
-    attributes += attribute(Ifla.LINKINFO, text(_INFO_KIND, kind))
+    info = text(_INFO_KIND, kind) + (nested(_INFO_DATA, data) if data else b"")
+    attributes += attribute(Ifla.LINKINFO, info)
     return request(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, _IFINFO.pack(0, 0, 0, 0, 0) + attributes)
 
 

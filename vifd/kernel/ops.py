@@ -133,7 +133,7 @@ class Refusal(Struct, frozen=True):
 
 
 #: The causes of a Refusal.
-KERNEL, FULL, NOT_READY, REJECTED, GONE = "kernel", "full", "not_ready", "rejected", "gone"
+KERNEL, FULL, NOT_READY, REJECTED, GONE, ADDRESS_TAKEN = "kernel", "full", "not_ready", "rejected", "gone", "address_taken"
 
 
 class Device(Struct, frozen=True):
