@@ -21,7 +21,7 @@ from tests.guest import unprivileged
 
 NETWORK = "default"
 HOST_ADDRESS = "10.77.0.1"
-GUEST_ADDRESS = "10.77.0.2"
+POOL = "10.77.0.10-10.77.0.99"
 BRIDGE = "br-demo"
 
 _START_TIMEOUT_S = 30.0
@@ -35,12 +35,15 @@ socket_mode = "0660"
 fd_socket = "{home}/fd.sock"
 state_dir = "{home}/state"
 user = "daemon"
+dhcp_user = "dnsmasq"
 netns = "{namespace}"
 
 [networks.{network}]
 driver = "bridge"
 bridge = "{bridge}"
 addresses = ["{address}/24"]
+pool = ["{pool}"]
+dhcp = true
 """
 
 
@@ -105,6 +108,7 @@ class Stage:
                 network=NETWORK,
                 bridge=BRIDGE,
                 address=HOST_ADDRESS,
+                pool=POOL,
             )
         )
         command = unprivileged.command([str(_BIN / "vifd"), "--config", str(self.configuration)], user=None)

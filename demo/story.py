@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.stage import BRIDGE, GUEST_ADDRESS, HOST_ADDRESS, NETWORK, Stage, StageError, stop
+from demo.stage import BRIDGE, HOST_ADDRESS, NETWORK, Stage, StageError, stop
 from demo.terminal import Terminal
 from tests.guest import image, machine
 
@@ -54,7 +54,8 @@ class Story:
         self._terminal.heading(f"vifd starts in a network namespace of its own, {self._stage.namespace}")
         front = self._stage.start_vifd()
         self._terminal.output(self._stage.configuration.read_text())
-        self._terminal.good(f"what clients talk to runs as {_user_of(front.pid)}, its helper as {_user_of(_child_of(front.pid))}")
+        helpers = " and ".join(sorted({_user_of(child) for child in _children_of(front.pid)}))
+        self._terminal.good(f"what clients talk to runs as {_user_of(front.pid)}, its helpers as {helpers}")
 
     def _endpoint_by_hand(self) -> None:
         user = self._stage.user
@@ -77,12 +78,13 @@ class Story:
         self._run_vifctl("show", endpoint["endpoint_id"])
         self._run_ip("-d", "link", "show", endpoint["tap"]["ifname"])
         self._terminal.heading("The host pings the virtual machine")
-        self._run_in_namespace("ping", "-c", "3", "-i", "0.2", "-W", "5", GUEST_ADDRESS)
-        self._terminal.good("it answers")
+        [address] = endpoint["port"]["addresses"]
+        self._run_in_namespace("ping", "-c", "3", "-i", "0.2", "-W", "5", address)
+        self._terminal.good(f"it answers at {address}, which it got by DHCP")
         self._power_off(process)
 
     def _boot(self, guest: image.Image, accelerator: str) -> subprocess.Popen[bytes]:
-        qemu = machine.argv(guest, addresses={"eth0": f"{GUEST_ADDRESS}/24"}, accelerator=accelerator)
+        qemu = machine.argv(guest, addresses={"eth0": "dhcp"}, accelerator=accelerator)
         device = ["-netdev", "tap,id=n0,fd={fd}", "-device", "virtio-net-pci,netdev=n0,mac={mac}"]
         command = ["run", NETWORK, "--", *qemu, *device]
         self._terminal.command(self._prompt, ["vifctl", *(_short(word) for word in command)])
@@ -162,8 +164,14 @@ def _short(word: str) -> str:
 
 
 def _child_of(pid: int) -> int:
-    """Find the only child of a process (proc(5), children)."""
-    return int(Path("/proc", str(pid), "task", str(pid), "children").read_text())
+    """Find the only child of a process."""
+    [child] = _children_of(pid)
+    return child
+
+
+def _children_of(pid: int) -> list[int]:
+    """Find the children of a process (proc(5), children)."""
+    return [int(child) for child in Path("/proc", str(pid), "task", str(pid), "children").read_text().split()]
 
 
 def _user_of(pid: int) -> str:

@@ -21,12 +21,14 @@ from vifd.errors import ConfigError, Violation
 
 _S = TypeVar("_S", bound=Struct)
 
-#: What vifd serves when it is given no configuration: one network that reaches this host and nothing else.
+#: What vifd serves when it is given no configuration: one network whose guests get their addresses by DHCP.
 DEFAULT_TEXT = """\
 [networks.default]
 driver = "bridge"
 bridge = "br-vifd"
 addresses = ["192.168.177.1/24"]
+pool = ["192.168.177.10-192.168.177.250"]
+dhcp = true
 """
 
 #: What `vifd --fake` serves.

@@ -25,6 +25,7 @@ from vifd.drivers import catalog
 from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Engine
 from vifd.endpoints.follower import Follower
+from vifd.endpoints.guests import Guests
 from vifd.endpoints.journal import Journal
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.networks import Networks
@@ -213,6 +214,7 @@ class _Daemon:
         served = catalog.dhcp_networks(setup.drivers, setup.config)
         self._dhcp = DhcpServers(channel, _dhcp_files(setup.config), served, self._lose_helper)
         self._dhcp.on_status(self._networks.set_service_problem)
+        self._registry.listen(Guests(self._dhcp).on_change)
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -23,7 +23,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "guest"
 ARCHITECTURE = "amd64"
 KERNEL_PACKAGE = f"linux-image-cloud-{ARCHITECTURE}"
 
-_INIT = Path(__file__).with_name("init")
+_INIT, _DHCP = (Path(__file__).with_name(name) for name in ("init", "dhcp"))
 # In the order of loading; a kernel may have some of them built in.
 _MODULES = (
     "failover",
@@ -80,7 +80,7 @@ def _find_image(folder: Path) -> Image | None:
 
 def _archive_name() -> str:
     """Name the initramfs after everything that it is made of, but for the packages."""
-    sources = (_INIT.read_bytes(), Path(__file__).read_bytes(), Path(initramfs.__file__).read_bytes())
+    sources = (_INIT.read_bytes(), _DHCP.read_bytes(), Path(__file__).read_bytes(), Path(initramfs.__file__).read_bytes())
     return f"initramfs-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.img"
 
 
@@ -112,6 +112,8 @@ def _pack_initramfs(busybox: bytes, modules: dict[str, bytes]) -> bytes:
             *(initramfs.directory(path) for path in ("bin", "dev", "modules", "proc", "sys", "tmp")),
             initramfs.program("bin/busybox", busybox),
             initramfs.program("init", _INIT.read_bytes()),
+            initramfs.program("dhcp", _DHCP.read_bytes()),
+            initramfs.directory("etc"),
             initramfs.file("modules/order", "\n".join(f"{name}.ko" for name in loaded).encode()),
             *(initramfs.file(f"modules/{name}.ko", modules[name]) for name in loaded),
         ]

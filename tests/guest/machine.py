@@ -31,7 +31,7 @@ def argv(image: Image, *, addresses: Mapping[str, str], accelerator: str = "tcg"
 
     Args:
         image: What to boot.
-        addresses: What to give to each of the guest's interfaces: {"eth0": "10.0.0.2/24"}.
+        addresses: What to give to each of the guest's interfaces: {"eth0": "10.0.0.2/24"}, or "dhcp" to let it ask.
         accelerator: "tcg", or "kvm" where `find_accelerator` says so.
         cpus: How many processors it has.
     """

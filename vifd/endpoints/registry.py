@@ -64,6 +64,7 @@ class Registry:
         self._by_ifindex: dict[int, str] = {}
         self._count_by_owner: dict[int, int] = {}
         self._watchers: set[_Watcher] = set()
+        self._listeners: list[Callable[[Change, Endpoint], None]] = []
         self._closed = False
 
     def __len__(self) -> int:
@@ -122,6 +123,10 @@ class Registry:
             del self._count_by_owner[endpoint.owner.uid]
         self._tell(Change.REMOVED, endpoint)
 
+    def listen(self, listener: Callable[[Change, Endpoint], None]) -> None:
+        """Let a function be called for each change, at once; it must not raise."""
+        self._listeners.append(listener)
+
     async def watch(self, wants: Callable[[Endpoint], bool]) -> AsyncIterator[Event]:
         """Give every endpoint that is wanted, then SYNCED, then each change.
 
@@ -162,6 +167,8 @@ class Registry:
             del self._by_ifindex[endpoint.ifindex]
 
     def _tell(self, change: Change, endpoint: Endpoint) -> None:
+        for listener in self._listeners:
+            listener(change, endpoint)
         for watcher in self._watchers:
             if watcher.wants(endpoint):
                 watcher.tell((change, endpoint))
