@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -20,7 +21,11 @@ SERVED = BLUE + "dhcp = true\n"
 
 def server_pid(daemon: Daemon) -> int:
     """The pid of its dnsmasq; 0: there is none."""
-    return next(iter(children(daemon.dhcp_pid)), 0)
+    for pid in children(daemon.dhcp_pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text() == "dnsmasq\n":  # and not about to become it
+                return pid
+    return 0
 
 
 def answers(guest: Guest) -> bool:
