@@ -60,6 +60,7 @@ class DaemonConfig(Struct, frozen=True):
     socket_mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}\Z")] = "0660"
     fd_socket: _SocketPath = "/run/vifd/fd.sock"
     state_dir: _AbsolutePath = "/var/lib/vifd"
+    device_dir: _AbsolutePath = "/dev/vifd"
     user: str = "vifd"
     dhcp_user: str = "vifd-dhcp"
     netns: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""

@@ -141,7 +141,9 @@ def run(setup: Setup) -> None:
     if identity is not None:
         _spare_the_collector()  # in the others too; and pages that the collector doesn't touch stay shared
         dhcp = _start_dhcp(setup, identity, locks)  # the helper's fork takes a thread with it, so this is first
-        privileged_processes = _Privileged(helper.start(setup.load_authority, own_tables=setup.config.daemon.own_nftables), dhcp)
+        daemon = setup.config.daemon
+        channels = helper.start(setup.load_authority, Path(daemon.device_dir), own_tables=daemon.own_nftables)
+        privileged_processes = _Privileged(channels, dhcp)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)

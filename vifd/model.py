@@ -293,7 +293,7 @@ class TapDevice(Struct, frozen=True, tag="tap"):
 
 
 class MacvtapDevice(Struct, frozen=True, tag="macvtap"):
-    """A macvtap on an uplink."""
+    """A macvtap on an uplink, with a device node of its own."""
 
     kind: ClassVar = Kind.MACVTAP
     ifname: str
@@ -301,6 +301,8 @@ class MacvtapDevice(Struct, frozen=True, tag="macvtap"):
     device_path: str
     lower_ifname: str
     mode: MacvtapMode
+    queues: int = 1
+    vnet_hdr: bool = True
 
 
 class PciDevice(Struct, frozen=True, tag="pci"):

@@ -16,8 +16,8 @@ from tests.support.daemon import network_namespace, taps
 from tests.support.owner import RAISED, RETURNED, OwnedFront
 from tests.support.plans import configure
 from vifd.kernel import helper, names, ops
-from vifd.kernel.ops import ConfigurePort, CreateTap, EnsureBridge, Plan, Refusal
-from vifd.model import Kind
+from vifd.kernel.ops import ConfigurePort, CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, Plan, Refusal
+from vifd.model import Kind, MacvtapMode
 
 ENTRY_POINTS = {"apply", "check", "restore_guard", "revert", "inspect", "open_queues", "reload"}
 ONE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
@@ -39,6 +39,15 @@ def tap(endpoint_id: str = ONE, **changed: Any) -> CreateTap:
 
 def port(endpoint_id: str = ONE, network: str = "blue", **fields: Any) -> ConfigurePort:
     return configure(endpoint_id, network, **fields)
+
+
+def macvtap(endpoint_id: str = ONE, *, network: str = "blue") -> CreateMacvtap:
+    ifname = names.device_name(Kind.MACVTAP, endpoint_id)
+    return CreateMacvtap(endpoint_id, ifname, network, "52:54:00:12:34:56", MacvtapMode.BRIDGE)
+
+
+def node(endpoint_id: str = ONE, *, ifname: str = "") -> EnsureNode:
+    return EnsureNode(endpoint_id, ifname or names.device_name(Kind.MACVTAP, endpoint_id), 20001, None)
 
 
 HOSTILE: dict[str, Plan] = {
@@ -73,6 +82,12 @@ HOSTILE: dict[str, Plan] = {
     "operations out of order": (tap(), BLUE, port()),
     "a port before its tap": (BLUE, port(), tap()),
     "an operation twice": (BLUE, BLUE, tap(), port()),
+    "a macvtap on a bridge": (macvtap(),),
+    "a macvtap on a device": (macvtap(network="eth0"),),
+    "a node for a macvtap that isn't there": (node(),),
+    "a node for a device": (node(ifname="eth0"),),
+    "a node outside": (node("../../etc/passwd"),),
+    "a node beside a tap": (BLUE, tap(), node(), port()),
     "two taps in a plan": (BLUE, tap(), tap(new_id()), port()),
 }
 
@@ -208,7 +223,7 @@ def test_a_device_of_the_taps_name_is_neither_taken_nor_changed(netns: str, fron
 def test_queues_of_a_foreign_tap_are_not_opened(netns: str, front: OwnedFront) -> None:
     kernel.make_tap(netns, tap().ifname)
     try:
-        assert front.call("open_queues", ONE, 1, bytes(16)) == 19  # ENODEV
+        assert front.call("open_queues", ONE, 1, True, bytes(16)) == 19  # ENODEV
     finally:
         kernel.run(netns, "link", "delete", tap().ifname)
 
@@ -227,10 +242,10 @@ def test_queues_of_a_foreign_tap_are_not_opened(netns: str, front: OwnedFront) -
         ("revert", (b"\x81\xa5plans\xdd\xff\xff\xff\xff",)),
         ("inspect", (("x" * 5000,),)),
         ("inspect", (7,)),
-        ("open_queues", ("eth0", 1, bytes(16))),
-        ("open_queues", (ONE, 0, bytes(16))),
-        ("open_queues", (ONE, 1 << 40, bytes(16))),
-        ("open_queues", (ONE, 1, b"")),
+        ("open_queues", ("eth0", 1, True, bytes(16))),
+        ("open_queues", (ONE, 0, True, bytes(16))),
+        ("open_queues", (ONE, 1 << 40, True, bytes(16))),
+        ("open_queues", (ONE, 1, True, b"")),
         ("reload", ("/etc/passwd",)),
     ],
 )

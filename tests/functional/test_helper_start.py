@@ -7,12 +7,13 @@ from tests.support.daemon import network_namespace
 
 DIES_AT_ONCE = """
 import os
+from pathlib import Path
 from vifd.errors import StartError
 from vifd.kernel import helper
 
 os.register_at_fork(after_in_child=lambda: os._exit(3))
 try:
-    helper.start(lambda: ("", {}))
+    helper.start(lambda: ("", {}), Path("/nonexistent"))
 except StartError as error:
     print(error)
 """

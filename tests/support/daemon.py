@@ -83,6 +83,7 @@ class Daemon:
         self.directory, self.netns, self.fake = directory, netns, fake
         self.socket, self.fd_socket = str(directory / "vifd.sock"), str(directory / "fd.sock")
         self.config, self.state, self.log_path = directory / "vifd.toml", directory / "state", directory / "log"
+        self.devices = directory / "devices"
         self._daemon, self._environment = daemon, environment or {}
         self.process: subprocess.Popen[bytes] | None = None
         self.write_config(networks)
@@ -93,7 +94,7 @@ class Daemon:
         self.config.write_text(
             f'[daemon]\nsocket = "{self.socket}"\nfd_socket = "{self.fd_socket}"\nstate_dir = "{self.state}"\n'
             f'user = "nobody"\nsocket_group = "nogroup"\ndhcp_user = "dnsmasq"\nnetns = "{self.netns}"\n'
-            f"{mode}{self._daemon}\n{networks}"
+            f'device_dir = "{self.devices}"\n{mode}{self._daemon}\n{networks}'
         )
         self.config.chmod(0o644)
 

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import json
 import os
+import socket
 import struct
 import subprocess
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tests.support.daemon import ip
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
-_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
+_TUNSETIFF, _TUNSETPERSIST, _TUNGETIFF = 0x400454CA, 0x400454CB, 0x800454D2
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 # What the kernel changes by itself: some time after a port came or went (net/core/link_watch.c), and on a bridge that had one
 # (net/bridge/br_if.c, br_set_gso_limits); and when nobody has claimed an IPv6 address for a while (RFC 4862, 5.4).
@@ -46,6 +47,12 @@ def run(netns: str, *arguments: str) -> None:
     subprocess.run(["ip", "-n", netns, *arguments], check=True)
 
 
+def nft(netns: str, *arguments: str) -> str:
+    """Run `nft` in a namespace and give what it prints."""
+    argv = ["ip", "netns", "exec", netns, "nft", *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
 def inside(netns: str, function: Callable[[], T]) -> T:
     """Call a function in a namespace; what it opens stays there."""
 
@@ -69,6 +76,23 @@ def open_tap(netns: str, ifname: str, *, vnet_hdr: bool = True, multi_queue: boo
             os.close(fd)
             raise
         return fd
+
+    return inside(netns, attach)
+
+
+def tun_interface(fd: int) -> tuple[str, int]:
+    """The device and the flags behind a descriptor of a tap or macvtap, as the kernel says (TUNGETIFF)."""
+    name, flags = struct.unpack("16sH22x", fcntl.ioctl(fd, _TUNGETIFF, bytes(40)))
+    return name.rstrip(b"\0").decode(), flags
+
+
+def packet_socket(netns: str, ifname: str, ether_type: int) -> socket.socket:
+    """Open a packet socket (packet(7)) on a device of a namespace."""
+
+    def attach() -> socket.socket:
+        one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ether_type))
+        one.bind((ifname, ether_type))
+        return one
 
     return inside(netns, attach)
 

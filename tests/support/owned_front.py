@@ -11,6 +11,7 @@ import contextlib
 import os
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 from oslo_privsep import comm
@@ -29,7 +30,7 @@ def load() -> tuple[str, Authority]:
 def main() -> None:
     """Start the helper, then do what the pipe says."""
     netns.enter(sys.argv[1])
-    channels = helper.start(load)
+    channels = helper.start(load, Path("/nonexistent"))
     tell("ready")
     channel: Any = helper.context.channel
     while (wanted := receive()) is not None:

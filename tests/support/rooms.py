@@ -122,7 +122,7 @@ class FakeRoom:
         wanted = endpoint_ids or list(self.devices)
         return [self.devices[endpoint_id] for endpoint_id in wanted if endpoint_id in self.devices]
 
-    async def open_queues(self, endpoint_id: str, count: int) -> list[int]:
+    async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
         await self._enter("open_queues", count)
         if endpoint_id not in self.devices:
             raise UnknownEndpoint(f"the tap of endpoint {endpoint_id} is gone")

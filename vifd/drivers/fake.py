@@ -112,8 +112,8 @@ class FakeDriver(NetworkDriver[FakeOptions]):
                 return BridgePort("br-fake", ifname)
             case TapPreference(queues, vnet_hdr):
                 return TapDevice(ifname, number, queues, vnet_hdr)
-            case MacvtapPreference(mode):
-                return MacvtapDevice(ifname, number, f"/nonexistent/{ifname}", "fake0", mode)
+            case MacvtapPreference(mode, queues, vnet_hdr):
+                return MacvtapDevice(ifname, number, f"/nonexistent/{ifname}", "fake0", mode, queues, vnet_hdr)
             case PciPreference(host_driver):
                 return PciDevice(
                     f"0000:03:{number % 32:02x}.{number % 8}", "fake0", number % 64, host_driver, number, "/nonexistent/vfio"
@@ -145,7 +145,7 @@ class FakeDriver(NetworkDriver[FakeOptions]):
             far.close()
 
     def _features(self, kind: Kind) -> frozenset[Feature]:
-        if kind is Kind.TAP:
+        if kind in (Kind.TAP, Kind.MACVTAP):
             return _FEATURES | {Feature.FD_HANDOFF}
         return _FEATURES - {Feature.LIVE_MIGRATION} if kind is Kind.PCI else _FEATURES
 

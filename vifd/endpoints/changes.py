@@ -161,11 +161,12 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
     if configured is None:
         return ()
     known = None if before is None else _configuration(before)
-    mac = names.host_mac(configured.port.mac)
+    is_macvtap = any(isinstance(op, ops.CreateMacvtap) for op in after.plan)
+    mac = configured.port.mac if is_macvtap else names.host_mac(configured.port.mac)
     change = ops.ChangePort(
         configured.endpoint_id, configured.ifname, configured.network, mac, known.port if known else None, configured.port
     )
-    return (*(op for op in after.plan if isinstance(op, ops.EnsureBridge)), change)
+    return (*(op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureNode)), change)
 
 
 def _configuration(entry: Entry) -> ops.ConfigurePort | None:

@@ -41,6 +41,7 @@ from vifd.model import (
     EndpointRequest,
     Kind,
     State,
+    TapDevice,
 )
 
 _log = getLogger(__name__)
@@ -229,7 +230,7 @@ class Engine:
 
     def _as_seen(self, endpoint: Endpoint) -> Endpoint:
         """Put in what the link monitor saw of a device before anybody knew whose it was."""
-        real = endpoint.ifindex and self._registry.plan_of(endpoint.endpoint_id)
+        real = isinstance(endpoint.location, TapDevice) and self._registry.plan_of(endpoint.endpoint_id)
         attached = real and self._has_carrier(endpoint.ifindex)
         return msgspec.structs.replace(endpoint, state=State.ATTACHED) if attached else endpoint
 

@@ -8,7 +8,7 @@ import msgspec
 
 from vifd.endpoints.registry import Registry
 from vifd.kernel.room import Room
-from vifd.model import Drift, DriftKind, State
+from vifd.model import Drift, DriftKind, State, TapDevice
 
 
 class Follower:
@@ -24,9 +24,9 @@ class Follower:
         self._registry, self._room, self._suspect = registry, room, suspect
 
     def on_carrier(self, ifindex: int, carrier: bool) -> None:
-        """Note that somebody has opened a device, or has closed it."""
+        """Note that somebody has opened a tap, or has closed it. A macvtap's carrier is its uplink's, and tells neither."""
         endpoint = self._registry.find_by_ifindex(ifindex)
-        if endpoint is None or not endpoint.state.is_live:
+        if endpoint is None or not endpoint.state.is_live or not isinstance(endpoint.location, TapDevice):
             return
         if not carrier and endpoint.port.link_up is False:
             return  # its link was set down; whoever has it open has it still

@@ -56,13 +56,16 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
         return entry, tuple(msgspec.structs.replace(d, message=f"{d.message}; it can't be mended: {made}") for d in drifts)
     if plan is entry.plan:
         await room.restore_guard()  # it has the device that is gone still
-    entry = Entry(_moved(entry.endpoint, made[0].ifindex), entry.plan)
+    entry = Entry(_moved(entry.endpoint, made[0].ifindex, made[0].device_path), entry.plan)
     (left,) = await find_drifts(room, [entry])
     return entry, left
 
 
-def _moved(endpoint: Endpoint, ifindex: int) -> Endpoint:
+def _moved(endpoint: Endpoint, ifindex: int, device_path: str) -> Endpoint:
     location = endpoint.location
+    if isinstance(location, MacvtapDevice) and device_path and location.device_path != device_path:
+        location = msgspec.structs.replace(location, device_path=device_path)
+        endpoint = msgspec.structs.replace(endpoint, location=location)
     if isinstance(location, TapDevice | MacvtapDevice) and ifindex and location.ifindex != ifindex:
         moved = msgspec.structs.replace(location, ifindex=ifindex)
         return msgspec.structs.replace(endpoint, location=moved, state=State.READY)

@@ -7,7 +7,7 @@ from vifd.endpoints.registry import Registry
 from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, Unsupported, WrongState
 from vifd.kernel.room import Room
-from vifd.model import Caller, Endpoint, TapDevice
+from vifd.model import Caller, Endpoint, MacvtapDevice, TapDevice
 
 _QUEUES_A_PACKET = 253  # SCM_MAX_FD, net/scm.h
 
@@ -25,7 +25,7 @@ class Queues:
         self._registry, self._networks, self._room = registry, networks, room
         self._views = Views(registry, networks)
 
-    async def open(self, caller: Caller, endpoint_id: str, count: int) -> tuple[list[int], TapDevice]:
+    async def open(self, caller: Caller, endpoint_id: str, count: int) -> tuple[list[int], TapDevice | MacvtapDevice]:
         """Open queues of an endpoint for its owner.
 
         Args:
@@ -34,7 +34,7 @@ class Queues:
             count: how many; 0: all.
 
         Returns:
-            The descriptors, which the caller of this closes, and the tap.
+            The descriptors, which the caller of this closes, and the tap or macvtap.
 
         Raises:
             VifdError: nothing is open.
@@ -44,7 +44,7 @@ class Queues:
             raise NotAllowed(f"endpoint {endpoint_id} belongs to another user; only its owner may open it")
         if not endpoint.state.is_live:
             raise WrongState(f"endpoint {endpoint_id} is {endpoint.state}; wait until it is ready")
-        tap = _tap_of(endpoint)
+        tap = _device_of(endpoint)
         if count > tap.queues:
             raise WrongState(f"endpoint {endpoint_id} has {tap.queues} queue(s), not {count}; ask for fewer, or 0 for all")
         wanted = count or tap.queues
@@ -54,11 +54,11 @@ class Queues:
             )
         driver = self._networks.drivers.get(endpoint.network)
         own = driver.open_queues(endpoint, wanted) if driver is not None else None
-        return own or await self._room.open_queues(endpoint_id, wanted), tap
+        return own or await self._room.open_queues(endpoint_id, wanted, vnet_hdr=tap.vnet_hdr), tap
 
 
-def _tap_of(endpoint: Endpoint) -> TapDevice:
-    if not isinstance(endpoint.location, TapDevice):
+def _device_of(endpoint: Endpoint) -> TapDevice | MacvtapDevice:
+    if not isinstance(endpoint.location, TapDevice | MacvtapDevice):
         kind = endpoint.location.kind if endpoint.location else "nothing"
         raise Unsupported(f"endpoint {endpoint.endpoint_id} is a {kind} and has no queues that vifd could open")
     return endpoint.location

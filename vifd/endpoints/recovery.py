@@ -14,9 +14,9 @@ from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.mending import find_drifts, mend
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
-from vifd.kernel.ops import CreateTap, Device, Plan
+from vifd.kernel.ops import CreateMacvtap, CreateTap, Device, Plan
 from vifd.kernel.room import Room
-from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, State, TapDevice
+from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, MacvtapMode, State, TapDevice
 
 _log = getLogger(__name__)
 _T = TypeVar("_T")
@@ -111,7 +111,7 @@ def _note_open(entry: Entry, device: Device | None) -> Entry:
     if device is None:
         return _replace(entry, state=State.READY)
     state = State.ATTACHED if device.carrier else State.READY
-    return _replace(entry, state=state, location=_moved(entry.endpoint, device.ifindex))
+    return _replace(entry, state=state, location=_moved(entry.endpoint, device))
 
 
 async def _sweep(room: Room, known: set[str]) -> None:
@@ -120,7 +120,12 @@ async def _sweep(room: Room, known: set[str]) -> None:
     for device in strays:
         if device.carrier:
             _log.warning("a tap of vifd's that no record knows is in use: it stays", extra={"device": device.ifname})
-    idle = [device for device in strays if not device.carrier]
+        elif _may_be_in_use(device):
+            message = (
+                "a macvtap of vifd's that no record knows may be in use, which nobody can tell: it stays until it is set down"
+            )
+            _log.warning(message, extra={"device": device.ifname})
+    idle = [device for device in strays if not device.carrier and not _may_be_in_use(device)]
     if not idle:
         return
     answers = await _revert(room, [_plan_for(device) for device in idle])
@@ -134,8 +139,15 @@ async def _sweep(room: Room, known: set[str]) -> None:
             _log.error("a stray tap can't be deleted", extra={"device": device.ifname, "error": reason})
 
 
+def _may_be_in_use(device: Device) -> bool:
+    return device.kind == Kind.MACVTAP and device.up
+
+
 def _plan_for(device: Device) -> Plan:
     """Give a plan whose undoing deletes a device: only its name and mark count for that."""
+    if device.kind == Kind.MACVTAP:
+        ifname = device_name(Kind.MACVTAP, device.endpoint_id)
+        return (CreateMacvtap(device.endpoint_id, ifname, "", "02:00:00:00:00:00", MacvtapMode.BRIDGE),)
     ifname = device_name(Kind.TAP, device.endpoint_id)
     return (CreateTap(device.endpoint_id, ifname, host_mac("02:00:00:00:00:00"), 0, None, 1, vnet_hdr=True),)
 
@@ -157,10 +169,12 @@ def _needs_device(entry: Entry) -> bool:
     return bool(entry.plan) and entry.endpoint.ifindex != 0
 
 
-def _moved(endpoint: Endpoint, ifindex: int) -> object:
+def _moved(endpoint: Endpoint, device: Device) -> object:
     location = endpoint.location
-    if isinstance(location, TapDevice | MacvtapDevice) and location.ifindex != ifindex:
-        return msgspec.structs.replace(location, ifindex=ifindex)
+    if isinstance(location, MacvtapDevice):
+        return msgspec.structs.replace(location, ifindex=device.ifindex, device_path=device.device_path)
+    if isinstance(location, TapDevice) and location.ifindex != device.ifindex:
+        return msgspec.structs.replace(location, ifindex=device.ifindex)
     return location
 
 

@@ -12,13 +12,13 @@ from google.protobuf.message import DecodeError, Message
 from vif.v1.fd_pb2 import AcquireFdsRequest, AcquireFdsResponse
 from vifd.errors import InvalidRequest, VifdError, Violation
 from vifd.kernel.names import is_endpoint_id
-from vifd.model import Caller, TapDevice
+from vifd.model import Caller, MacvtapDevice, TapDevice
 from vifd.server.status import code_of
 
 _PACKET_BYTES = 4096
 _MAX_QUEUES = 253  # SCM_MAX_FD, net/scm.h
 
-OpenQueues = Callable[[Caller, str, int], Awaitable[tuple[list[int], TapDevice]]]
+OpenQueues = Callable[[Caller, str, int], Awaitable[tuple[list[int], TapDevice | MacvtapDevice]]]
 
 
 class Handoff:

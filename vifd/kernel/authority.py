@@ -15,6 +15,7 @@ from vifd.kernel import names, ops
 from vifd.model import Kind, Port
 
 _HOST_MAC = re.compile(r"f[ea](:[0-9a-f]{2}){5}")
+_NO_MAC = "00:00:00:00:00:00"
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _VIDS, _QUEUE_LENGTHS, _ADDRESSES = range(1, 4095), range(100_001), 66  # a pool may add one of each family
 _RATES_BPS, _NUMBERS = range((1 << 40) + 1), range(1 << 32)
@@ -39,8 +40,20 @@ class BridgeGrant(Struct, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
+class UplinkGrant(Struct, frozen=True):
+    """What a direct network lets the helper touch.
+
+    Args:
+        uplink: the device that macvtaps are put on; it is set up, and nothing else of it is changed.
+        mtu_bytes: what the network wants it to carry; 0: what it does.
+    """
+
+    uplink: str
+    mtu_bytes: int = 0
+
+
 #: By network.
-Authority = Mapping[str, BridgeGrant]
+Authority = Mapping[str, BridgeGrant | UplinkGrant]
 
 
 class PlanRejectedError(Exception):
@@ -64,31 +77,60 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
             case ops.CreateTap():
                 _check_tap(operation)
                 made = operation.ifname
+            case ops.CreateMacvtap():
+                _require(not made, "two devices in one plan")
+                _check_macvtap(operation, authority)
+                made = operation.ifname
+            case ops.EnsureNode(endpoint_id, ifname, uid, gid):
+                _require(made in ("", ifname), f"{ifname!r} is no device of this plan")
+                check_identity(endpoint_id, ifname, Kind.MACVTAP)
+                _check_owner(uid, gid)
             case ops.ConfigurePort(endpoint_id, ifname, network, port):
                 _require(ifname == made, f"{ifname!r} is no device of this plan")
-                check_identity(endpoint_id, ifname)
-                _require(bridged, "a port needs EnsureBridge in its plan")
-                _check_network(network, authority)
+                _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
                 check_port(port)
             case ops.ChangePort(endpoint_id, ifname, network, mac, before, port):
                 _require(not made, "a device that this plan makes needs no change")
-                check_identity(endpoint_id, ifname)
-                _require(bridged, "a port needs EnsureBridge in its plan")
-                _check_network(network, authority)
-                _require(_HOST_MAC.fullmatch(mac) is not None, f"host-side MAC {mac!r}")
+                _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
+                _check_mac(mac, _grant(authority, network))
                 for one in (port,) if before is None else (port, before):
                     check_port(one)
-    _require(len({o.network for o in plan if not isinstance(o, ops.CreateTap)}) <= 1, "two networks in one plan")
+    networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode)}
+    _require(len(networks) <= 1, "two networks in one plan")
 
 
-def check_identity(endpoint_id: str, ifname: str) -> None:
+def check_identity(endpoint_id: str, ifname: str, kind: Kind = Kind.TAP) -> None:
     """Check that a device's name is the one of its endpoint.
 
     Raises:
         PlanRejectedError: it isn't.
     """
     _require(names.is_endpoint_id(endpoint_id), f"endpoint id {endpoint_id!r}")
-    _require(ifname == names.device_name(Kind.TAP, endpoint_id), f"{ifname!r} is not the name of {endpoint_id}'s tap")
+    _require(ifname == names.device_name(kind, endpoint_id), f"{ifname!r} is not the name of {endpoint_id}'s {kind}")
+
+
+def bridge_grant(authority: Authority, network: str) -> BridgeGrant:
+    """Give what the configuration says of a network's bridge.
+
+    Raises:
+        PlanRejectedError: it has none.
+    """
+    grant = authority.get(network)
+    if not isinstance(grant, BridgeGrant):
+        raise PlanRejectedError(f"the configuration has no bridge for network {network!r}")
+    return grant
+
+
+def uplink_grant(authority: Authority, network: str) -> UplinkGrant:
+    """Give what the configuration says of a direct network's uplink.
+
+    Raises:
+        PlanRejectedError: it is no direct network.
+    """
+    grant = authority.get(network)
+    if not isinstance(grant, UplinkGrant):
+        raise PlanRejectedError(f"the configuration has no uplink for network {network!r}")
+    return grant
 
 
 def check_port(port: Port) -> None:
@@ -118,15 +160,49 @@ def _is_network(text: str) -> bool:
 
 
 def _check_network(network: str, authority: Authority) -> None:
-    _require(network in authority, f"the configuration has no bridge for network {network!r}")
+    bridge_grant(authority, network)
+
+
+def _grant(authority: Authority, network: str) -> BridgeGrant | UplinkGrant:
+    grant = authority.get(network)
+    if grant is None:
+        raise PlanRejectedError(f"the configuration has no bridge for network {network!r}")
+    return grant
+
+
+def _check_place(endpoint_id: str, ifname: str, grant: BridgeGrant | UplinkGrant, *, bridged: bool) -> None:
+    """Check that a port's device is its endpoint's, and of the kind that its network has."""
+    check_identity(endpoint_id, ifname, Kind.TAP if isinstance(grant, BridgeGrant) else Kind.MACVTAP)
+    _require(bridged or isinstance(grant, UplinkGrant), "a port needs EnsureBridge in its plan")
+
+
+def _check_mac(mac: str, grant: BridgeGrant | UplinkGrant) -> None:
+    if isinstance(grant, BridgeGrant):
+        _require(_HOST_MAC.fullmatch(mac) is not None, f"host-side MAC {mac!r}")
+    else:
+        _require(_is_unicast(mac), f"MAC {mac!r}")
+
+
+def _is_unicast(mac: str) -> bool:
+    return _MAC.fullmatch(mac) is not None and not int(mac[:2], 16) & 1 and mac != _NO_MAC
+
+
+def _check_macvtap(operation: ops.CreateMacvtap, authority: Authority) -> None:
+    check_identity(operation.endpoint_id, operation.ifname, Kind.MACVTAP)
+    uplink_grant(authority, operation.network)
+    _require(_is_unicast(operation.mac), f"MAC {operation.mac!r}")
 
 
 def _check_tap(operation: ops.CreateTap) -> None:
     check_identity(operation.endpoint_id, operation.ifname)
     _require(_HOST_MAC.fullmatch(operation.mac) is not None, f"host-side MAC {operation.mac!r}")
-    _require(operation.owner_uid in _IDS, f"uid {operation.owner_uid}")
-    _require(operation.owner_gid is None or operation.owner_gid in _IDS, f"gid {operation.owner_gid}")
+    _check_owner(operation.owner_uid, operation.owner_gid)
     _require(operation.queues in _QUEUES, f"{operation.queues} queues")
+
+
+def _check_owner(uid: int, gid: int | None) -> None:
+    _require(uid in _IDS, f"uid {uid}")
+    _require(gid is None or gid in _IDS, f"gid {gid}")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import bridge, limitcheck, limits, netlink, ops, ports
-from vifd.kernel.authority import Authority, BridgeGrant
-from vifd.kernel.marks import is_tap_of, look_up
+from vifd.kernel import bridge, limitcheck, limits, macvtap, netlink, ops, ports
+from vifd.kernel.authority import Authority, BridgeGrant, bridge_grant, uplink_grant
+from vifd.kernel.direct import Macvtaps
+from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket, TunInfo
-from vifd.kernel.nft.guard import Guard, NoGuard
+from vifd.kernel.nft.devices import Guards
 from vifd.model import Drift, DriftKind, Port, Vlan
 
 _NOBODY = (1 << 32) - 1
@@ -23,10 +24,11 @@ class Checker:
         rtnl: the socket to ask through.
         guard: the guard's table.
         support: how this kernel keeps limits.
+        macvtaps: knows their nodes.
     """
 
-    def __init__(self, rtnl: RtnlSocket, guard: Guard | NoGuard, support: limits.Support) -> None:
-        self._rtnl, self._guard, self._support = rtnl, guard, support
+    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps) -> None:
+        self._rtnl, self._guard, self._support, self._macvtaps = rtnl, guard, support, macvtaps
 
     def check(self, plans: Sequence[ops.Plan], authority: Authority) -> list[list[Drift]]:
         """Compare.
@@ -38,25 +40,21 @@ class Checker:
         Returns:
             For each plan, what differs.
         """
-        taps = [next((op for op in plan if isinstance(op, ops.CreateTap)), None) for plan in plans]
-        replies = iter(look_up(self._rtnl, [op.endpoint_id for op in taps if op is not None]))
+        devices = [next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), None) for plan in plans]
+        replies = iter(look_up(self._rtnl, [op.endpoint_id for op in devices if op is not None]))
         result = []
-        for plan, created in zip(plans, taps, strict=True):
+        for plan, created in zip(plans, devices, strict=True):
             configured = next((op for op in plan if isinstance(op, ops.ConfigurePort)), None)
             network = next((op.network for op in plan if isinstance(op, ops.EnsureBridge)), "")
             drifts: list[Drift] = []
-            master = self._find_bridge(authority[network], drifts) if network else None
+            master = self._find_bridge(bridge_grant(authority, network), drifts) if network else None
             if created is not None:
                 link = next(replies).link
-                if not is_tap_of(link, created.endpoint_id):
-                    drifts.append(
-                        _drift(
-                            DriftKind.DEVICE_MISSING,
-                            created.ifname,
-                            "",
-                            f"{created.ifname} is gone; repair the endpoint, or release it",
-                        )
-                    )
+                if not is_device_of(link, created.endpoint_id):
+                    words = f"{created.ifname} is gone; repair the endpoint, or release it"
+                    drifts.append(_drift(DriftKind.DEVICE_MISSING, created.ifname, "", words))
+                elif isinstance(created, ops.CreateMacvtap):
+                    drifts += self._compare_macvtap(link, created, plan, authority)
                 elif configured is not None:
                     drifts += self._compare(link, created, configured.port, master)
             result.append(drifts)
@@ -78,10 +76,34 @@ class Checker:
             yield from _compare_vlan(link.ifindex, port.vlan)
         yield from self._compare_guard_and_limits(link, created.endpoint_id, port)
 
+    def _compare_macvtap(self, link: Link, created: ops.CreateMacvtap, plan: ops.Plan, authority: Authority) -> Iterator[Drift]:
+        uplink = bridge.find_link(self._rtnl, uplink_grant(authority, created.network).uplink)
+        mode = macvtap.mode_of(link)
+        if mode != created.mode:
+            yield _drift(DriftKind.MASTER, created.mode, mode, f"it is in mode {mode or 'unknown'}")
+        for op in plan:
+            match op:
+                case ops.EnsureNode(_, _, uid, gid):
+                    if (problem := self._macvtaps.compare_node(link, uid, gid)) is not None:
+                        yield _drift(DriftKind.OWNER, _owner_in_words(uid, _NOBODY if gid is None else gid), "", problem)
+                case ops.ConfigurePort(endpoint_id, _, _, port):
+                    yield from _compare_link(link, created, port, None)
+                    if uplink is not None and not port.mtu_bytes and link.number(Ifla.MTU) != uplink.number(Ifla.MTU):
+                        expected, actual = str(uplink.number(Ifla.MTU)), str(link.number(Ifla.MTU))
+                        yield _drift(DriftKind.MTU, expected, actual, f"its MTU is {actual}")
+                    yield from self._compare_guard_and_limits(link, endpoint_id, port)
+                case _:
+                    pass
+
     def _compare_guard_and_limits(self, link: Link, endpoint_id: str, port: Port) -> Iterator[Drift]:
         wanted = ports.wanted_limits(endpoint_id, link.ifindex, link.number(Ifla.MTU), port)
-        filters = ports.filters(link.ifindex, port, *self._support.left_over(wanted))
-        if not self._guard.has(link.ifindex, filters):
+        standing = link.kind == macvtap.KIND
+        if standing:
+            wanted = wanted._replace(ingress=wanted.egress, egress=wanted.ingress)
+        ingress, egress = self._support.left_over(wanted)
+        from_vm, to_vm = (egress, ingress) if standing else (ingress, egress)
+        filters = ports.filters(link.ifindex, port, from_vm, to_vm)
+        if not self._guard.has(link.ifindex, filters, standing=standing):
             yield _drift(DriftKind.GUARD, "in place", "other elements", "the guard's table has not what it should of this port")
         found = limitcheck.find(self._rtnl, [link.ifindex])[link.ifindex]
         for difference in limitcheck.differences(self._support, wanted, found):
@@ -89,12 +111,12 @@ class Checker:
             yield _drift(DriftKind.LIMITS, difference.expected, difference.actual, words)
 
 
-def _compare_link(link: Link, created: ops.CreateTap, port: Port, master: Link | None) -> Iterator[Drift]:
+def _compare_link(link: Link, created: ops.CreateTap | ops.CreateMacvtap, port: Port, master: Link | None) -> Iterator[Drift]:
     name, mac = link.text(Ifla.IFNAME), link.attributes.get(Ifla.ADDRESS, b"").hex(":")
     if name != created.ifname:
         yield _drift(DriftKind.NAME, created.ifname, name, f"{created.ifname} was renamed to {name}")
     if mac != created.mac:
-        yield _drift(DriftKind.MAC, created.mac, mac, f"the host's side has the MAC {mac}")
+        yield _drift(DriftKind.MAC, created.mac, mac, f"it has the MAC {mac}")
     if master is not None and link.number(Ifla.MASTER) != master.ifindex:
         on = _name_of(link.number(Ifla.MASTER))
         bridge_name = master.text(Ifla.IFNAME)

@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterable
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import bridge, ifb, limits, names, netlink, ops, tap
-from vifd.kernel.authority import Authority, PlanRejectedError, check_identity, check_plan
+from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, tap
+from vifd.kernel.authority import Authority, PlanRejectedError, UplinkGrant, check_identity, check_plan
 from vifd.kernel.checking import Checker
+from vifd.kernel.direct import Macvtaps
 from vifd.kernel.making import Maker
-from vifd.kernel.marks import is_tap_of, look_up
+from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
-from vifd.kernel.nft.guard import NOTHING, Guard, NoGuard
-from vifd.model import Drift, DriftKind
+from vifd.kernel.nft.devices import Guards
+from vifd.kernel.nft.guard import NOTHING
+from vifd.kernel.nodes import Nodes
+from vifd.model import Drift, DriftKind, Kind
+
+_Create = ops.CreateTap | ops.CreateMacvtap
+_KINDS = ("tun", macvtap.KIND)
 
 
 class Executor:
@@ -26,13 +32,15 @@ class Executor:
         authority: gives what the configuration lets it touch, as it is now.
         guard: the guard's table.
         support: how this kernel keeps limits.
+        nodes: the device nodes of macvtaps; or why none can be made.
     """
 
-    def __init__(self, authority: Callable[[], Authority], guard: Guard | NoGuard, support: limits.Support) -> None:
+    def __init__(self, authority: Callable[[], Authority], guard: Guards, support: limits.Support, nodes: Nodes | str) -> None:
         self._authority, self._guard = authority, guard
         self._rtnl = RtnlSocket()
-        self._maker = Maker(self._rtnl, guard, support)
-        self._checker = Checker(self._rtnl, guard, support)
+        self._macvtaps = Macvtaps(self._rtnl, nodes)
+        self._maker = Maker(self._rtnl, guard, support, self._macvtaps)
+        self._checker = Checker(self._rtnl, guard, support, self._macvtaps)
 
     def apply(self, groups: Iterable[ops.Group]) -> ops.ApplyAnswer:
         """Make groups of plans, each all or none; see Maker."""
@@ -47,18 +55,19 @@ class Executor:
         Returns:
             For each plan, None, or why its device is still there.
         """
-        taps = [next((op for op in plan if isinstance(op, ops.CreateTap)), None) for plan in plans]
-        answer: ops.RevertAnswer = [None] * len(taps)
-        found: list[tuple[int, ops.CreateTap, Link]] = []
-        wanted = [(i, op) for i, op in enumerate(taps) if op is not None]
+        created = [next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), None) for plan in plans]
+        answer: ops.RevertAnswer = [None] * len(created)
+        found: list[tuple[int, _Create, Link]] = []
+        wanted = [(i, op) for i, op in enumerate(created) if op is not None]
         for i, op in wanted:
-            answer[i] = _check_tap_identity(i, op)
+            answer[i] = _check_identity(i, op)
         wanted = [(i, op) for i, op in wanted if answer[i] is None]
         for (i, op), reply in zip(wanted, look_up(self._rtnl, [op.endpoint_id for _, op in wanted]), strict=True):
-            if is_tap_of(reply.link, op.endpoint_id):
+            if is_device_of(reply.link, op.endpoint_id):
                 found.append((i, op, reply.link))
             elif reply.errno not in (0, errno.ENODEV):
                 answer[i] = _refusal(i, op, reply)
+        self._discard_nodes([op for _, op in wanted], [link for *_, link in found])
         # A device's ifb goes in the same group, for the same RCU grace periods. Then what the guard has of it.
         ifbs = list(ifb.find(self._rtnl, [op.endpoint_id for _, op, _ in found]).values())
         replies = self._delete([link for *_, link in found] + ifbs)
@@ -97,11 +106,11 @@ class Executor:
         self._guard.put(dict.fromkeys(gone, NOTHING))
         marked = ifb.find_marked()
         taps = look_up(self._rtnl, list(marked))
-        idle = [i for (e, i), reply in zip(marked.items(), taps, strict=True) if not is_tap_of(reply.link, e)]
+        idle = [i for (e, i), reply in zip(marked.items(), taps, strict=True) if not is_device_of(reply.link, e)]
         self._rtnl.exchange([netlink.delete_link(ifindex) for ifindex in idle])
 
     def prepare(self) -> dict[str, str]:
-        """Bring every configured bridge to what the configuration says.
+        """Bring every configured bridge to what the configuration says, look at the uplinks, and sweep up nodes without a device.
 
         Returns:
             By network, why that was not possible.
@@ -110,35 +119,53 @@ class Executor:
         problems = {}
         for network, grant in self._authority().items():
             try:
-                bridge.prepare(self._rtnl, network, grant)
-            except bridge.BridgeError as error:
+                if isinstance(grant, UplinkGrant):
+                    self._macvtaps.prepare(network, grant)
+                else:
+                    bridge.prepare(self._rtnl, network, grant)
+            except (bridge.BridgeError, macvtap.UplinkError) as error:
                 problems[network] = str(error)
+        self._macvtaps.discard_stale_nodes()
         return problems
+
+    def _discard_nodes(self, wanted: list[_Create], found: list[Link]) -> None:
+        """Delete the nodes of macvtaps that are about to be deleted, and of those that are gone already."""
+        macvtaps = [link for link in found if link.kind == macvtap.KIND]
+        for link in macvtaps:
+            self._macvtaps.discard_node(link.text(Ifla.IFNAME), link.ifindex)
+        if sum(isinstance(op, ops.CreateMacvtap) for op in wanted) > len(macvtaps):
+            self._macvtaps.discard_stale_nodes()
 
     def inspect(self, endpoint_ids: Iterable[str]) -> list[ops.Device]:
         """Tell what is there of some endpoints' devices; endpoints that have none are left out."""
         found = zip(endpoint_ids, look_up(self._rtnl, list(endpoint_ids)), strict=True)
-        return [_device(reply.link) for endpoint_id, reply in found if is_tap_of(reply.link, endpoint_id)]
+        return [self._device(reply.link) for endpoint_id, reply in found if is_device_of(reply.link, endpoint_id)]
 
     def find_marked(self) -> list[ops.Device]:
-        """Tell every tap of this namespace that carries an endpoint's mark. It lists all devices: for the start alone."""
+        """Tell every tap and macvtap of this namespace with an endpoint's mark. It lists all devices: for the start alone."""
         with IPRoute() as ipr:
-            indexes = [
-                m["index"] for m in ipr.link("dump", kind="tun") if names.marked_endpoint_id(m.get_attr("IFLA_IFALIAS") or "")
-            ]
+            found = [m for kind in _KINDS for m in ipr.link("dump", kind=kind)]
+        indexes = [m["index"] for m in found if names.marked_endpoint_id(m.get_attr("IFLA_IFALIAS") or "")]
         replies = self._rtnl.exchange([netlink.get_link(ifindex=index) for index in indexes])
-        return [_device(reply.link) for reply in replies if reply.link]
+        return [self._device(reply.link) for reply in replies if reply.link]
 
-    def open_queues(self, endpoint_id: str, count: int) -> list[int]:
-        """Open queues of an endpoint's tap, as its own settings say they must be.
+    def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
+        """Open queues of an endpoint's tap, as its own settings say they must be, or of its macvtap.
+
+        Args:
+            endpoint_id: the endpoint.
+            count: how many.
+            vnet_hdr: whether frames of a macvtap carry a virtio-net header: each queue of one has it in its own way.
 
         Raises:
-            OSError: ENODEV where the endpoint has no tap (any more), EBUSY where it is open already, or what else the kernel
-            says.
+            OSError: ENODEV where the endpoint has no device (any more), EBUSY where a tap is open already, or what else the
+            kernel says.
         """
         link = look_up(self._rtnl, [endpoint_id])[0].link
-        if not is_tap_of(link, endpoint_id):
+        if not is_device_of(link, endpoint_id):
             raise OSError(errno.ENODEV, f"endpoint {endpoint_id} has no tap")
+        if link.kind == macvtap.KIND:
+            return self._macvtaps.open_queues(link, count, vnet_hdr=vnet_hdr)
         ifname, fds = link.text(Ifla.IFNAME), []
         flags = {"multi_queue": link.tun_flag(TunInfo.MULTI_QUEUE), "vnet_hdr": link.tun_flag(TunInfo.VNET_HDR)}
         try:
@@ -151,6 +178,21 @@ class Executor:
                 os.close(fd)
             raise
         return fds
+
+    def _device(self, link: Link) -> ops.Device:
+        return ops.Device(
+            ifname=link.text(Ifla.IFNAME),
+            ifindex=link.ifindex,
+            kind=link.kind,
+            endpoint_id=names.marked_endpoint_id(link.text(Ifla.IFALIAS)),
+            master=link.number(Ifla.MASTER),
+            mtu_bytes=link.number(Ifla.MTU),
+            mac=link.attributes.get(Ifla.ADDRESS, b"").hex(":"),
+            up=bool(link.flags & netlink.IFF_UP),
+            # A macvtap's carrier is its uplink's: it doesn't tell whether somebody has it open.
+            carrier=link.kind == "tun" and bool(link.flags & netlink.IFF_LOWER_UP),
+            device_path=self._macvtaps.find_node(link),
+        )
 
     def _delete(self, links: list[Link]) -> list[Reply]:
         """Delete devices whose marks were just read: one by its index, several by a group of their own.
@@ -181,32 +223,20 @@ def _rejection(plan: ops.Plan, authority: Authority) -> list[Drift]:
     return []
 
 
-def _device(link: Link) -> ops.Device:
-    return ops.Device(
-        ifname=link.text(Ifla.IFNAME),
-        ifindex=link.ifindex,
-        kind=link.kind,
-        endpoint_id=names.marked_endpoint_id(link.text(Ifla.IFALIAS)),
-        master=link.number(Ifla.MASTER),
-        mtu_bytes=link.number(Ifla.MTU),
-        mac=link.attributes.get(Ifla.ADDRESS, b"").hex(":"),
-        up=bool(link.flags & netlink.IFF_UP),
-        carrier=bool(link.flags & netlink.IFF_LOWER_UP),
-    )
-
-
 def _is_same(link: Link, before: Link, group: int) -> bool:
     alias = link.attributes.get(Ifla.IFALIAS) == before.attributes.get(Ifla.IFALIAS)
     return link.ifindex == before.ifindex and alias and link.number(Ifla.GROUP) == group
 
 
-def _check_tap_identity(index: int, op: ops.CreateTap) -> ops.Refusal | None:
+def _check_identity(index: int, op: _Create) -> ops.Refusal | None:
     try:
-        check_identity(op.endpoint_id, op.ifname)
+        check_identity(op.endpoint_id, op.ifname, Kind.TAP if isinstance(op, ops.CreateTap) else Kind.MACVTAP)
     except PlanRejectedError as error:
         return ops.Refusal(index, "check", op.ifname, 0, f"the helper rejects the plan: {error}", ops.REJECTED)
     return None
 
 
-def _refusal(index: int, op: ops.CreateTap, reply: Reply) -> ops.Refusal:
-    return ops.Refusal(index, "DeleteTap", op.ifname, reply.errno, reply.message)
+def _refusal(index: int, op: _Create, reply: Reply) -> ops.Refusal:
+    return ops.Refusal(
+        index, "DeleteTap" if isinstance(op, ops.CreateTap) else "DeleteMacvtap", op.ifname, reply.errno, reply.message
+    )

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from oslo_config import cfg
@@ -25,11 +26,12 @@ from oslo_privsep import capabilities, priv_context
 from vifd import privileges
 from vifd.errors import StartError
 from vifd.kernel import limits, names, ops, rulesetmonitor
-from vifd.kernel.authority import Authority
+from vifd.kernel.authority import Authority, UplinkGrant
 from vifd.kernel.calls import Calls
 from vifd.kernel.executor import Executor
 from vifd.kernel.netlink import RtnlSocket
-from vifd.kernel.nft.guard import open_guard
+from vifd.kernel.nft.devices import open_guards
+from vifd.kernel.nodes import Nodes, NodesError
 
 #: One for making, one for deleting, one for everything else, and one for the watchdog.
 _THREADS = 4
@@ -38,32 +40,39 @@ _TOKEN_BYTES = 16
 _MAX_QUEUES = 253  # SCM_MAX_FD, net/scm.h: as many descriptors as one message carries
 _START_SECONDS = 20
 
+_CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
+#: To make device nodes and to give them to their owners: kept only where direct networks are configured.
+_NODE_CAPABILITIES = (capabilities.Capabilities.CAP_MKNOD, capabilities.Capabilities.CAP_CHOWN)
+
 context = priv_context.PrivContext(
     "vifd.kernel",
     cfg_section="vifd_privsep",
     pypath=f"{__name__}.context",
-    capabilities=[capabilities.Capabilities.CAP_NET_ADMIN],
+    capabilities=_CAPABILITIES,
 )
 
 
 class _Helper:
     """What the helper has beside its entry points: set before the fork, so that no call can set it."""
 
-    def __init__(self, load: Callable[[], tuple[str, Authority]], fd_channel: socket.socket, *, owned: bool) -> None:
+    def __init__(
+        self, load: Callable[[], tuple[str, Authority]], fd_channel: socket.socket, device_dir: Path, *, owned: bool
+    ) -> None:
         self.load, self.fd_channel = load, fd_channel
+        self.authority: Authority = load()[1]
         try:
-            self.guard = open_guard(owned=owned)
+            self.guard = open_guards(owned=owned, direct=_has_uplinks(self.authority))
             self.support = _probe_limits()
         except OSError as error:
             raise StartError(f"the guard's table of nftables can't be made: {error.strerror or error}") from error
-        self.authority: Authority = load()[1]
+        self.nodes = _prepare_nodes(device_dir, self.authority)
         self.per_thread = threading.local()
 
     @property
     def executor(self) -> Executor:
         """This thread's executor: a netlink socket serves one thread at a time."""
         if not hasattr(self.per_thread, "executor"):
-            self.per_thread.executor = Executor(lambda: self.authority, self.guard, self.support)
+            self.per_thread.executor = Executor(lambda: self.authority, self.guard, self.support, self.nodes)
         return cast("Executor", self.per_thread.executor)
 
 
@@ -94,11 +103,12 @@ class Channels(NamedTuple):
     support: limits.Support
 
 
-def start(load: Callable[[], tuple[str, Authority]], *, own_tables: bool = True) -> Channels:
+def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_tables: bool = True) -> Channels:
     """Fork the helper. Call it as root, before any thread exists; drop the privileges after it.
 
     Args:
         load: reads the configuration; gives its text, and what it lets the helper touch. The helper calls it again on `reload`.
+        device_dir: where device nodes are made, if there are direct networks.
         own_tables: whether the guard's table is to be the helper's own, where the kernel can.
 
     Returns:
@@ -111,7 +121,9 @@ def start(load: Callable[[], tuple[str, Authority]], *, own_tables: bool = True)
     global _helper  # noqa: PLW0603  the entry points are functions, and oslo.privsep finds them by name
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
-    _helper = _Helper(load, back, owned=own_tables)
+    _helper = _Helper(load, back, device_dir, owned=own_tables)
+    if isinstance(_helper.nodes, Nodes):
+        cfg.CONF.set_override("capabilities", [*_CAPABILITIES, *_NODE_CAPABILITIES], group=context.cfg_section)
     port_id = _helper.guard.port_id
     rulesets = rulesetmonitor.listen(port_id) if port_id else None
     cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
@@ -121,7 +133,27 @@ def start(load: Callable[[], tuple[str, Authority]], *, own_tables: bool = True)
     back.close()
     os.close(held)
     _helper.guard.close()
+    if isinstance(_helper.nodes, Nodes):
+        _helper.nodes.close()
     return Channels(front, lifeline, rulesets, _helper.support)
+
+
+def _has_uplinks(authority: Authority) -> bool:
+    return any(isinstance(grant, UplinkGrant) for grant in authority.values())
+
+
+def _prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
+    """Get ready to make device nodes, while there is the capability to; or give why none can be made."""
+    if not _has_uplinks(authority):
+        return "the first network with driver direct takes a restart of vifd: its helper has no capability to make device nodes"
+    permitted = capabilities.get_caps()[1]
+    missing = [capability.name for capability in _NODE_CAPABILITIES if capability not in permitted]
+    if missing:
+        return f"driver direct takes {' and '.join(missing)}, which vifd wasn't started with (systemd/direct.conf)"
+    try:
+        return Nodes.prepare(device_dir)
+    except NodesError as error:
+        return str(error)
 
 
 @contextmanager
@@ -273,14 +305,15 @@ def inspect(endpoint_ids: tuple[str, ...]) -> bytes:
 
 
 @context.entrypoint
-def open_queues(endpoint_id: str, count: int, token: bytes) -> int:
-    """Open queues of an endpoint's tap and send them over the fd channel, the token with them.
+def open_queues(endpoint_id: str, count: int, vnet_hdr: bool, token: bytes) -> int:
+    """Open queues of an endpoint's tap or macvtap and send them over the fd channel, the token with them.
 
-    Needs CAP_NET_ADMIN: only then a tap opens for somebody who isn't its owner.
+    Needs CAP_NET_ADMIN: only then a tap opens for somebody who isn't its owner; and CAP_MKNOD, to open a macvtap.
 
     Args:
-        endpoint_id: whose tap.
+        endpoint_id: whose device.
         count: how many queues, 1 to 253.
+        vnet_hdr: whether frames of a macvtap carry a virtio-net header.
         token: what the front process knows the packet by.
 
     Returns:
@@ -289,7 +322,7 @@ def open_queues(endpoint_id: str, count: int, token: bytes) -> int:
     if not names.is_endpoint_id(endpoint_id) or not 1 <= count <= _MAX_QUEUES or len(token) != _TOKEN_BYTES:
         raise ValueError("bad arguments")
     try:
-        fds = _get().executor.open_queues(endpoint_id, count)
+        fds = _get().executor.open_queues(endpoint_id, count, vnet_hdr=vnet_hdr is True)
     except OSError as error:
         return error.errno or -1
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from struct import unpack_from
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from pyroute2 import IPRoute
 
@@ -42,6 +42,14 @@ class UplinkError(Exception):
     def __init__(self, message: str, number: int = 0) -> None:
         super().__init__(message)
         self.errno = number
+
+
+class Failure(NamedTuple):
+    """Why something couldn't be made: the cause (of an ops.Refusal), the kernel's errno or 0, and a sentence."""
+
+    cause: str
+    errno: int
+    message: str
 
 
 class Uplink(NamedTuple):
@@ -89,38 +97,29 @@ def is_unchanged(rtnl: RtnlSocket, uplink: Uplink) -> bool:
         return False
 
 
-def create(ifname: str, uplink: Uplink, *, mode: MacvtapMode, mac: str, mtu_bytes: int) -> bytes:
+def create(ifname: str, uplink: Uplink, *, mode: MacvtapMode, mac: str) -> bytes:
     """Pack the message that makes a macvtap, down and without a mark.
 
     Args:
         ifname: its name; it must not exist.
         uplink: what it stands on.
         mode: how it reaches its siblings.
-        mac: its MAC, the VM's. A macvtap in mode passthru begins with the uplink's all the same, see `mark`.
-        mtu_bytes: its MTU, at most the uplink's.
+        mac: its MAC, the VM's. In mode passthru it begins with the uplink's all the same; set once more, the uplink takes it
+            too, until the macvtap is deleted (drivers/net/macvlan.c, macvlan_set_mac_address and macvlan_port_destroy).
     """
     attributes = (
         netlink.text(Ifla.IFNAME, ifname)
         + netlink.number(Ifla.LINK, uplink.ifindex)
         + netlink.attribute(Ifla.ADDRESS, _packed(mac))
-        + netlink.number(Ifla.MTU, mtu_bytes)
     )
     return netlink.create_link(KIND, attributes, netlink.number(_IFLA_MACVLAN_MODE, _MODES[mode]))
 
 
-def mark(ifindex: int, endpoint_id: str, mac: str) -> list[bytes]:
-    """Pack the messages that say whose a macvtap is.
-
-    They set the MAC as well: in mode passthru it is the uplink's until then, and the uplink takes the VM's from here until the
-    macvtap is deleted (drivers/net/macvlan.c, macvlan_set_mac_address and macvlan_port_destroy).
-    """
-    attributes = netlink.attribute(Ifla.ADDRESS, _packed(mac)) + netlink.text(Ifla.IFALIAS, names.mark(endpoint_id))
-    return [netlink.add_altname(ifindex, names.altname(endpoint_id)), netlink.set_link(ifindex, attributes)]
-
-
-def is_of(link: Link, endpoint_id: str) -> bool:
+def is_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
     """Tell whether a device is the macvtap that vifd made for an endpoint, or has begun to make."""
-    return link.kind == KIND and (link.text(Ifla.IFALIAS) == names.mark(endpoint_id) or is_half_made(link, endpoint_id))
+    if link is None or link.kind != KIND:
+        return False
+    return link.text(Ifla.IFALIAS) == names.mark(endpoint_id) or is_half_made(link, endpoint_id)
 
 
 def is_half_made(link: Link, endpoint_id: str) -> bool:
@@ -135,43 +134,35 @@ def mode_of(link: Link) -> str:
     return next((mode.value for mode, known in _MODES.items() if known == number), "")
 
 
-def explain_create(uplink: Uplink, mode: MacvtapMode, mtu_bytes: int, reply: Reply) -> tuple[str, str]:
-    """Say why the kernel refused to make a macvtap, for its EINVAL and EBUSY have many reasons.
-
-    Returns:
-        The cause (of an ops.Refusal), and a sentence.
-    """
+def explain_create(uplink: Uplink, mode: MacvtapMode, reply: Reply) -> Failure:
+    """Say why the kernel refused to make a macvtap, for its EINVAL and EBUSY have many reasons."""
     match reply.errno:
         case errno.ENODEV:
-            return ops.NOT_READY, f"uplink {uplink.name} isn't there"
+            return Failure(ops.NOT_READY, reply.errno, f"uplink {uplink.name} isn't there")
         case errno.EOPNOTSUPP:
-            return ops.NOT_READY, "this kernel has no macvtap: it takes CONFIG_MACVTAP, as module macvtap or built in"
+            return Failure(
+                ops.NOT_READY, reply.errno, "this kernel has no macvtap: it takes CONFIG_MACVTAP, as module macvtap or built in"
+            )
         case errno.EEXIST:
-            return ops.KERNEL, "a device of that name is there already that isn't this endpoint's"
+            return Failure(ops.KERNEL, reply.errno, "a device of that name is there already that isn't this endpoint's")
         case errno.EBUSY:
-            return ops.NOT_READY, _enslaved(uplink.name)
-        case errno.EINVAL if mtu_bytes > uplink.mtu_bytes:
-            return ops.NOT_READY, f"MTU {mtu_bytes} is more than uplink {uplink.name}'s {uplink.mtu_bytes}"
+            return Failure(ops.NOT_READY, reply.errno, _enslaved(uplink.name))
         case errno.EINVAL if others := _others(uplink):
-            return ops.NOT_READY, _sharing(uplink.name, mode, others)
+            return Failure(ops.NOT_READY, reply.errno, _sharing(uplink.name, mode, others))
         case _:
-            return ops.KERNEL, reply.message
+            return Failure(ops.KERNEL, reply.errno, reply.message)
 
 
-def explain_up(uplink: Uplink, mac: str, reply: Reply) -> tuple[str, str]:
-    """Say why the kernel refused to set a macvtap's MAC, or to set it up.
-
-    Returns:
-        The cause (of an ops.Refusal), and a sentence.
-    """
+def explain_up(uplink: Uplink, mac: str, reply: Reply) -> Failure:
+    """Say why the kernel refused to set a macvtap's MAC, or to set it up."""
     match reply.errno:
         case errno.EADDRINUSE | errno.EBUSY:
             whose = "that of the uplink itself" if mac == uplink.mac else "another macvtap's or macvlan's"
-            return ops.ADDRESS_TAKEN, f"MAC {mac} on uplink {uplink.name} is {whose}; ask for another"
+            return Failure(ops.ADDRESS_TAKEN, reply.errno, f"MAC {mac} on uplink {uplink.name} is {whose}; ask for another")
         case errno.ENETDOWN:
-            return ops.NOT_READY, f"uplink {uplink.name} is down; set it up"
+            return Failure(ops.NOT_READY, reply.errno, f"uplink {uplink.name} is down; set it up")
         case _:
-            return ops.KERNEL, reply.message
+            return Failure(ops.KERNEL, reply.errno, reply.message)
 
 
 def _others(uplink: Uplink) -> list[str]:

@@ -12,11 +12,14 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from vifd.kernel import bridge, ifb, limits, names, netlink, ops, ports, tap
-from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, check_plan
-from vifd.kernel.marks import is_tap_of, look_up
+from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, ports, tap
+from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, UplinkGrant, bridge_grant, check_plan
+from vifd.kernel.direct import Macvtaps
+from vifd.kernel.macvtap import Failure, Uplink
+from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
-from vifd.kernel.nft.guard import NOTHING, Elements, Guard, NoGuard
+from vifd.kernel.nft.devices import Guards
+from vifd.kernel.nft.guard import NOTHING, Elements
 from vifd.kernel.nft.wire import NftError
 from vifd.model import Port
 
@@ -45,14 +48,19 @@ class _Run:
         self.plan, self.index = plan, index
         self.fd = -1
         self.link: Link | None = None
-        self.created: ops.CreateTap | None = None
+        self.created: ops.CreateTap | ops.CreateMacvtap | None = None
         self.target: _Target | None = None
         self.bridge: bridge.BridgeState | None = None
+        self.uplink: Uplink | None = None
+        self.device_path = ""
         self.made = ops.Made()
         self.refusal: ops.Refusal | None = None
 
     def fail(self, operation: ops.Operation, device: str, code: int, message: str, cause: str = ops.KERNEL) -> None:
         self.refusal = self.refusal or ops.Refusal(self.index, type(operation).__name__, device, code, message, cause)
+
+    def fail_as(self, operation: ops.Operation, device: str, failure: Failure) -> None:
+        self.fail(operation, device, failure.errno, failure.message, failure.cause)
 
     def close(self) -> None:
         """Let go of a tap; one that doesn't persist is deleted by the kernel."""
@@ -66,7 +74,7 @@ class _Run:
 
     @property
     def is_new(self) -> bool:
-        return self.fd >= 0
+        return self.created is not None
 
     @property
     def is_renamed(self) -> bool:
@@ -91,10 +99,11 @@ class Maker:
         rtnl: the socket to ask through.
         guard: the guard's table.
         support: how this kernel keeps limits.
+        macvtaps: makes those.
     """
 
-    def __init__(self, rtnl: RtnlSocket, guard: Guard | NoGuard, support: limits.Support) -> None:
-        self._rtnl, self._guard, self._support = rtnl, guard, support
+    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps) -> None:
+        self._rtnl, self._guard, self._support, self._macvtaps = rtnl, guard, support, macvtaps
         self._bridges: dict[str, bridge.BridgeState | bridge.BridgeError] = {}
 
     def apply(self, plans: Iterable[ops.Group], authority: Authority) -> ops.ApplyAnswer:
@@ -114,6 +123,7 @@ class Maker:
         self._ensure_bridges(_alive(groups, ops.EnsureBridge), authority)
         for run, create in _alive(groups, ops.CreateTap):
             self._create_tap(run, create)
+        self._create_macvtaps(groups, authority)
         for run, configure in _alive(groups, ops.ConfigurePort):
             self._prepare_new(run, configure)
         self._find_living(_alive(groups, ops.ChangePort))
@@ -121,17 +131,17 @@ class Maker:
         for group in groups:
             self._settle(group)
         self._discard_bridges(groups)
-        return [group.refusal or [run.made for run in group.runs] for group in groups]
+        return [group.refusal or [_made(run) for run in group.runs] for group in groups]
 
     # --- the network
 
     def _ensure_bridges(self, todo: list[tuple[_Run, Any]], authority: Authority) -> None:
         for network in {op.network for _, op in todo}:
-            self._bridges[network] = self._find_bridge(network, authority[network])
+            self._bridges[network] = self._find_bridge(network, bridge_grant(authority, network))
         for run, op in todo:
             state = self._bridges[op.network]
             if isinstance(state, bridge.BridgeError):
-                run.fail(op, authority[op.network].bridge, state.errno, str(state), ops.NOT_READY)
+                run.fail(op, bridge_grant(authority, op.network).bridge, state.errno, str(state), ops.NOT_READY)
             else:
                 run.bridge = state
                 run.made = ops.Made(0, state.mtu_bytes, state.name)
@@ -159,9 +169,33 @@ class Maker:
         run.created = op
         run.made = ops.Made(ifindex, run.made.mtu_bytes, run.made.bridge_name)
 
+    def _create_macvtaps(self, groups: list[_Group], authority: Authority) -> None:
+        """Find the uplinks of direct networks, then make macvtaps, then their nodes."""
+        for stage in (ops.CreateMacvtap, ops.ConfigurePort, ops.ChangePort):
+            for run, op in _alive(groups, stage):
+                if run.uplink is None and isinstance(grant := authority[op.network], UplinkGrant):
+                    found = self._macvtaps.find_uplink(grant)
+                    if isinstance(found, Failure):
+                        run.fail_as(op, grant.uplink, found)
+                    else:
+                        run.uplink = found
+        todo = [(run, op, run.uplink) for run, op in _alive(groups, ops.CreateMacvtap) if run.uplink is not None]
+        created = self._macvtaps.create([(op, uplink) for _, op, uplink in todo])
+        for (run, op, uplink), made in zip(todo, created, strict=True):
+            if isinstance(made, Failure):
+                run.fail_as(op, op.ifname, made)
+            else:
+                run.created, run.made = op, ops.Made(made, uplink.mtu_bytes)
+        for run, op in _alive(groups, ops.EnsureNode):
+            path = self._macvtaps.ensure_node(op, run.made.ifindex)
+            if isinstance(path, Failure):
+                run.fail_as(op, op.ifname, path)
+            else:
+                run.device_path = path
+
     def _prepare_new(self, run: _Run, op: ops.ConfigurePort) -> None:
         if run.created is None:  # the plan's check has seen to it
-            run.fail(op, op.ifname, 0, "a port needs CreateTap in its plan", ops.REJECTED)
+            run.fail(op, op.ifname, 0, "a port needs a device in its plan", ops.REJECTED)
             return
         run.target = _Target(op.endpoint_id, op.ifname, run.created.mac, op.port, None)
         self._check_port(run, op, op.port)
@@ -169,8 +203,8 @@ class Maker:
     def _find_living(self, todo: list[tuple[_Run, Any]]) -> None:
         replies = look_up(self._rtnl, [op.endpoint_id for _, op in todo])
         for (run, op), reply in zip(todo, replies, strict=True):
-            if not is_tap_of(reply.link, op.endpoint_id):
-                run.fail(op, op.ifname, reply.errno or errno.ENODEV, f"the tap of endpoint {op.endpoint_id} is gone", ops.GONE)
+            if not is_device_of(reply.link, op.endpoint_id):
+                run.fail(op, op.ifname, reply.errno or errno.ENODEV, f"the device of endpoint {op.endpoint_id} is gone", ops.GONE)
                 continue
             run.link = reply.link
             run.made = ops.Made(reply.link.ifindex, run.made.mtu_bytes, run.made.bridge_name)
@@ -178,7 +212,10 @@ class Maker:
             self._check_port(run, op, op.port)
 
     def _check_port(self, run: _Run, op: ops.Operation, port: Port) -> None:
-        """Check what only the bridge can say: whether it has room for the MTU, and keeps VLANs apart."""
+        """Check what only the bridge or uplink can say: whether it has room for the MTU, and keeps VLANs apart."""
+        if run.uplink is not None:
+            self._check_standing(run, op, port, run.uplink)
+            return
         state = run.bridge
         if state is None:  # the plan's check has seen to it
             run.fail(op, run.made.bridge_name, 0, "a port needs EnsureBridge in its plan", ops.REJECTED)
@@ -193,6 +230,15 @@ class Maker:
             run.fail(op, state.name, 0, f"port.vlan: {state.vlans.missing}", ops.NOT_READY)
         else:
             run.made = ops.Made(run.made.ifindex, wanted or state.mtu_bytes, state.name)
+
+    def _check_standing(self, run: _Run, op: ops.Operation, port: Port, uplink: Uplink) -> None:
+        if port.mtu_bytes > uplink.mtu_bytes:
+            words = f"MTU {port.mtu_bytes} is more than uplink {uplink.name}'s {uplink.mtu_bytes}"
+            run.fail(op, uplink.name, 0, words, ops.NOT_READY)
+        elif port.vlan is not None or port.isolated:  # no driver offers it
+            run.fail(op, uplink.name, 0, "a macvtap has no VLAN and no isolation", ops.REJECTED)
+        else:
+            run.made = ops.Made(run.made.ifindex, port.mtu_bytes or uplink.mtu_bytes)
 
     # --- what it is like
 
@@ -210,11 +256,12 @@ class Maker:
         """Tell the guard's table of all in one transaction; if it refuses, one by one, so that one fails for itself."""
         wanted = {run.made.ifindex: self._filters(run) for run in runs if run.refusal is None}
         try:
-            self._guard.put(wanted)
+            self._guard.put(wanted, frozenset(run.made.ifindex for run in runs if run.uplink is not None))
         except NftError:
             for run in runs:
                 try:
-                    self._guard.put({run.made.ifindex: wanted.get(run.made.ifindex, NOTHING)})
+                    standing = frozenset([run.made.ifindex] if run.uplink is not None else [])
+                    self._guard.put({run.made.ifindex: wanted.get(run.made.ifindex, NOTHING)}, standing)
                 except NftError as error:
                     cause = ops.NOT_READY if error.errno == errno.EOPNOTSUPP else ops.KERNEL
                     message = f"port.guard or port.limits: {error.strerror}"
@@ -222,11 +269,14 @@ class Maker:
 
     def _filters(self, run: _Run) -> Elements:
         target = _target_of(run)
-        left_over = self._support.left_over(self._wanted_limits(run, target.port))
-        return ports.filters(run.made.ifindex, target.port, *left_over)
+        ingress, egress = self._support.left_over(self._wanted_limits(run, target.port))
+        from_vm, to_vm = (ingress, egress) if run.uplink is None else (egress, ingress)
+        return ports.filters(run.made.ifindex, target.port, from_vm, to_vm)
 
     def _wanted_limits(self, run: _Run, port: Port) -> limits.Wanted:
-        return ports.wanted_limits(_target_of(run).endpoint_id, run.made.ifindex, run.made.mtu_bytes, port)
+        wanted = ports.wanted_limits(_target_of(run).endpoint_id, run.made.ifindex, run.made.mtu_bytes, port)
+        # What the VM sends leaves by a macvtap, as by any card.
+        return wanted if run.uplink is None else wanted._replace(ingress=wanted.egress, egress=wanted.ingress)
 
     def _settings(self, runs: Sequence[_Run]) -> list[tuple[_Run, list[bytes]]]:
         """Give the messages that bring each device to what it is to be like, but for its being up."""
@@ -244,16 +294,19 @@ class Maker:
 
     def _link_messages(self, run: _Run) -> list[bytes]:
         target, ifindex, state = _target_of(run), run.made.ifindex, run.bridge
-        if state is None:
+        if state is None and run.uplink is None:
             return []
         attributes = netlink.text(Ifla.IFNAME, target.ifname) if run.is_renamed else b""
         attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", "")))
         attributes += netlink.text(Ifla.IFALIAS, names.mark(target.endpoint_id))
-        attributes += ports.attributes(target.port, run.made.mtu_bytes, state.ifindex)
-        messages = [netlink.set_link(ifindex, attributes), ports.bridge_port(ifindex, target.port)]
+        attributes += ports.attributes(target.port, run.made.mtu_bytes, state.ifindex if state else None)
+        messages = [netlink.set_link(ifindex, attributes)]
         if run.is_new:
             # The name first: what changes while a device is down wakes no monitor.
             messages.insert(0, netlink.add_altname(ifindex, names.altname(target.endpoint_id)))
+        if state is None:
+            return messages
+        messages.append(ports.bridge_port(ifindex, target.port))
         vlan_before = None if target.before is None else target.before.vlan
         return messages + ([] if state.vlans.missing else ports.vlans(ifindex, vlan_before, target.port.vlan, state.vlans))
 
@@ -302,7 +355,7 @@ class Maker:
         """Let a group's taps outlive their descriptors, all or none."""
         persisted = []
         for run in group.runs:
-            if group.refusal is None and run.is_new:
+            if group.refusal is None and run.fd >= 0:
                 fd, run.fd = run.fd, -1
                 try:
                     tap.persist(fd)
@@ -318,6 +371,7 @@ class Maker:
         for run in group.runs:
             run.close()
         self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
+        self._macvtaps.delete((r.created.ifname, r.made.ifindex) for r in made if isinstance(r.created, ops.CreateMacvtap))
         limited = [run.target.endpoint_id for run in made if run.target is not None and run.target.port.limits is not None]
         self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
         self._guard.put({run.made.ifindex: NOTHING for run in made})
@@ -349,8 +403,15 @@ def _alive(groups: list[_Group], stage: type[ops.Operation]) -> list[tuple[_Run,
     return [(run, op) for g in groups if g.refusal is None for run in g.runs for op in run.plan if isinstance(op, stage)]
 
 
+def _made(run: _Run) -> ops.Made:
+    return ops.Made(run.made.ifindex, run.made.mtu_bytes, run.made.bridge_name, run.device_path)
+
+
 def _note_refusal(run: _Run, reply: Reply) -> None:
-    if reply.errno == _EXFULL:
+    if reply.errno and run.uplink is not None:
+        target = _target_of(run)
+        run.fail_as(run.last, target.endpoint_id, macvtap.explain_up(run.uplink, target.mac, reply))
+    elif reply.errno == _EXFULL:
         message = f"bridge {run.made.bridge_name} has no free port (it takes 1,023)"
         run.fail(run.last, run.made.bridge_name, reply.errno, message, ops.FULL)
     elif reply.errno:

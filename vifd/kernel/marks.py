@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from vifd.kernel import names, netlink
+from vifd.kernel import macvtap, names, netlink
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
 from vifd.model import Kind
 
@@ -14,11 +14,17 @@ from vifd.model import Kind
 def look_up(rtnl: RtnlSocket, endpoint_ids: Sequence[str]) -> list[Reply]:
     """Find endpoints' devices by the alternative name, which stays when somebody renames them, or else by their name."""
     replies = rtnl.exchange([netlink.get_link(altname=names.altname(endpoint_id)) for endpoint_id in endpoint_ids])
-    missing = [index for index, reply in enumerate(replies) if reply.errno == errno.ENODEV]
-    ifnames = [names.device_name(Kind.TAP, endpoint_ids[index]) for index in missing]
-    for index, reply in zip(missing, rtnl.exchange([netlink.get_link(ifname=i) for i in ifnames]), strict=True):
-        replies[index] = reply
+    for kind in (Kind.TAP, Kind.MACVTAP):
+        missing = [index for index, reply in enumerate(replies) if reply.errno == errno.ENODEV]
+        ifnames = [names.device_name(kind, endpoint_ids[index]) for index in missing]
+        for index, reply in zip(missing, rtnl.exchange([netlink.get_link(ifname=i) for i in ifnames]), strict=True):
+            replies[index] = reply
     return replies
+
+
+def is_device_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
+    """Tell whether a device is the tap or macvtap that vifd made for an endpoint."""
+    return is_tap_of(link, endpoint_id) or macvtap.is_of(link, endpoint_id)
 
 
 def is_tap_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:

@@ -24,6 +24,7 @@ _MARK = "vifd:"
 _NETWORK_MARK = "vifd:network:"
 _IFB_MARK = "vifd:ifb:"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DEVICE_NAME = re.compile(f"vd[{''.join(_LETTERS.values())}][a-z2-7]{{10}}")
 _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,14}")
 
 
@@ -45,6 +46,11 @@ def is_ifname(text: str) -> bool:
 def device_name(kind: Kind, endpoint_id: str) -> str:
     """Give the name of an endpoint's device: 13 bytes, `vd`, a letter for the kind, ten base32 characters of the id's SHA-256."""
     return f"vd{_LETTERS[kind]}{_letters_of(endpoint_id)}"
+
+
+def is_device_name(text: str) -> bool:
+    """Tell whether a text has the form of an endpoint's device name."""
+    return _DEVICE_NAME.fullmatch(text) is not None
 
 
 @functools.lru_cache(4096)

@@ -126,6 +126,13 @@ class Nodes:
                 return str(directory / name)
         return ""
 
+    def is_owned(self, number: int, uid: int, gid: int | None) -> bool:
+        """Tell whether a device has the node that `ensure` makes, and none beside it."""
+        directory = self._path if gid is None else self._path / _GROUPS / str(gid)
+        path = self.find(number)
+        found = _lstat(path) if path else None
+        return found is not None and Path(path).parent == directory and (found.st_uid, found.st_mode & 0o777) == (uid, 0o600)
+
     def discard(self, number: int) -> None:
         """Delete the node of a device, which must still be there: nobody else has its number then."""
         with self._alone():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from vifd.model import Drift, Limits, Port, RateLimit
+from vifd.model import Drift, Limits, MacvtapMode, Port, RateLimit
 
 
 class EnsureBridge(Struct, frozen=True, tag="ensure_bridge", forbid_unknown_fields=True):
@@ -51,6 +51,47 @@ class CreateTap(Struct, frozen=True, tag="create_tap", forbid_unknown_fields=Tru
         return f"make tap {self.ifname} for uid {self.owner_uid}{group}, {self.queues} queue(s), host-side MAC {self.mac}"
 
 
+class CreateMacvtap(Struct, frozen=True, tag="create_macvtap", forbid_unknown_fields=True):
+    """Make a macvtap on the network's uplink, down and with the uplink's MTU. Undone by deleting it.
+
+    Args:
+        endpoint_id: the endpoint.
+        ifname: its name (`names.device_name`).
+        network: the network, whose uplink it stands on.
+        mac: its MAC, the VM's.
+        mode: how it reaches its siblings.
+    """
+
+    endpoint_id: str
+    ifname: str
+    network: str
+    mac: str
+    mode: MacvtapMode
+
+    def __str__(self) -> str:
+        return f"make macvtap {self.ifname} on the uplink of network {self.network}, mode {self.mode}, MAC {self.mac}"
+
+
+class EnsureNode(Struct, frozen=True, tag="ensure_node", forbid_unknown_fields=True):
+    """Make the device node through which an endpoint's macvtap is opened, if it is missing. Undone with the macvtap.
+
+    Args:
+        endpoint_id: the endpoint.
+        ifname: the macvtap's name.
+        owner_uid: who may open it.
+        owner_gid: the group that the opener must be in as well; None: no matter.
+    """
+
+    endpoint_id: str
+    ifname: str
+    owner_uid: int
+    owner_gid: int | None
+
+    def __str__(self) -> str:
+        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
+        return f"make sure that {self.ifname} has a device node for uid {self.owner_uid}{group}"
+
+
 class ConfigurePort(Struct, frozen=True, tag="configure_port", forbid_unknown_fields=True):
     """Put a device that this plan made on its network as the port says: guard and limits first, up last. Undone with the device.
 
@@ -77,7 +118,7 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
         endpoint_id: the endpoint.
         ifname: the device.
         network: the network.
-        mac: the MAC of the host's side (`names.host_mac`).
+        mac: the MAC of the host's side (`names.host_mac`); a macvtap's is the VM's.
         before: what it is like; None: that isn't known, for somebody has changed it.
         port: what it is to be like.
     """
@@ -93,10 +134,10 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
         return f"change {self.ifname} on network {self.network} to {describe_port(self.port)}"
 
 
-Operation = EnsureBridge | CreateTap | ConfigurePort | ChangePort
+Operation = EnsureBridge | CreateTap | CreateMacvtap | EnsureNode | ConfigurePort | ChangePort
 
 #: The order in which the helper runs the operations of a batch, and in which each plan has them.
-STAGES: tuple[type[Operation], ...] = (EnsureBridge, CreateTap, ConfigurePort, ChangePort)
+STAGES: tuple[type[Operation], ...] = (EnsureBridge, CreateTap, CreateMacvtap, EnsureNode, ConfigurePort, ChangePort)
 
 Plan = tuple[Operation, ...]
 
@@ -105,11 +146,19 @@ Group = tuple[Plan, ...]
 
 
 class Made(Struct, frozen=True):
-    """What a plan came to: the device's index, the MTU in effect, the bridge's name; 0 and empty where there is none."""
+    """What a plan came to; 0 and empty where there is none.
+
+    Args:
+        ifindex: the device's index.
+        mtu_bytes: the MTU in effect.
+        bridge_name: the bridge's name.
+        device_path: the path of the device's node.
+    """
 
     ifindex: int = 0
     mtu_bytes: int = 0
     bridge_name: str = ""
+    device_path: str = ""
 
 
 class Refusal(Struct, frozen=True):
@@ -141,7 +190,8 @@ class Device(Struct, frozen=True):
 
     Args:
         endpoint_id: from its mark; empty where it has none.
-        carrier: whether somebody has the tap open.
+        carrier: whether somebody has the tap open; of a macvtap nobody can tell, so False.
+        device_path: where a macvtap's node is; empty where it has none.
     """
 
     ifname: str
@@ -153,6 +203,7 @@ class Device(Struct, frozen=True):
     mac: str
     up: bool
     carrier: bool
+    device_path: str = ""
 
 
 class ApplyRequest(Struct, frozen=True, forbid_unknown_fields=True):

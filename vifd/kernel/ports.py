@@ -52,15 +52,17 @@ def _limits(ifindex: int, limit: RateLimit, packets: str, octets: str) -> Iterat
         yield limited(ifindex, octets, max(limit.rate_bps // 8, 1), limit.burst_bytes)
 
 
-def attributes(port: Port, mtu_bytes: int, master: int) -> bytes:
+def attributes(port: Port, mtu_bytes: int, master: int | None) -> bytes:
     """Give what an RTM_SETLINK of the device has to set, beside its mark and address.
 
     Args:
         port: what it is to be like.
         mtu_bytes: its MTU.
-        master: the bridge's index.
+        master: the bridge's index; None: it stands on no bridge.
     """
-    packed = netlink.number(Ifla.MTU, mtu_bytes) + netlink.number(Ifla.MASTER, master)
+    packed = netlink.number(Ifla.MTU, mtu_bytes)
+    if master is not None:
+        packed += netlink.number(Ifla.MASTER, master)
     if port.tx_queue_length:
         packed += netlink.number(Ifla.TXQLEN, port.tx_queue_length)
     return packed + (netlink.NO_IPV6_ADDRESS if has_ipv6(mtu_bytes) else b"")

@@ -14,7 +14,16 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from vifd.errors import HostNotReady, KernelRefused, NetworkFull, StartError, UnknownEndpoint, VifdError, WrongState
+from vifd.errors import (
+    AddressInUse,
+    HostNotReady,
+    KernelRefused,
+    NetworkFull,
+    StartError,
+    UnknownEndpoint,
+    VifdError,
+    WrongState,
+)
 from vifd.kernel import ops
 from vifd.model import Drift
 
@@ -46,8 +55,8 @@ class Room(Protocol):
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
         """Tell what is there of endpoints' devices; with no id, of every marked device."""
 
-    async def open_queues(self, endpoint_id: str, count: int) -> list[int]:
-        """Open queues of an endpoint's tap; the caller closes them."""
+    async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
+        """Open queues of an endpoint's tap or macvtap; the caller closes them. `vnet_hdr` counts for a macvtap alone."""
 
 
 class PrivilegedRoom:
@@ -86,17 +95,17 @@ class PrivilegedRoom:
         """See Room."""
         return ops.decode_devices(await self._call("inspect", tuple(endpoint_ids)))
 
-    async def open_queues(self, endpoint_id: str, count: int) -> list[int]:
+    async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
         """See Room.
 
         Raises:
-            UnknownEndpoint: its tap is gone.
+            UnknownEndpoint: its device is gone.
             WrongState: somebody has it open.
             KernelRefused: another reason of the kernel.
         """
         token = secrets.token_bytes(16)
         async with self._one_hand_off:
-            number = await self._call("open_queues", endpoint_id, count, token)
+            number = await self._call("open_queues", endpoint_id, count, vnet_hdr, token)
             if number == 0:
                 # The helper sent them before it answered, so they are there.
                 got, fds, _, _ = socket.recv_fds(self._fd_channel, len(token), count)
@@ -104,7 +113,7 @@ class PrivilegedRoom:
                     raise RuntimeError("the helper sent other descriptors than those asked for")
                 return fds
         if number == errno.ENODEV:
-            raise UnknownEndpoint(f"the tap of endpoint {endpoint_id} is gone; release the endpoint and request it again")
+            raise UnknownEndpoint(f"the device of endpoint {endpoint_id} is gone; release the endpoint and request it again")
         if number == errno.EBUSY:
             raise WrongState(f"the tap of endpoint {endpoint_id} is open already; close it there first")
         raise KernelRefused("OpenQueues", endpoint_id, number, os.strerror(number))
@@ -151,7 +160,7 @@ class NoRoom:
         """Find nothing."""
         return []
 
-    async def open_queues(self, endpoint_id: str, count: int) -> list[int]:  # noqa: ARG002  Room's signature
+    async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:  # noqa: ARG002  Room's signature
         """Open nothing."""
         raise UnknownEndpoint(f"endpoint {endpoint_id} has no tap in the kernel")
 
@@ -168,6 +177,8 @@ def _error(refusal: ops.Refusal) -> VifdError:
             return NetworkFull(f"{refusal.message}; release an endpoint of this network, or use another network")
         case ops.NOT_READY:
             return HostNotReady(refusal.message)
+        case ops.ADDRESS_TAKEN:
+            return AddressInUse(refusal.message)
         case ops.GONE:
             return WrongState(f"{refusal.message}; check the endpoint with repair, or release it and request it again")
         case _:

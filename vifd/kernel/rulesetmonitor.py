@@ -40,11 +40,12 @@ def listen(own_port_id: int) -> socket.socket:
     swapped = int.from_bytes(struct.pack("=I", own_port_id), "big")
     program = [
         (_LOAD_BYTE, 0, 0, _SUBSYSTEM_AT),
-        (_EQUAL, 0, 5, SUBSYSTEM),
+        (_EQUAL, 0, 6, SUBSYSTEM),
         (_LOAD_WORD, 0, 0, _PORT_ID_AT),
-        (_EQUAL, 3, 0, swapped),
+        (_EQUAL, 4, 0, swapped),
         (_LOAD_BYTE, 0, 0, _FAMILY_AT),
-        (_EQUAL, 0, 1, Family.BRIDGE),
+        (_EQUAL, 1, 0, Family.BRIDGE),
+        (_EQUAL, 0, 1, Family.NETDEV),
         (_RETURN, 0, 0, 0xFFFFFFFF),
         (_RETURN, 0, 0, 0),
     ]

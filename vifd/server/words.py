@@ -62,7 +62,7 @@ def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_p
         case model.TapDevice():
             fields |= {"multi_queue": value.multi_queue, "netns_path": netns_path}
         case model.MacvtapDevice():
-            fields["mode"] = _MODES[value.mode]
+            fields |= {"mode": _MODES[value.mode], "netns_path": netns_path}
         case model.PciDevice():
             fields["host_driver"] = _HOST_DRIVERS[value.host_driver]
         case model.VhostUserSocket():

@@ -73,9 +73,9 @@ def test_only_a_vm_with_a_pci_function_cant_move() -> None:
     assert [offer.kind for offer in offers if Feature.LIVE_MIGRATION not in offer.features] == [Kind.PCI]
 
 
-def test_only_a_tap_has_descriptors() -> None:
+def test_taps_and_macvtaps_have_descriptors() -> None:
     offers = driver().offers(None)
-    assert [offer.kind for offer in offers if Feature.FD_HANDOFF in offer.features] == [Kind.TAP]
+    assert [offer.kind for offer in offers if Feature.FD_HANDOFF in offer.features] == [Kind.TAP, Kind.MACVTAP]
 
 
 def test_a_tap_can_do_every_option() -> None:

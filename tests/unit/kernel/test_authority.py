@@ -8,15 +8,19 @@ from msgspec.structs import replace
 from tests.support.messages import ID, endpoint_id
 from tests.support.plans import change, configure
 from vifd.kernel import names
-from vifd.kernel.authority import BridgeGrant, PlanRejectedError, check_identity, check_plan
-from vifd.kernel.ops import CreateTap, EnsureBridge, Plan
-from vifd.model import Kind, Limits, Port, RateLimit, Vlan
+from vifd.kernel.authority import BridgeGrant, PlanRejectedError, UplinkGrant, check_identity, check_plan
+from vifd.kernel.ops import CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, Plan
+from vifd.model import Kind, Limits, MacvtapMode, Port, RateLimit, Vlan
 
-AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red")}
+AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red"), "lan": UplinkGrant("eth0"), "wan": UplinkGrant("eth1")}
 NAME = names.device_name(Kind.TAP, ID)
 ENSURE = EnsureBridge("blue")
 TAP = CreateTap(ID, NAME, "fe:54:00:12:34:56", 1000, None, 1, vnet_hdr=True)
 PORT = configure(ID)
+MACVTAP = CreateMacvtap(ID, names.device_name(Kind.MACVTAP, ID), "lan", "52:54:00:12:34:56", MacvtapMode.BRIDGE)
+NODE = EnsureNode(ID, MACVTAP.ifname, 1000, None)
+STANDING = configure(ID, "lan", ifname=MACVTAP.ifname)
+CHANGED = change(ID, "lan", ifname=MACVTAP.ifname, mac=MACVTAP.mac)
 
 
 def rejected(*plan: object) -> str:
@@ -25,7 +29,10 @@ def rejected(*plan: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("plan", [(), (ENSURE,), (TAP,), (ENSURE, TAP, PORT), (ENSURE, change(ID))])
+@pytest.mark.parametrize(
+    "plan",
+    [(), (ENSURE,), (TAP,), (ENSURE, TAP, PORT), (ENSURE, change(ID)), (MACVTAP, NODE, STANDING), (NODE, CHANGED), (NODE,)],
+)
 def test_what_a_driver_would_plan_passes(plan: Plan) -> None:
     check_plan(plan, AUTHORITY)
 
@@ -129,6 +136,62 @@ def test_without_a_network_nothing_may_be_touched() -> None:
 def test_no_texts_are_an_endpoint_and_its_tap(name: str, ifname: str) -> None:
     with pytest.raises(PlanRejectedError):
         check_identity(name, ifname)
+
+
+@pytest.mark.parametrize("plan", [(NODE, MACVTAP), (MACVTAP, MACVTAP), (MACVTAP, NODE, NODE), (MACVTAP, TAP)])
+def test_operations_on_macvtaps_out_of_order_or_twice_are_rejected(plan: Plan) -> None:
+    assert rejected(*plan) == "operations out of order, or twice"
+
+
+def test_a_plan_with_two_devices_is_rejected() -> None:
+    assert rejected(TAP, MACVTAP) == "two devices in one plan"
+    assert "no device of this plan" in rejected(TAP, NODE)
+
+
+@pytest.mark.parametrize("network", ["blue", "green", "", "eth0", "lan\0"])
+def test_a_macvtap_stands_on_a_configured_uplink_alone(network: str) -> None:
+    assert "no uplink for network" in rejected(replace(MACVTAP, network=network), NODE)
+
+
+def test_no_tap_is_put_on_an_uplink_and_no_macvtap_on_a_bridge() -> None:
+    assert "no bridge for network" in rejected(EnsureBridge("lan"))
+    assert "is not the name of" in rejected(TAP, configure(ID, "lan"))
+    assert "is not the name of" in rejected(ENSURE, MACVTAP, configure(ID, "blue", ifname=MACVTAP.ifname))
+    assert "is not the name of" in rejected(ENSURE, replace(CHANGED, network="blue"))
+    assert rejected(MACVTAP, NODE, replace(STANDING, network="wan")) == "two networks in one plan"
+
+
+@pytest.mark.parametrize("ifname", ["eth0", "vdm", "", NAME, "../x", MACVTAP.ifname + "\0", MACVTAP.ifname + "%d"])
+def test_a_macvtap_of_another_name_than_its_endpoints_is_rejected(ifname: str) -> None:
+    assert "is not the name of" in rejected(replace(MACVTAP, ifname=ifname))
+    assert "is not the name of" in rejected(replace(NODE, ifname=ifname))
+    assert "is not the name of" in rejected(NODE, replace(CHANGED, ifname=ifname))
+
+
+@pytest.mark.parametrize(
+    "mac",
+    [
+        "",
+        "53:54:00:12:34:56",
+        "ff:ff:ff:ff:ff:ff",
+        "00:00:00:00:00:00",
+        "01:00:5e:00:00:01",
+        "52:54:00:12:34:5G",
+        "52:54:00:12:34",
+        "52:54:00:12:34:56\n",
+        "52:54:00:12:34:56:78",
+        "AA:54:00:12:34:56",
+    ],
+)
+def test_a_mac_that_no_macvtap_has_is_rejected(mac: str) -> None:
+    assert rejected(replace(MACVTAP, mac=mac)) == f"MAC {mac!r}"
+    assert rejected(replace(CHANGED, mac=mac)) == f"MAC {mac!r}"
+
+
+@pytest.mark.parametrize("number", [-1, 2**32 - 1, 2**32])
+def test_a_node_of_what_is_no_id_is_rejected(number: int) -> None:
+    assert rejected(MACVTAP, replace(NODE, owner_uid=number)) == f"uid {number}"
+    assert rejected(MACVTAP, replace(NODE, owner_gid=number)) == f"gid {number}"
 
 
 OPERATIONS = st.sampled_from([ENSURE, EnsureBridge("green"), TAP, replace(TAP, queues=0), PORT, replace(PORT, network="red")])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.support.messages import ID
 from vifd.kernel import ops
-from vifd.model import Limits, Port, RateLimit, Vlan
+from vifd.model import Limits, MacvtapMode, Port, RateLimit, Vlan
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBER = st.integers(-(2**63), 2**64 - 1)
@@ -17,11 +17,13 @@ PORTS = st.builds(
 OPERATIONS = (
     st.builds(ops.EnsureBridge, TEXT)
     | st.builds(ops.CreateTap, TEXT, TEXT, TEXT, NUMBER, st.none() | NUMBER, NUMBER, vnet_hdr=st.booleans())
+    | st.builds(ops.CreateMacvtap, TEXT, TEXT, TEXT, TEXT, st.sampled_from(MacvtapMode))
+    | st.builds(ops.EnsureNode, TEXT, TEXT, NUMBER, st.none() | NUMBER)
     | st.builds(ops.ConfigurePort, TEXT, TEXT, TEXT, PORTS)
     | st.builds(ops.ChangePort, TEXT, TEXT, TEXT, TEXT, st.none() | PORTS, PORTS)
 )
 PLANS = st.lists(OPERATIONS, max_size=4).map(tuple)
-MADE = st.builds(ops.Made, NUMBER, NUMBER, TEXT)
+MADE = st.builds(ops.Made, NUMBER, NUMBER, TEXT, TEXT)
 REFUSALS = st.builds(ops.Refusal, NUMBER, TEXT, TEXT, NUMBER, TEXT, TEXT)
 DEVICES = st.builds(ops.Device, TEXT, NUMBER, TEXT, TEXT, NUMBER, NUMBER, TEXT, up=st.booleans(), carrier=st.booleans())
 
@@ -69,6 +71,7 @@ def test_no_bytes_make_anything_but_plans_or_an_error(data: bytes) -> None:
         {"type": "ensure_bridge", "network": "blue", "bridge": "eth0"},
         {"type": "run", "argv": ["/bin/sh"]},
         {"network": "blue"},
+        {"type": "create_macvtap", "endpoint_id": ID, "ifname": "vdm", "network": "lan", "mac": "02:00:00:00:00:01", "mode": "x"},
         {"type": "configure_port", "endpoint_id": ID, "ifname": "x", "network": "blue", "port": {"mtu_bytes": "1500"}},
         "ensure_bridge",
         None,
@@ -109,6 +112,19 @@ def test_a_plan_is_described_line_by_line() -> None:
         ),
         "put vdtz5geomx5ho on network blue with the network's MTU, link up",
         "change vdtz5geomx5ho on network blue to the network's MTU, link down",
+    )
+
+
+def test_a_macvtap_and_its_node_are_described() -> None:
+    plan = (
+        ops.CreateMacvtap(ID, "vdm", "lan", "52:54:00:12:34:56", MacvtapMode.VEPA),
+        ops.EnsureNode(ID, "vdm", 1000, 36),
+        ops.EnsureNode(ID, "vdm", 1000, None),
+    )
+    assert ops.describe(plan) == (
+        "make macvtap vdm on the uplink of network lan, mode vepa, MAC 52:54:00:12:34:56",
+        "make sure that vdm has a device node for uid 1000 and gid 36",
+        "make sure that vdm has a device node for uid 1000",
     )
 
 

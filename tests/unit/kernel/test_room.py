@@ -74,14 +74,15 @@ async def test_devices_are_told(channel: Channel) -> None:
 
 
 async def test_queues_come_with_the_token_that_was_asked_with(channel: Channel) -> None:
-    def send(_endpoint_id: str, count: int, token: bytes) -> int:
+    def send(_endpoint_id: str, count: int, vnet_hdr: bool, token: bytes) -> int:
+        assert vnet_hdr
         fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
         socket.send_fds(channel[1], [token], fds)
         for fd in fds:
             os.close(fd)
         return 0
 
-    fds = await room(channel, open_queues=send).open_queues(ID, 3)
+    fds = await room(channel, open_queues=send).open_queues(ID, 3, vnet_hdr=True)
     assert len(fds) == 3
     for fd in fds:
         os.close(fd)
@@ -97,7 +98,7 @@ async def test_queues_come_with_the_token_that_was_asked_with(channel: Channel) 
 )
 async def test_queues_that_cant_be_opened_are_an_error(channel: Channel, number: int, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
-        await room(channel, open_queues=number).open_queues(ID, 1)
+        await room(channel, open_queues=number).open_queues(ID, 1, vnet_hdr=True)
 
 
 async def test_a_configuration_that_is_wrong_stays_as_it_was(channel: Channel) -> None:
@@ -129,7 +130,7 @@ async def test_without_a_kernel_there_is_nothing_to_delete_to_see_or_to_open() -
     assert await NoRoom().revert([(), ()]) == [None, None]
     assert await NoRoom().inspect([ID]) == []
     with pytest.raises(UnknownEndpoint):
-        await NoRoom().open_queues(ID, 1)
+        await NoRoom().open_queues(ID, 1, vnet_hdr=True)
 
 
 def test_a_lost_helper_is_no_error_for_callers() -> None:

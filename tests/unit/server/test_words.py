@@ -19,13 +19,16 @@ LOCATIONS: list[tuple[model.Location, dict[str, Any]]] = [
         {"ifname": "vdt", "ifindex": 7, "queues": 2, "multi_queue": True, "vnet_hdr": True, "netns_path": "/run/netns/x"},
     ),
     (
-        model.MacvtapDevice("vdm", 8, "/dev/tap8", "eth0", model.MacvtapMode.VEPA),
+        model.MacvtapDevice("vdm", 8, "/dev/tap8", "eth0", model.MacvtapMode.VEPA, 2),
         {
             "ifname": "vdm",
             "ifindex": 8,
             "device_path": "/dev/tap8",
             "lower_ifname": "eth0",
             "mode": endpoint_pb2.MACVTAP_MODE_VEPA,
+            "queues": 2,
+            "vnet_hdr": True,
+            "netns_path": "/run/netns/x",
         },
     ),
     (

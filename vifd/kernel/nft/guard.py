@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from struct import pack, unpack_from
 from typing import NamedTuple
 
@@ -149,14 +149,21 @@ class NoGuard:
         """Nothing is open."""
 
 
-def open_guard(rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True) -> Guard | NoGuard:
+def open_guard(
+    rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True, made: Callable[[], Guard] | None = None
+) -> Guard | NoGuard:
     """Open a table; see Guard.
+
+    Args:
+        rules: the table's ruleset.
+        owned: see Guard.
+        made: makes another kind of guard.
 
     Raises:
         NftError: the kernel has nftables and refuses.
     """
     try:
-        guard = Guard(rules, owned=owned)
+        guard = Guard(rules, owned=owned) if made is None else made()
         guard.open()
     except OSError as error:
         if error.errno in _NO_NFTABLES:
@@ -172,14 +179,25 @@ class Guard:
     Args:
         rules: the table's ruleset.
         owned: whether to own the table where the kernel can; without, other programs may change it.
+        shared: another guard, to use its socket: so events tell of both that vifd caused them.
     """
 
-    def __init__(self, rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True) -> None:
+    def __init__(self, rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True, shared: Guard | None = None) -> None:
         self._rules, self._owned = rules, owned
-        self._socket = NftSocket()
-        self._lock = threading.Lock()
+        self._socket = NftSocket() if shared is None else shared.socket
+        self._lock = threading.Lock() if shared is None else shared.lock
         self._ports: dict[int, Elements] = {}
         self._flags = 0
+
+    @property
+    def socket(self) -> NftSocket:
+        """The socket that owns the table."""
+        return self._socket
+
+    @property
+    def lock(self) -> threading.Lock:
+        """What keeps the socket to one thread at a time."""
+        return self._lock
 
     def close(self) -> None:
         """Close this process's end of the socket."""
@@ -264,7 +282,10 @@ class Guard:
 
     def _is_whole(self, table: dict[int, bytes]) -> bool:
         """Tell whether the table has as many objects as it was made with, and as many rules (nothing tells them one by one)."""
-        return self._is_current(table) and self._count_rules() == sum(len(c.rules) for c in self._rules.chains.values())
+        return self._is_current(table) and self._count_rules() == self._rule_count()
+
+    def _rule_count(self) -> int:
+        return sum(len(chain.rules) for chain in self._rules.chains.values())
 
     def _count_rules(self) -> int:
         return len(self._socket.dump(Message(Kind.GETRULE, self._rules.family, text(1, TABLE))))
@@ -280,8 +301,12 @@ class Guard:
         """Make the table anew with all that it has, in one transaction: each packet meets the old one or the new one."""
         messages = [] if found is None else [Message(Kind.DELTABLE, self._rules.family, text(1, TABLE))]
         messages += self._rules.messages(flags)
-        messages += self._additions(element for elements in self._ports.values() for element in elements)
+        messages += self._contents()
         self._socket.commit(messages)
+
+    def _contents(self) -> list[Message]:
+        """Give what makes all that the table has of its ports."""
+        return self._additions(element for elements in self._ports.values() for element in elements)
 
     def _read_ports(self) -> dict[int, Elements]:
         ports: dict[int, set[Element]] = {}

@@ -242,13 +242,14 @@ def _entries(port: Field, other: Field | None) -> dict[str, Chain]:
     """Give the bridge's own chains: frames from a VM enter by `port`, those to one leave by `other`."""
     before_others = -350  # NF_BR_PRI_NAT_DST_BRIDGED - 50, linux/netfilter_bridge.h
     after_others = 350
-    chains = {"prerouting": Chain((verdict_of(PORTS, port), *_limits(port, PPS_FROM_VM, BPS_FROM_VM)), 0, before_others)}
+    chains = {"prerouting": Chain((verdict_of(PORTS, port), *limit_rules(port, PPS_FROM_VM, BPS_FROM_VM)), 0, before_others)}
     if other is not None:
-        chains["postrouting"] = Chain(_limits(other, PPS_TO_VM, BPS_TO_VM), 4, after_others)
+        chains["postrouting"] = Chain(limit_rules(other, PPS_TO_VM, BPS_TO_VM), 4, after_others)
     return chains
 
 
-def _limits(port: Field, *maps: str) -> tuple[bytes, ...]:
+def limit_rules(port: Field, *maps: str) -> tuple[bytes, ...]:
+    """Give the rules that drop what is too much, a map each."""
     return tuple(limited_by(name, port) + count("rate") + drop() for name in maps)
 
 
@@ -270,7 +271,7 @@ class Ruleset(NamedTuple):
         made += [self._counter(name) for name in COUNTERS]
         made += [self._set(number_, name, spec) for number_, (name, spec) in enumerate(SETS.items(), 1)]
         made += [self._chain(name, chain) for name, chain in self.chains.items()]
-        made += [self._rule(name, rule) for name, chain in self.chains.items() for rule in chain.rules]
+        made += [self.rule(name, rule) for name, chain in self.chains.items() for rule in chain.rules]
         return made
 
     def table(self, flags: int) -> Message:
@@ -308,7 +309,8 @@ class Ruleset(NamedTuple):
             payload += nested(4, number(1, chain.hook), signed(2, chain.priority)) + number(5, 1) + text(7, "filter")
         return Message(Kind.NEWCHAIN, self.family, payload, NLM_F_CREATE)
 
-    def _rule(self, chain: str, rule: bytes) -> Message:
+    def rule(self, chain: str, rule: bytes) -> Message:
+        """Give what appends a rule to a chain."""
         return Message(Kind.NEWRULE, self.family, text(1, TABLE) + text(2, chain) + nested(4, rule), NLM_F_CREATE | NLM_F_APPEND)
 
 

@@ -49,6 +49,7 @@ class Kind(IntEnum):
     GETTABLE = 1
     DELTABLE = 2
     NEWCHAIN = 3
+    GETCHAIN = 4
     DELCHAIN = 5
     NEWRULE = 6
     GETRULE = 7
