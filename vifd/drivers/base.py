@@ -11,7 +11,7 @@ from msgspec import Struct
 from vifd.dhcp.network import DhcpNetwork
 from vifd.drivers.addressing import Addressing
 from vifd.errors import Violation
-from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.authority import BridgeGrant, UplinkGrant
 from vifd.kernel.ops import Made, Plan
 from vifd.model import Drift, Endpoint, EndpointSpec, Location, Offer, Port, Preference
 
@@ -57,7 +57,7 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return []
 
     @classmethod
-    def grant(cls, options: OptionsT) -> BridgeGrant | None:
+    def grant(cls, options: OptionsT) -> BridgeGrant | UplinkGrant | None:
         """Say what of the kernel the privileged helper may touch for this network. None: nothing."""
         del options
         return None

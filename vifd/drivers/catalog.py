@@ -12,12 +12,13 @@ from vifd.dhcp.network import DhcpNetwork
 from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver
 from vifd.drivers.bridge import BridgeDriver
+from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
 from vifd.errors import ConfigError, StartError, Violation
-from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant
 
 GROUP = "vifd.network_drivers"
-_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, FakeDriver)
+_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, DirectDriver, FakeDriver)
 
 Catalog = Mapping[str, type[NetworkDriver[Any]]]
 
@@ -55,24 +56,38 @@ def check_options(catalog: Catalog, name: str, options: Any) -> list[Violation]:
 
 
 def check_together(catalog: Catalog, config: Config) -> None:
-    """Check that no two networks say different things of one bridge: one of them would be ignored.
+    """Check that no two networks say different things of one bridge, and that no uplink is a bridge's and a direct network's.
 
     Raises:
-        ConfigError: with every network that differs from one before it.
+        ConfigError: with every network that contradicts one before it.
     """
+    grants = authority(catalog, config)
+    bridges = {name: grant for name, grant in grants.items() if isinstance(grant, BridgeGrant)}
+    problems = [*_check_bridges(catalog, config, bridges), *_check_uplinks(grants, bridges)]
+    problems += _twice_served(dhcp_networks(catalog, config))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_bridges(catalog: Catalog, config: Config, grants: Mapping[str, BridgeGrant]) -> Iterator[Violation]:
     first: dict[str, tuple[str, BridgeGrant, Addressing]] = {}
-    problems = []
-    for name, grant in authority(catalog, config).items():
+    for name, grant in grants.items():
         network = config.networks[name]
         addressing = catalog[network.driver].addressing(network.options)
         other, *known = first.setdefault(grant.bridge, (name, grant, addressing))
         if known != [grant, addressing]:
             differs = "with another uplink, mtu, addresses, pool or dns; let both say the same"
             message = f"network {other} has bridge {grant.bridge} too, {differs}"
-            problems.append(Violation(f"networks.{name}.bridge", message))
-    problems += _twice_served(dhcp_networks(catalog, config))
-    if problems:
-        raise ConfigError(problems)
+            yield Violation(f"networks.{name}.bridge", message)
+
+
+def _check_uplinks(grants: Authority, bridges: Mapping[str, BridgeGrant]) -> Iterator[Violation]:
+    """Find uplinks that can't carry macvtaps because they are put on a bridge."""
+    used = {grant.uplink: name for name, grant in bridges.items() if grant.uplink}
+    for name, grant in grants.items():
+        if isinstance(grant, UplinkGrant) and grant.uplink in used:
+            message = f"{grant.uplink} is put on the bridge of network {used[grant.uplink]}; use another"
+            yield Violation(f"networks.{name}.uplink", message)
 
 
 def _twice_served(served: Mapping[str, DhcpNetwork]) -> Iterator[Violation]:
@@ -89,7 +104,7 @@ def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:
     return catalog[network.driver](network.name, network.options)
 
 
-def authority(catalog: Catalog, config: Config) -> dict[str, BridgeGrant]:
+def authority(catalog: Catalog, config: Config) -> dict[str, BridgeGrant | UplinkGrant]:
     """Say what of the kernel the configured networks need."""
     grants = {name: catalog[network.driver].grant(network.options) for name, network in config.networks.items()}
     return {name: grant for name, grant in grants.items() if grant is not None}

@@ -115,7 +115,7 @@ def test_a_preview_makes_nothing(stub: Any) -> None:
 def test_the_host_says_what_it_can_do(channel: grpc.Channel) -> None:
     info = HostServiceStub(channel).GetHostInfo(GetHostInfoRequest(), timeout=SECONDS)
     (network,) = info.networks
-    assert (info.version, list(info.network_drivers), network.name) == (__version__, ["bridge", "fake"], "default")
+    assert (info.version, list(info.network_drivers), network.name) == (__version__, ["bridge", "direct", "fake"], "default")
     assert len(network.offers) == len(Kind)
     assert info.boot_id
 

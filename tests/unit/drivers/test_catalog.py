@@ -10,6 +10,7 @@ import pytest
 from vifd import config
 from vifd.drivers import catalog
 from vifd.drivers.bridge import BridgeDriver
+from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
 from vifd.errors import ConfigError, StartError
 from vifd.kernel.authority import BridgeGrant
@@ -69,12 +70,12 @@ def parse(text: str) -> config.Config:
 
 
 def test_the_built_in_drivers_are_there() -> None:
-    assert catalog.load() == {"bridge": BridgeDriver, "fake": FakeDriver}
+    assert catalog.load() == {"bridge": BridgeDriver, "direct": DirectDriver, "fake": FakeDriver}
 
 
 def test_a_driver_of_another_package_joins(install: Install) -> None:
     install("green", "green_net:GreenDriver", "green_net")
-    assert sorted(catalog.load()) == ["bridge", "fake", "green"]
+    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green"]
 
 
 def test_a_driver_of_another_package_reads_its_own_keys(install: Install) -> None:
@@ -151,6 +152,20 @@ def test_two_networks_with_different_pools_on_one_bridge_are_refused() -> None:
     text = TWO_ON_ONE.replace("[networks.b]", f"{same}[networks.b]") + f'{same}pool = ["10.0.0.0/24"]'
     with pytest.raises(ConfigError, match="pool"):
         catalog.check_together(catalog.load(), parse(text))
+
+
+def test_an_uplink_cant_be_a_bridges_and_a_direct_networks() -> None:
+    text = '[networks.a]\ndriver = "direct"\nuplink = "eth7"\n[networks.b]\ndriver = "bridge"\nbridge = "br-b"\nuplink = "eth7"\n'
+    with pytest.raises(ConfigError) as caught:
+        catalog.check_together(catalog.load(), parse(text))
+    (problem,) = caught.value.problems
+    assert problem.field == "networks.a.uplink"
+    assert "eth7 is put on the bridge of network b" in problem.message
+
+
+def test_two_direct_networks_may_share_an_uplink() -> None:
+    text = "".join(f'[networks.{name}]\ndriver = "direct"\nuplink = "eth7"\n' for name in "ab")
+    catalog.check_together(catalog.load(), parse(text))
 
 
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:
