@@ -37,16 +37,16 @@ _PLACEHOLDER = re.compile(r"\{(fds|fd|mac|ifname|mtu|id)\}")
 @click.argument("command", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def run_command(settings: Settings, /, command: tuple[str, ...], **options: Any) -> int:
-    """Run COMMAND with a tap on NETWORK of its own, and release it when COMMAND ends.
+    """Run COMMAND with a tap or macvtap on NETWORK of its own, and release it when COMMAND ends.
 
-    COMMAND inherits the tap's open queues, so that it needs no rights on /dev/net/tun. In its arguments {fds} becomes their
+    COMMAND inherits the device's open queues, so that it needs no rights on /dev/net/tun. In its arguments {fds} becomes their
     numbers with colons between them, {fd} the first, and {mac}, {ifname}, {mtu}, {id} what they say; the environment has them
     as VIF_FDS, VIF_MAC, VIF_IFNAME, VIF_MTU and VIF_ENDPOINT_ID. SIGTERM, SIGINT, SIGHUP and SIGQUIT are passed on to COMMAND,
     which has to stay in the foreground.
     """
     if not command:
         raise click.UsageError("COMMAND is missing. Write it after two dashes.", click.get_current_context())
-    request = Spec(**options).to_request(["tap"])
+    request = Spec(**options).to_request(["tap", "macvtap"])
     try:
         with connect(settings) as client:
             return _run(client, request, command)
@@ -145,7 +145,7 @@ def _values(endpoint: Endpoint, fds: Sequence[int]) -> dict[str, str]:
         "fds": ":".join(map(str, fds)),
         "fd": str(fds[0]),
         "mac": endpoint.port.mac,
-        "ifname": endpoint.tap.ifname,
+        "ifname": getattr(endpoint, endpoint.WhichOneof("location") or "tap").ifname,
         "mtu": str(endpoint.port.mtu_bytes),
         "id": endpoint.endpoint_id,
     }

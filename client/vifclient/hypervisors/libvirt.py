@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from vif.v1.endpoint_pb2 import Endpoint, VlanSpec
-from vif.v1.endpoint_service_pb2 import BridgePreference, EndpointPreference, TapPreference
+from vif.v1.endpoint_service_pb2 import BridgePreference, EndpointPreference, MacvtapPreference, TapPreference
 from vifclient.hypervisors import refuse
 
 
@@ -15,18 +15,21 @@ def acceptable(*, queues: int = 1) -> list[EndpointPreference]:
         queues: How many queue pairs the VM shall have, 1 to 256.
 
     Returns:
-        A tap, which also an unprivileged libvirt attaches; then a bridge, for which libvirt needs privileges of its own.
+        A tap, which also an unprivileged libvirt attaches; then a macvtap and a bridge, for which libvirt needs privileges of its
+        own: it opens /dev/tapN, which belongs to root, and not the node that vifd made. That is named by interface index, so
+        libvirt has to run in the host's network namespace, and vifd as well.
     """
-    tap = TapPreference(queues=queues, vnet_hdr=True)
-    return [EndpointPreference(tap=tap), EndpointPreference(bridge=BridgePreference())]
+    tap = EndpointPreference(tap=TapPreference(queues=queues, vnet_hdr=True))
+    macvtap = EndpointPreference(macvtap=MacvtapPreference(queues=queues, vnet_hdr=True))
+    return [tap, macvtap, EndpointPreference(bridge=BridgePreference())]
 
 
 def interface_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio") -> str:
     """Turn an endpoint into an `<interface>` element.
 
     Args:
-        endpoint: The endpoint, a tap or a bridge.
-        queues: How many queue pairs the VM has on a bridge, where libvirt makes the tap; a tap of vifd knows its own number.
+        endpoint: The endpoint, a tap, a macvtap or a bridge.
+        queues: How many queue pairs the VM has on a bridge, where libvirt makes the tap; a device of vifd knows its own number.
         model: The device that the VM sees.
 
     Returns:
@@ -41,7 +44,7 @@ def interface_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio")
     element = build(endpoint)
     SubElement(element, "mac", address=endpoint.port.mac)
     SubElement(element, "model", type=model)
-    queues = endpoint.tap.queues if endpoint.HasField("tap") else queues
+    queues = {"tap": endpoint.tap.queues, "macvtap": endpoint.macvtap.queues}.get(endpoint.WhichOneof("location") or "", queues)
     if queues > 1:
         SubElement(element, "driver", queues=str(queues))
     if endpoint.port.mtu_bytes:
@@ -54,6 +57,13 @@ def _tap(endpoint: Endpoint) -> Element:
     element = Element("interface", type="ethernet")
     # Without managed='no' libvirt fails on a tap that exists, and deletes it.
     SubElement(element, "target", dev=endpoint.tap.ifname, managed="no")
+    return element
+
+
+def _macvtap(endpoint: Endpoint) -> Element:
+    element = Element("interface", type="ethernet")
+    # As with a tap; libvirt sees by itself that it is a macvtap. With type='direct' it would make one of its own.
+    SubElement(element, "target", dev=endpoint.macvtap.ifname, managed="no")
     return element
 
 
@@ -82,4 +92,4 @@ def _vlan(spec: VlanSpec) -> Element:
     return element
 
 
-_BUILDERS: Mapping[str, Callable[[Endpoint], Element]] = {"tap": _tap, "bridge": _bridge}
+_BUILDERS: Mapping[str, Callable[[Endpoint], Element]] = {"tap": _tap, "macvtap": _macvtap, "bridge": _bridge}

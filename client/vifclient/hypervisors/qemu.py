@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vif.v1.endpoint_pb2 import Endpoint
-from vif.v1.endpoint_service_pb2 import BridgePreference, EndpointPreference, TapPreference
+from vif.v1.endpoint_service_pb2 import BridgePreference, EndpointPreference, MacvtapPreference, TapPreference
 from vifclient.hypervisors import UnacceptableEndpoint, refuse
 
 DEFAULT_MTU_BYTES = 1500
@@ -21,10 +21,11 @@ def acceptable(*, queues: int = 1) -> list[EndpointPreference]:
         queues: How many queue pairs the VM shall have, 1 to 256.
 
     Returns:
-        A tap; with one queue also a bridge, whose tap `qemu-bridge-helper` makes, which knows no more than one.
+        A tap, or a macvtap; with one queue also a bridge, whose tap `qemu-bridge-helper` makes, which knows no more than one.
     """
     tap = EndpointPreference(tap=TapPreference(queues=queues, vnet_hdr=True))
-    return [tap, EndpointPreference(bridge=BridgePreference())] if queues <= 1 else [tap]
+    macvtap = EndpointPreference(macvtap=MacvtapPreference(queues=queues, vnet_hdr=True))
+    return [tap, macvtap, EndpointPreference(bridge=BridgePreference())] if queues <= 1 else [tap, macvtap]
 
 
 def argv(
@@ -38,11 +39,11 @@ def argv(
     """Turn an endpoint into QEMU's arguments.
 
     Args:
-        endpoint: The endpoint, a tap or a bridge.
+        endpoint: The endpoint, a tap, a macvtap or a bridge.
         netdev_id: The netdev's id in QEMU: a letter, then letters, digits, '.', '_' and '-'.
-        fds: The open queues of a tap (`Client.acquire_fds`), as QEMU will inherit them. None: QEMU opens the tap by its name,
-            for which /dev/net/tun must be open to it and the tap be in its network namespace.
-        vhost: Whether the kernel moves the tap's frames (vhost-net), for which /dev/vhost-net must be open to QEMU.
+        fds: The open queues of a tap or macvtap (`Client.acquire_fds`), as QEMU will inherit them. None: QEMU opens the tap by
+            its name, for which /dev/net/tun must be open to it and the tap be in its network namespace; it can't open a macvtap.
+        vhost: Whether the kernel moves the device's frames (vhost-net), for which /dev/vhost-net must be open to QEMU.
         device_options: More options of the device: {"bus": "rp0", "romfile": ""}.
 
     Returns:
@@ -54,7 +55,7 @@ def argv(
     """
     if not _ID.fullmatch(netdev_id):
         raise ValueError(f"netdev_id is a letter, then letters, digits, '.', '_' or '-': {netdev_id!r}")
-    queues = endpoint.tap.queues if endpoint.HasField("tap") else 1
+    queues = {"tap": endpoint.tap.queues, "macvtap": endpoint.macvtap.queues}.get(endpoint.WhichOneof("location") or "", 1)
     netdev = _netdev(endpoint, netdev_id, fds, vhost=vhost)
     return ["-netdev", netdev, "-device", _device(endpoint, netdev_id, queues, device_options or {})]
 
@@ -75,10 +76,12 @@ def _netdev(endpoint: Endpoint, netdev_id: str, fds: Sequence[int] | None, *, vh
     match endpoint.WhichOneof("location"):
         case "tap":
             return _join("tap", {"id": netdev_id, **_tap(endpoint, fds), **({"vhost": "on"} if vhost else {})})
+        case "macvtap":
+            return _join("tap", {"id": netdev_id, **_macvtap(endpoint, fds), **({"vhost": "on"} if vhost else {})})
         case "bridge":
             return _join("bridge", {"id": netdev_id, **_bridge(endpoint, fds)})
         case _:
-            raise refuse(endpoint, "QEMU", ("tap", "bridge"))
+            raise refuse(endpoint, "QEMU", ("tap", "macvtap", "bridge"))
 
 
 def _tap(endpoint: Endpoint, fds: Sequence[int] | None) -> dict[str, str]:
@@ -87,8 +90,19 @@ def _tap(endpoint: Endpoint, fds: Sequence[int] | None) -> dict[str, str]:
         queues = {"queues": str(tap.queues)} if tap.multi_queue else {}
         vnet_hdr = {} if tap.vnet_hdr else {"vnet_hdr": "off"}  # by name QEMU turns it on unless told; from a fd it reads it
         return {"ifname": tap.ifname, "script": "no", "downscript": "no", **queues, **vnet_hdr}
-    if len(fds) != tap.queues:
-        raise ValueError(f"the tap {tap.ifname} has {tap.queues} queues, and {len(fds)} fds are given: QEMU needs one for each")
+    return _fds(f"tap {tap.ifname}", tap.queues, fds)
+
+
+def _macvtap(endpoint: Endpoint, fds: Sequence[int] | None) -> dict[str, str]:
+    macvtap = endpoint.macvtap
+    if fds is None:
+        raise ValueError(f"QEMU can't open the macvtap {macvtap.ifname} by itself: give the fds of Client.acquire_fds")
+    return _fds(f"macvtap {macvtap.ifname}", macvtap.queues, fds)
+
+
+def _fds(device: str, queues: int, fds: Sequence[int]) -> dict[str, str]:
+    if len(fds) != queues:
+        raise ValueError(f"the {device} has {queues} queues, and {len(fds)} fds are given: QEMU needs one for each")
     return {"fds": ":".join(map(str, fds))}
 
 

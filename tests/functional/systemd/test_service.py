@@ -84,6 +84,29 @@ def test_who_is_not_in_the_group_is_not_let_in(machine: Machine) -> None:
     assert (done.returncode, "may not open" in done.stderr) == (3, True)
 
 
+MKNOD, CHOWN = 1 << 27, 1 << 0
+DIRECT = '[networks.lan]\ndriver = "direct"\nuplink = "up0"\n'
+
+
+def test_a_direct_network_with_the_drop_in(machine: Machine) -> None:
+    machine.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "far0")
+    machine.run("ip", "link", "set", "far0", "up")
+    machine.run("sh", "-c", f"echo '{DIRECT}' >>/etc/vifd/vifd.toml")
+    machine.systemctl("start", "vifd.service")
+    assert "CAP_MKNOD and CAP_CHOWN" in machine.log()
+    drop_in = "/etc/systemd/system/vifd.service.d"
+    machine.run("sh", "-c", f"mkdir {drop_in} && cp /opt/vifd/systemd/direct.conf {drop_in}/")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("restart", "vifd.service")
+    capabilities = int(status(machine, helper_pid(machine, main_pid(machine)))["CapPrm"], 16)
+    assert capabilities == NET_ADMIN | MKNOD | CHOWN
+    made = vifctl(machine, "request", "lan", "--kind", "macvtap")["endpoint"]["macvtap"]
+    machine.run("sh", "-c", f"exec 3<>{made['device_path']}", uid=MEMBER_UID)
+    assert machine.run("sh", "-c", f"exec 3<>{made['device_path']}", uid=65534, check=False).returncode != 0
+    shown = machine.run("vifctl", "run", "lan", "--", "sh", "-c", "readlink /proc/self/fd/$VIF_FDS", uid=MEMBER_UID)
+    assert shown.stdout.startswith("/dev/vifd/")
+
+
 def test_a_namespace_with_the_drop_in(machine: Machine) -> None:
     machine.run("ip", "netns", "add", "blue")
     drop_in = "/etc/systemd/system/vifd.service.d"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vifclient.hypervisors import UnacceptableEndpoint, libvirt, qemu
-from vifclient.messages import BridgePort, Endpoint, PciDevice, PortSpec, TapDevice, VlanSpec
+from vifclient.messages import BridgePort, Endpoint, MacvtapDevice, PciDevice, PortSpec, TapDevice, VlanSpec
 
 MAC = "52:54:00:12:34:56"
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"), max_size=40)
@@ -14,6 +14,11 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exc
 def tap(ifname: str = "vdt0", queues: int = 1, *, mtu_bytes: int = 1500, vnet_hdr: bool = True) -> Endpoint:
     device = TapDevice(ifname=ifname, queues=queues, multi_queue=queues > 1, vnet_hdr=vnet_hdr)
     return Endpoint(endpoint_id="e", tap=device, port=PortSpec(mac=MAC, mtu_bytes=mtu_bytes))
+
+
+def macvtap(queues: int = 1) -> Endpoint:
+    device = MacvtapDevice(ifname="vdm0", device_path="/dev/vifd/macvtap1", queues=queues, vnet_hdr=True)
+    return Endpoint(endpoint_id="e", macvtap=device, port=PortSpec(mac=MAC, mtu_bytes=1500))
 
 
 def bridge(vlan: VlanSpec | None = None) -> Endpoint:
@@ -34,11 +39,11 @@ def read_options(text: str) -> list[str]:
 
 
 def test_qemu_accepts() -> None:
-    assert kinds(qemu.acceptable()) == ["tap", "bridge"]
+    assert kinds(qemu.acceptable()) == ["tap", "macvtap", "bridge"]
     # qemu-bridge-helper makes taps with one queue: a bridge would silently give fewer than were asked for.
     several = qemu.acceptable(queues=4)
-    assert kinds(several) == ["tap"]
-    assert several[0].tap.queues == 4
+    assert kinds(several) == ["tap", "macvtap"]
+    assert (several[0].tap.queues, several[1].macvtap.queues) == (4, 4)
 
 
 def test_qemu_opens_a_tap_by_name() -> None:
@@ -63,6 +68,17 @@ def test_qemu_takes_fds() -> None:
     assert qemu.argv(tap(), netdev_id="n0", fds=(5,))[1] == "tap,id=n0,fds=5"
 
 
+def test_qemu_takes_the_fds_of_a_macvtap() -> None:
+    assert qemu.argv(macvtap(2), netdev_id="n0", fds=[5, 6], vhost=True) == [
+        "-netdev", "tap,id=n0,fds=5:6,vhost=on",
+        "-device", f"virtio-net-pci,netdev=n0,mac={MAC},mq=on,vectors=6",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="can't open the macvtap vdm0 by itself"):
+        qemu.argv(macvtap(), netdev_id="n0")
+    with pytest.raises(ValueError, match="has 1 queues, and 2 fds"):
+        qemu.argv(macvtap(), netdev_id="n0", fds=[5, 6])
+
+
 def test_qemu_is_told_of_a_missing_header() -> None:
     assert "vnet_hdr=off" in qemu.argv(tap(vnet_hdr=False), netdev_id="n0")[1]
 
@@ -72,7 +88,7 @@ def test_qemu_on_a_bridge() -> None:
 
 
 def test_qemu_refuses_what_it_cannot_attach() -> None:
-    with pytest.raises(UnacceptableEndpoint, match="is of kind pci: QEMU attaches tap or bridge"):
+    with pytest.raises(UnacceptableEndpoint, match="is of kind pci: QEMU attaches tap or macvtap or bridge"):
         qemu.argv(PCI, netdev_id="n0")
     with pytest.raises(UnacceptableEndpoint, match="has no location yet"):
         qemu.argv(Endpoint(), netdev_id="n0")
@@ -96,7 +112,7 @@ def test_qemu_reads_every_value_as_it_was(value: str) -> None:
 
 
 def test_libvirt_accepts() -> None:
-    assert kinds(libvirt.acceptable(queues=4)) == ["tap", "bridge"]
+    assert kinds(libvirt.acceptable(queues=4)) == ["tap", "macvtap", "bridge"]
     assert libvirt.acceptable(queues=4)[0].tap.queues == 4
 
 
@@ -112,6 +128,18 @@ def test_libvirt_never_manages_a_tap() -> None:
         "target": {"dev": "vdt0", "managed": "no"},
         "mac": {"address": MAC},
         "model": {"type": "virtio"},
+        "mtu": {"size": "1500"},
+    }
+
+
+def test_libvirt_never_manages_a_macvtap() -> None:
+    element = parse(macvtap(4), queues=2)
+    assert element.attrib == {"type": "ethernet"}
+    assert {child.tag: child.attrib for child in element} == {
+        "target": {"dev": "vdm0", "managed": "no"},
+        "mac": {"address": MAC},
+        "model": {"type": "virtio"},
+        "driver": {"queues": "4"},
         "mtu": {"size": "1500"},
     }
 
@@ -146,7 +174,7 @@ def test_libvirt_vlans() -> None:
 
 
 def test_libvirt_refuses_what_it_cannot_attach() -> None:
-    with pytest.raises(UnacceptableEndpoint, match="libvirt attaches tap or bridge"):
+    with pytest.raises(UnacceptableEndpoint, match="libvirt attaches tap or macvtap or bridge"):
         libvirt.interface_xml(PCI)
 
 

@@ -58,9 +58,11 @@ def test_systemd_understands_every_key(units: Path, name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_drop_in_for_namespaces_is_understood(units: Path) -> None:
+@pytest.mark.parametrize("drop_ins", [["netns.conf"], ["direct.conf"], ["direct.conf", "netns.conf"]])
+def test_the_drop_ins_are_understood(units: Path, drop_ins: list[str]) -> None:
     (units / "vifd.service.d").mkdir()
-    shutil.copy(UNITS / "netns.conf", units / "vifd.service.d")
+    for drop_in in drop_ins:
+        shutil.copy(UNITS / drop_in, units / "vifd.service.d")
     done = run("systemd-analyze", "verify", "--man=no", units / "vifd.service")
     assert (done.returncode, done.stderr) == (0, "")
 
