@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from logging import getLogger
 
+from vifd.kernel.nft.ruleset import TABLE
 from vifd.kernel.nft.wire import NETLINK_NETFILTER, SUBSYSTEM, Family
 
 _log = getLogger(__name__)
@@ -22,6 +23,7 @@ _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
 _SO_ATTACH_FILTER = 26
 _LOAD_WORD, _LOAD_BYTE, _EQUAL, _RETURN = 0x20, 0x30, 0x15, 0x06  # linux/bpf_common.h
 _PACKET_BYTES = 1 << 16
+_NAME = TABLE.encode() + b"\0"  # each message names its table; another program's may be changed all the time
 _SUBSYSTEM_AT, _PORT_ID_AT, _FAMILY_AT = 5 if sys.byteorder == "little" else 4, 12, 16
 
 
@@ -63,7 +65,7 @@ class RulesetMonitor:
 
     Args:
         listener: from `listen`.
-        on_change: called for each burst of changes; it finds out whether they are any of vifd's business.
+        on_change: called for each burst of changes that name the table; it finds out what they are.
     """
 
     def __init__(self, listener: socket.socket, on_change: Callable[[], None]) -> None:
@@ -79,12 +81,15 @@ class RulesetMonitor:
         self._listener.close()
 
     def _read(self) -> None:
+        concerned = False
         while True:
             try:
-                self._listener.recv(_PACKET_BYTES)
+                concerned |= _NAME in self._listener.recv(_PACKET_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
                 # ENOBUFS: events were lost, and what was lost may be about the table.
                 _log.warning("events of nftables were lost", extra={"error": str(error)})
-        self._on_change()
+                concerned = True
+        if concerned:
+            self._on_change()
