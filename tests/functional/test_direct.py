@@ -591,6 +591,13 @@ def test_an_uplink_that_goes_takes_the_macvtaps_and_that_is_seen(own: Daemon, ow
     endpoint = make_macvtap(own_client)
     kernel.run(own.netns, "link", "delete", "up0")
     wait_for(lambda: own_client.get_endpoint(endpoint.endpoint_id).drifts)
+    wait_for(lambda: nodes(own) == [])
+    add_uplink(own.netns)
+    checked(own_client, endpoint.endpoint_id)
+    assert [link["address"] for link in macvtaps(own.netns)] == [endpoint.port.mac]
+    moved = own_client.get_endpoint(endpoint.endpoint_id)
+    assert (moved.macvtap.ifindex, list(moved.drifts)) == (macvtaps(own.netns)[0]["ifindex"], [])
+    assert nodes(own) == [Path(moved.macvtap.device_path)]
     own_client.release_endpoint(endpoint.endpoint_id)
     assert nodes(own) == []
 

@@ -154,6 +154,7 @@ class Macvtaps:
         try:
             found = self._uplinks[grant.uplink] = macvtap.get_uplink(self._rtnl, grant.uplink)
         except UplinkError as error:
+            self.discard_stale_nodes()  # an uplink that went away took its macvtaps with it
             return Failure(ops.NOT_READY, error.errno, str(error))
         return found
 
