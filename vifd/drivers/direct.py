@@ -12,7 +12,7 @@ from vifd.drivers.base import NetworkDriver, Planned
 from vifd.errors import Violation
 from vifd.kernel import names
 from vifd.kernel.authority import UplinkGrant
-from vifd.kernel.ops import ConfigurePort, CreateMacvtap, EnsureNode, Made
+from vifd.kernel.ops import ConfigurePort, CreateMacvtap, EnsureNode, EnsureVlan, Made
 from vifd.model import EndpointSpec, Feature, Kind, Location, MacvtapDevice, MacvtapPreference, Offer, Preference
 
 _FEATURES = frozenset(
@@ -24,6 +24,7 @@ _FEATURES = frozenset(
         Feature.GUARD,
         Feature.ADDRESSES,
         Feature.LIMITS,
+        Feature.VLAN,
         Feature.LINK_STATE,
         Feature.TX_QUEUE_LENGTH,
     }
@@ -80,6 +81,8 @@ class DirectDriver(NetworkDriver[DirectOptions]):
         too_large = ""
         if spec is not None and self.config.mtu and spec.port.mtu_bytes > self.config.mtu:
             too_large = f"MTU {spec.port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
+        if spec is not None and spec.port.vlan is not None and not spec.port.vlan.vid:
+            return (Offer(Kind.MACVTAP, _FEATURES, f"a macvtap is in one VLAN: network {self.network} has no trunks"),)
         return (Offer(Kind.MACVTAP, _FEATURES, too_large),)
 
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
@@ -88,8 +91,10 @@ class DirectDriver(NetworkDriver[DirectOptions]):
         mtu_bytes = spec.port.mtu_bytes or self.config.mtu
         port = msgspec.structs.replace(spec.port, mac=spec.port.mac or names.derived_mac(endpoint_id), mtu_bytes=mtu_bytes)
         ifname = names.device_name(Kind.MACVTAP, endpoint_id)
+        vlan = () if port.vlan is None else (EnsureVlan(self.network, port.vlan.vid),)
         return Planned(
             (
+                *vlan,
                 CreateMacvtap(endpoint_id, ifname, self.network, port.mac, wanted.mode),
                 EnsureNode(endpoint_id, ifname, spec.owner.uid, spec.owner.gid),
                 ConfigurePort(endpoint_id, ifname, self.network, port),
@@ -104,7 +109,7 @@ class DirectDriver(NetworkDriver[DirectOptions]):
             ifname=names.device_name(Kind.MACVTAP, endpoint_id),
             ifindex=made.ifindex,
             device_path=made.device_path,
-            lower_ifname=self.config.uplink,
+            lower_ifname=made.bridge_name or self.config.uplink,
             mode=wanted.mode,
             queues=wanted.queues,
             vnet_hdr=wanted.vnet_hdr,

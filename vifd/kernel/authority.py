@@ -74,6 +74,9 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
             case ops.EnsureBridge(network):
                 _check_network(network, authority)
                 bridged = True
+            case ops.EnsureVlan(network, vid):
+                uplink_grant(authority, network)
+                _require(vid in _VIDS, f"VLAN {vid}")
             case ops.CreateTap():
                 _check_tap(operation)
                 made = operation.ifname
@@ -89,6 +92,7 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _require(ifname == made, f"{ifname!r} is no device of this plan")
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
                 check_port(port)
+                _check_vlan(plan, port, _grant(authority, network))
             case ops.ChangePort(endpoint_id, ifname, network, mac, before, port):
                 _require(not made, "a device that this plan makes needs no change")
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
@@ -174,6 +178,13 @@ def _check_place(endpoint_id: str, ifname: str, grant: BridgeGrant | UplinkGrant
     """Check that a port's device is its endpoint's, and of the kind that its network has."""
     check_identity(endpoint_id, ifname, Kind.TAP if isinstance(grant, BridgeGrant) else Kind.MACVTAP)
     _require(bridged or isinstance(grant, UplinkGrant), "a port needs EnsureBridge in its plan")
+
+
+def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant) -> None:
+    """Check that a macvtap stands in the VLAN that its port is in; a bridge keeps its ports' VLANs itself."""
+    ensured = [operation.vid for operation in plan if isinstance(operation, ops.EnsureVlan)]
+    wanted = [] if port.vlan is None else [port.vlan.vid]
+    _require(isinstance(grant, BridgeGrant) or ensured == wanted, f"VLANs {ensured} for a port in {wanted}")
 
 
 def _check_mac(mac: str, grant: BridgeGrant | UplinkGrant) -> None:

@@ -55,7 +55,8 @@ class Executor:
         Returns:
             For each plan, None, or why its device is still there.
         """
-        created = [next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), None) for plan in plans]
+        known = list(plans)
+        created = [next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), None) for plan in known]
         answer: ops.RevertAnswer = [None] * len(created)
         found: list[tuple[int, _Create, Link]] = []
         wanted = [(i, op) for i, op in enumerate(created) if op is not None]
@@ -75,6 +76,8 @@ class Executor:
             if reply.errno not in (0, errno.ENODEV):
                 answer[i] = _refusal(i, op, reply)
         self._guard.put({link.ifindex: NOTHING for i, _, link in found if answer[i] is None})
+        gone = [plan for plan, refusal in zip(known, answer, strict=True) if refusal is None]
+        self._macvtaps.discard_vlans(op for plan in gone for op in plan if isinstance(op, ops.EnsureVlan))
         return answer
 
     def check(self, plans: Iterable[ops.Plan]) -> list[list[Drift]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, ports, tap
 from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, UplinkGrant, bridge_grant, check_plan
-from vifd.kernel.direct import Macvtaps
+from vifd.kernel.direct import Macvtaps, vlan_lock
 from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
@@ -123,7 +123,8 @@ class Maker:
         self._ensure_bridges(_alive(groups, ops.EnsureBridge), authority)
         for run, create in _alive(groups, ops.CreateTap):
             self._create_tap(run, create)
-        self._create_macvtaps(groups, authority)
+        with vlan_lock:
+            self._create_macvtaps(groups, authority)
         for run, configure in _alive(groups, ops.ConfigurePort):
             self._prepare_new(run, configure)
         self._find_living(_alive(groups, ops.ChangePort))
@@ -178,7 +179,7 @@ class Maker:
                     if isinstance(found, Failure):
                         run.fail_as(op, grant.uplink, found)
                     else:
-                        run.uplink = found
+                        run.uplink = self._ensure_vlan(run, found)
         todo = [(run, op, run.uplink) for run, op in _alive(groups, ops.CreateMacvtap) if run.uplink is not None]
         created = self._macvtaps.create([(op, uplink) for _, op, uplink in todo])
         for (run, op, uplink), made in zip(todo, created, strict=True):
@@ -192,6 +193,17 @@ class Maker:
                 run.fail_as(op, op.ifname, path)
             else:
                 run.device_path = path
+
+    def _ensure_vlan(self, run: _Run, uplink: Uplink) -> Uplink | None:
+        """Give what a plan's macvtap stands on: the uplink, or the device of its VLAN there."""
+        op = next((op for op in run.plan if isinstance(op, ops.EnsureVlan)), None)
+        if op is None:
+            return uplink
+        found = self._macvtaps.ensure_vlan(op, uplink)
+        if isinstance(found, Failure):
+            run.fail_as(op, names.vlan_name(op.network, op.vid), found)
+            return None
+        return found
 
     def _prepare_new(self, run: _Run, op: ops.ConfigurePort) -> None:
         if run.created is None:  # the plan's check has seen to it
@@ -235,10 +247,11 @@ class Maker:
         if port.mtu_bytes > uplink.mtu_bytes:
             words = f"MTU {port.mtu_bytes} is more than uplink {uplink.name}'s {uplink.mtu_bytes}"
             run.fail(op, uplink.name, 0, words, ops.NOT_READY)
-        elif port.vlan is not None or port.isolated:  # no driver offers it
-            run.fail(op, uplink.name, 0, "a macvtap has no VLAN and no isolation", ops.REJECTED)
+        elif isinstance(op, ops.ChangePort) and op.before is not None and op.before.vlan != port.vlan:
+            words = "port.vlan: a macvtap can't move to another VLAN; release the endpoint and request it again"
+            run.fail(op, uplink.name, 0, words, ops.NOT_READY)
         else:
-            run.made = ops.Made(run.made.ifindex, port.mtu_bytes or uplink.mtu_bytes)
+            run.made = ops.Made(run.made.ifindex, port.mtu_bytes or uplink.mtu_bytes, uplink.name)
 
     # --- what it is like
 
@@ -372,6 +385,7 @@ class Maker:
             run.close()
         self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
         self._macvtaps.delete((r.created.ifname, r.made.ifindex) for r in made if isinstance(r.created, ops.CreateMacvtap))
+        self._macvtaps.discard_vlans(op for run in group.runs for op in run.plan if isinstance(op, ops.EnsureVlan))
         limited = [run.target.endpoint_id for run in made if run.target is not None and run.target.port.limits is not None]
         self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
         self._guard.put({run.made.ifindex: NOTHING for run in made})

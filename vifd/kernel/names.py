@@ -22,6 +22,7 @@ _LETTERS = {
 DEVICE_PREFIX = b"vd"
 _MARK = "vifd:"
 _NETWORK_MARK = "vifd:network:"
+_VLAN_MARK = "vifd:vlan:"
 _IFB_MARK = "vifd:ifb:"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DEVICE_NAME = re.compile(f"vd[{''.join(_LETTERS.values())}][a-z2-7]{{10}}")
@@ -93,6 +94,16 @@ def marked_ifb_endpoint_id(alias: str) -> str:
 def network_mark(network: str) -> str:
     """Give the ifalias that says that vifd made a bridge for this network."""
     return f"{_NETWORK_MARK}{network}"
+
+
+def vlan_name(network: str, vid: int) -> str:
+    """Give the name of the 802.1Q device on which a direct network's macvtaps of one VLAN stand."""
+    return f"vdq{_letters_of(vlan_mark(network, vid))}"
+
+
+def vlan_mark(network: str, vid: int) -> str:
+    """Give the ifalias that says that an 802.1Q device is vifd's."""
+    return f"{_VLAN_MARK}{network}:{vid}"
 
 
 def derived_mac(text: str) -> str:

@@ -51,8 +51,23 @@ class CreateTap(Struct, frozen=True, tag="create_tap", forbid_unknown_fields=Tru
         return f"make tap {self.ifname} for uid {self.owner_uid}{group}, {self.queues} queue(s), host-side MAC {self.mac}"
 
 
+class EnsureVlan(Struct, frozen=True, tag="ensure_vlan", forbid_unknown_fields=True):
+    """Make the 802.1Q device of a VLAN on the network's uplink, if it is missing. Undone with the last macvtap on it.
+
+    Args:
+        network: the network, whose uplink it stands on.
+        vid: the VLAN, 1 to 4094.
+    """
+
+    network: str
+    vid: int
+
+    def __str__(self) -> str:
+        return f"make sure that the uplink of network {self.network} has a device for VLAN {self.vid}"
+
+
 class CreateMacvtap(Struct, frozen=True, tag="create_macvtap", forbid_unknown_fields=True):
-    """Make a macvtap on the network's uplink, down and with the uplink's MTU. Undone by deleting it.
+    """Make a macvtap on the network's uplink, or on the device of the plan's VLAN, down. Undone by deleting it.
 
     Args:
         endpoint_id: the endpoint.
@@ -134,10 +149,10 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
         return f"change {self.ifname} on network {self.network} to {describe_port(self.port)}"
 
 
-Operation = EnsureBridge | CreateTap | CreateMacvtap | EnsureNode | ConfigurePort | ChangePort
+Operation = EnsureBridge | EnsureVlan | CreateTap | CreateMacvtap | EnsureNode | ConfigurePort | ChangePort
 
 #: The order in which the helper runs the operations of a batch, and in which each plan has them.
-STAGES: tuple[type[Operation], ...] = (EnsureBridge, CreateTap, CreateMacvtap, EnsureNode, ConfigurePort, ChangePort)
+STAGES: tuple[type[Operation], ...] = (EnsureBridge, EnsureVlan, CreateTap, CreateMacvtap, EnsureNode, ConfigurePort, ChangePort)
 
 Plan = tuple[Operation, ...]
 
@@ -151,7 +166,7 @@ class Made(Struct, frozen=True):
     Args:
         ifindex: the device's index.
         mtu_bytes: the MTU in effect.
-        bridge_name: the bridge's name.
+        bridge_name: the bridge's name; a macvtap's: that of what it stands on.
         device_path: the path of the device's node.
     """
 

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 from tests.support.messages import ID
 from vifd.drivers.direct import DirectDriver, DirectOptions
 from vifd.kernel.authority import UplinkGrant, check_plan
-from vifd.kernel.ops import ConfigurePort, CreateMacvtap, EnsureNode, Made
+from vifd.kernel.ops import ConfigurePort, CreateMacvtap, EnsureNode, EnsureVlan, Made
 from vifd.model import (
     EndpointSpec,
     Feature,
@@ -16,6 +16,7 @@ from vifd.model import (
     Port,
     Preference,
     TapPreference,
+    Vlan,
 )
 
 NAME = "vdmz5geomx5ho"
@@ -42,6 +43,19 @@ def test_a_macvtap_is_made_with_the_vms_mac_and_a_node_for_its_owner() -> None:
         ConfigurePort(ID, NAME, "lan", Port(mac=MAC)),
     )
     assert planned.port == Port(mac=MAC, mtu_bytes=0)
+
+
+def test_a_vlan_has_a_device_of_its_own_below_the_macvtap() -> None:
+    planned = driver().plan(ID, spec(port=Port(vlan=Vlan(7))), PLAIN)
+    assert planned.plan[0] == EnsureVlan("lan", 7)
+    check_plan(planned.plan, {"lan": UplinkGrant("eth1")})
+    made = Made(7, 1500, "vdq2a", "/dev/vifd/macvtap3")
+    assert driver().locate(ID, PLAIN, made).lower_ifname == "vdq2a"
+
+
+def test_a_trunk_isnt_possible() -> None:
+    (offer,) = driver().offers(spec(port=Port(vlan=Vlan(0, (7, 8)))))
+    assert "no trunks" in offer.unavailable
 
 
 def test_the_callers_mac_is_the_macvtaps() -> None:

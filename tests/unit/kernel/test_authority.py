@@ -9,7 +9,7 @@ from tests.support.messages import ID, endpoint_id
 from tests.support.plans import change, configure
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant, PlanRejectedError, UplinkGrant, check_identity, check_plan
-from vifd.kernel.ops import CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, Plan
+from vifd.kernel.ops import CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, EnsureVlan, Plan
 from vifd.model import Kind, Limits, MacvtapMode, Port, RateLimit, Vlan
 
 AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red"), "lan": UplinkGrant("eth0"), "wan": UplinkGrant("eth1")}
@@ -192,6 +192,23 @@ def test_a_mac_that_no_macvtap_has_is_rejected(mac: str) -> None:
 def test_a_node_of_what_is_no_id_is_rejected(number: int) -> None:
     assert rejected(MACVTAP, replace(NODE, owner_uid=number)) == f"uid {number}"
     assert rejected(MACVTAP, replace(NODE, owner_gid=number)) == f"gid {number}"
+
+
+IN_VLAN = replace(STANDING, port=replace(STANDING.port, vlan=Vlan(7)))
+
+
+def test_a_macvtap_stands_in_its_ports_vlan_and_no_other() -> None:
+    check_plan((EnsureVlan("lan", 7), MACVTAP, NODE, IN_VLAN), AUTHORITY)
+    for ensured in ((), (EnsureVlan("lan", 8),)):
+        assert "for a port in [7]" in rejected(*ensured, MACVTAP, NODE, IN_VLAN)
+    assert "for a port in []" in rejected(EnsureVlan("lan", 7), MACVTAP, NODE, STANDING)
+    assert "two networks" in rejected(EnsureVlan("wan", 7), MACVTAP, NODE, IN_VLAN)
+
+
+@pytest.mark.parametrize("vid", [-1, 0, 4095, 2**31])
+def test_what_is_no_vlan_is_rejected(vid: int) -> None:
+    assert rejected(EnsureVlan("lan", vid)) == f"VLAN {vid}"
+    assert "no uplink for network" in rejected(EnsureVlan("blue", 7))
 
 
 OPERATIONS = st.sampled_from([ENSURE, EnsureBridge("green"), TAP, replace(TAP, queues=0), PORT, replace(PORT, network="red")])

@@ -18,6 +18,7 @@ OPERATIONS = (
     st.builds(ops.EnsureBridge, TEXT)
     | st.builds(ops.CreateTap, TEXT, TEXT, TEXT, NUMBER, st.none() | NUMBER, NUMBER, vnet_hdr=st.booleans())
     | st.builds(ops.CreateMacvtap, TEXT, TEXT, TEXT, TEXT, st.sampled_from(MacvtapMode))
+    | st.builds(ops.EnsureVlan, TEXT, NUMBER)
     | st.builds(ops.EnsureNode, TEXT, TEXT, NUMBER, st.none() | NUMBER)
     | st.builds(ops.ConfigurePort, TEXT, TEXT, TEXT, PORTS)
     | st.builds(ops.ChangePort, TEXT, TEXT, TEXT, TEXT, st.none() | PORTS, PORTS)
@@ -116,6 +117,7 @@ def test_a_plan_is_described_line_by_line() -> None:
 
 
 def test_a_macvtap_and_its_node_are_described() -> None:
+    assert str(ops.EnsureVlan("lan", 7)) == "make sure that the uplink of network lan has a device for VLAN 7"
     plan = (
         ops.CreateMacvtap(ID, "vdm", "lan", "52:54:00:12:34:56", MacvtapMode.VEPA),
         ops.EnsureNode(ID, "vdm", 1000, 36),
