@@ -390,6 +390,20 @@ def test_the_guard_is_in_before_the_link_is_up_and_gone_with_the_device(vifd: Da
     assert endpoint.port.mac not in left
 
 
+def test_a_guard_that_somebody_flushed_is_put_back() -> None:
+    with network_namespace() as netns:
+        add_uplink(netns)
+        with running(netns=netns, networks=NETWORKS, daemon="own_nftables = false\n") as daemon, Client(daemon.socket) as client:
+            endpoint = make_macvtap(client)
+            before = kernel.nft(netns, "list", "table", "netdev", "vifd")
+            kernel.nft(netns, "flush", "ruleset")
+            wait_for(lambda: "vifd" in kernel.nft(netns, "list", "tables"))
+            wait_for(lambda: kernel.nft(netns, "list", "table", "netdev", "vifd") == before)
+            restarted(daemon)
+            assert kernel.nft(netns, "list", "table", "netdev", "vifd") == before
+            assert f"out-{endpoint.macvtap.ifindex}" in before
+
+
 def test_limits_are_kept_in_the_directions_of_the_vm(vifd: Daemon, client: Client) -> None:
     rate_bps, burst_bytes = 16_000_000, 150_000
     limits = LimitsSpec(
