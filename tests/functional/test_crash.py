@@ -163,11 +163,13 @@ def test_kills_at_random_moments_of_the_start_change_nothing_for_the_next(vifd: 
     for _ in range(KILLS_AT_START):
         with vifd.log_path.open("ab") as log:
             process = subprocess.Popen(vifd.argv, stderr=log, stdout=log)
-        threading.Event().wait(chance.uniform(0.1, 0.45))
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if children and chance.random() < 0.5:
-            os.kill(int(children[0]), signal.SIGKILL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if chance.random() < 0.5:
+            wait_for(children.read_text)  # a start waits for its helper, however slow the machine is
+            threading.Event().wait(chance.uniform(0, 0.2))
+            os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
         else:
+            threading.Event().wait(chance.uniform(0.1, 0.45))
             process.kill()
         ends.add(process.wait(30))
     assert ends == {1, -signal.SIGKILL}

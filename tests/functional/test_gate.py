@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from tests.functional.conftest import ALICE
-from tests.support.asking import BATCH, BRIDGE, asked, make, refusal
+from tests.support.asking import BATCH, asked, make, refusal
 from tests.support.daemon import Daemon, network_namespace, running, short_directory, wait_for
 from tests.support.users import User, user
 from vif.v1.host_service_pb2 import GetHostInfoRequest
@@ -216,7 +216,7 @@ def test_no_descriptor_stays_open_behind_connections_that_ended(vifd: Daemon, al
 
 def test_the_largest_messages_pass_both_ways(as_alice: Client) -> None:
     labels = {f"{i:02}{'k' * 61}": "v" * 255 for i in range(32)}
-    requests = [asked(acceptable=[BRIDGE], labels=labels) for _ in range(BATCH)]
+    requests = [asked(labels=labels) for _ in range(BATCH)]
     answers = as_alice.batch_request_endpoints(requests)
     assert [dict(answer.endpoint.labels) for answer in answers] == [labels] * BATCH
     assert len(list(as_alice.list_endpoints())) == BATCH

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from oslo_config import cfg
-from oslo_privsep import capabilities, priv_context
+from oslo_privsep import capabilities, daemon, priv_context
 
 from vifd import privileges
 from vifd.errors import StartError
@@ -39,6 +39,7 @@ _PLANS_A_CALL = 512
 _TOKEN_BYTES = 16
 _MAX_QUEUES = 253  # SCM_MAX_FD, net/scm.h: as many descriptors as one message carries
 _START_SECONDS = 20
+_DID_NOT_START = "the privileged helper did not start; its error stands above"
 
 _CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
 #: To make device nodes and to give them to their owners: kept only where direct networks are configured.
@@ -115,8 +116,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
         What the front process shares with it.
 
     Raises:
-        StartError: the guard's table can't be made.
-        oslo_privsep.daemon.FailedToDropPrivileges: the helper could not start.
+        StartError: the guard's table can't be made, or the helper did not start.
     """
     global _helper  # noqa: PLW0603  the entry points are functions, and oslo.privsep finds them by name
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,7 +129,10 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
     os.register_at_fork(after_in_child=_Fork(front, lifeline, rulesets))
     with _watched(_START_SECONDS):
-        context.start(priv_context.Method.FORK)
+        try:
+            context.start(priv_context.Method.FORK)
+        except daemon.FailedToDropPrivileges as error:  # its end was heard of before its death
+            raise StartError(_DID_NOT_START) from error
     back.close()
     os.close(held)
     _helper.guard.close()
@@ -161,7 +164,7 @@ def _watched(seconds: int) -> Iterator[None]:
     """Raise when a child dies, or after some seconds: oslo.privsep waits for ever for a helper that died at its first step."""
 
     def expire(*_: object) -> None:
-        raise StartError("the privileged helper did not start; its error stands above")
+        raise StartError(_DID_NOT_START)
 
     before = {number: signal.signal(number, expire) for number in (signal.SIGALRM, signal.SIGCHLD)}
     signal.alarm(seconds)
