@@ -12,6 +12,7 @@ from vif.v1.endpoint_pb2 import (
     EndpointState,
     GuardSpec,
     Instance,
+    IpConfig,
     LeaseLifetime,
     Lifetime,
     LimitsSpec,
@@ -49,7 +50,7 @@ from vif.v1.endpoint_service_pb2 import (
     WatchEventKind,
 )
 from vif.v1.error_pb2 import Consideration, ConsiderationOutcome
-from vif.v1.host_service_pb2 import Feature, GetHostInfoResponse, KindOffer, Network
+from vif.v1.host_service_pb2 import Feature, GetHostInfoResponse, KindOffer, LimitsMechanism, Network
 
 __all__ = [
     "BridgePort",
@@ -67,9 +68,11 @@ __all__ = [
     "GetHostInfoResponse",
     "GuardSpec",
     "Instance",
+    "IpConfig",
     "KindOffer",
     "LeaseLifetime",
     "Lifetime",
+    "LimitsMechanism",
     "LimitsSpec",
     "MacvtapDevice",
     "MacvtapMode",

@@ -1,4 +1,4 @@
-"""The commands on endpoints: request, release, list, show, watch."""
+"""The commands on endpoints: request, release, update, check, list, show, watch."""
 
 from typing import Any
 from uuid import UUID
@@ -9,12 +9,16 @@ from vifclient import errors
 from vifclient.cli.command import Command, connect
 from vifclient.cli.completers import complete_endpoint, complete_network
 from vifclient.cli.output import open_output
+from vifclient.cli.port import Port, port_option, port_options
 from vifclient.cli.settings import Settings, check_text, split_labels
 from vifclient.cli.spec import Spec, spec_options
 from vifclient.cli.words import KINDS
-from vifclient.messages import ReleaseEndpointRequest
+from vifclient.client import Client
+from vifclient.messages import CheckEndpointResponse, ReleaseEndpointRequest
 
+DRIFTS_EXIT = 1
 _BATCH = 64  # what BatchReleaseEndpoints takes
+_EXAMPLE_ID = "3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61"
 
 
 def _filter_options(function: Any) -> Any:
@@ -39,6 +43,7 @@ def _filter_options(function: Any) -> Any:
     examples=[
         "vifctl request default",
         "vifctl request blue --kind tap --kind bridge --queues 4 --instance-name web1",
+        "vifctl request blue --address 10.0.0.7 --rate-from-vm 100M --rate-to-vm 1G --vlan 7",
         "vifctl request blue --validate-only",
     ],
 )
@@ -59,7 +64,7 @@ def request_command(settings: Settings, /, kinds: tuple[str, ...], *, validate_o
 
     It stays until `vifctl release`. The same request with the same --id shows the same endpoint again.
     """
-    request = Spec(**options).to_request(kinds, validate_only=validate_only)
+    request = Spec.take(options).to_request(kinds, validate_only=validate_only)
     with connect(settings) as client:
         answer = client.request_endpoint(request)
     open_output(settings).requested(answer)
@@ -95,6 +100,84 @@ def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generati
         for start in range(0, len(requests), _BATCH):
             client.batch_release_endpoints(requests[start : start + _BATCH])
     open_output(settings).released(unique)
+
+
+@click.command(
+    "update",
+    cls=Command,
+    examples=[
+        f"vifctl update {_EXAMPLE_ID} --rate-from-vm 100M --isolated",
+        f"vifctl update {_EXAMPLE_ID} --address 10.0.0.7 --address 2001:db8::7",
+        f"vifctl update {_EXAMPLE_ID} --no-limits --no-link",
+    ],
+)
+@click.argument("endpoint_id", metavar="ID", type=click.UUID, shell_complete=complete_endpoint)
+@port_options(least_limit=0)
+@port_option("--no-addresses", is_flag=True, help="It has no addresses of its own any more, or one of the network's pool.")
+@port_option("--no-vlan", is_flag=True, help="It is in the network's VLAN again.")
+@port_option("--no-limits", is_flag=True, section="Limits", help="It may send and receive without limit.")
+@click.pass_obj
+def update_command(settings: Settings, endpoint_id: UUID, **options: Any) -> None:
+    """Change the port of the endpoint ID, also while its VM runs, and show it.
+
+    All that is given changes, or nothing; what isn't given stays. Addresses and VLANs take the place of those before; a limit of 0 is
+    taken off.
+    """
+    removed = _take_removals(options)
+    port = Port.take(options)
+    mask = port.mask()
+    for name, option in removed.items():
+        if name in mask:
+            raise click.UsageError(f"{option} can't go together with what it takes off.", click.get_current_context())
+    if not mask and not removed:
+        raise click.UsageError("Nothing to change: give at least one option of the port.", click.get_current_context())
+    with connect(settings) as client:
+        # The API changes all limits at once: those that aren't given have to be said again.
+        before = client.get_endpoint(str(endpoint_id)).port.limits if port.has_limits else None
+        endpoint = client.update_endpoint(str(endpoint_id), port.to_message(before), [*mask, *removed])
+    open_output(settings).endpoint(endpoint)
+
+
+def _take_removals(options: dict[str, Any]) -> dict[str, str]:
+    given = {name: options.pop(f"no_{name}") for name in ("addresses", "vlan", "limits")}
+    return {name: f"--no-{name}" for name, is_given in given.items() if is_given}
+
+
+@click.command(
+    "check",
+    cls=Command,
+    examples=[
+        "vifctl check",
+        f"vifctl check {_EXAMPLE_ID} --repair",
+    ],
+)
+@click.argument("endpoint_ids", metavar="[ID...]", type=click.UUID, nargs=-1, shell_complete=complete_endpoint)
+@click.option("--repair", is_flag=True, help="Mend what differs; takes the right to change the endpoint.")
+@click.pass_obj
+def check_command(settings: Settings, endpoint_ids: tuple[UUID, ...], *, repair: bool) -> int:
+    """Compare the endpoints ID... with what is there, or all that you may see.
+
+    It lists what differs. The exit status is 0 when nothing does, or is left after --repair, and else 1.
+    """
+    unique = list(dict.fromkeys(map(str, endpoint_ids)))
+    with connect(settings) as client:
+        if unique:
+            answers = [client.check_endpoint(one, repair=repair) for one in unique]
+        else:
+            answers = _check_all(client, repair=repair)
+    open_output(settings).checked(answers, repair=repair)
+    drifting = any(answer.endpoint.drifts if repair else answer.drifts for answer in answers)
+    return DRIFTS_EXIT if drifting else 0
+
+
+def _check_all(client: Client, *, repair: bool) -> list[CheckEndpointResponse]:
+    answers = []
+    for endpoint in client.list_endpoints():
+        try:
+            answers.append(client.check_endpoint(endpoint.endpoint_id, repair=repair))
+        except errors.NotFound:  # it was released meanwhile
+            continue
+    return answers
 
 
 @click.command(

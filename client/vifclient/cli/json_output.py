@@ -1,14 +1,20 @@
 """Answers as JSON: protobuf's own mapping, field names as in the .proto files, every field present."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from vifclient.messages import Endpoint, GetHostInfoResponse, RequestEndpointResponse, WatchEndpointsResponse
+from vifclient.messages import (
+    CheckEndpointResponse,
+    Endpoint,
+    GetHostInfoResponse,
+    RequestEndpointResponse,
+    WatchEndpointsResponse,
+)
 
 
 def to_dict(message: Message) -> dict[str, Any]:
@@ -35,6 +41,10 @@ class JsonOutput:
     def released(self, endpoint_ids: list[str]) -> None:
         """Print `{"released_endpoint_ids": [...]}`."""
         _print({"released_endpoint_ids": endpoint_ids})
+
+    def checked(self, answers: Sequence[CheckEndpointResponse], *, repair: bool) -> None:  # noqa: ARG002  (the answers say it)
+        """Print `{"checks": [{"drifts": [...], "endpoint": {...}}]}`."""
+        _print({"checks": [to_dict(answer) for answer in answers]})
 
     def endpoint(self, endpoint: Endpoint) -> None:
         """Print `{"endpoint": {...}}`."""

@@ -1,11 +1,17 @@
 """What a command prints: the same events for tables and for JSON."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Protocol
 
 from vifclient.cli.settings import Settings
-from vifclient.messages import Endpoint, GetHostInfoResponse, RequestEndpointResponse, WatchEndpointsResponse
+from vifclient.messages import (
+    CheckEndpointResponse,
+    Endpoint,
+    GetHostInfoResponse,
+    RequestEndpointResponse,
+    WatchEndpointsResponse,
+)
 
 
 class Output(Protocol):
@@ -16,6 +22,9 @@ class Output(Protocol):
 
     def released(self, endpoint_ids: list[str]) -> None:
         """Show which endpoints are gone."""
+
+    def checked(self, answers: Sequence[CheckEndpointResponse], *, repair: bool) -> None:
+        """Show what differed; with `repair`, also whether it differs still."""
 
     def endpoint(self, endpoint: Endpoint) -> None:
         """Show everything about an endpoint."""

@@ -12,6 +12,8 @@ from vifclient.cli.settings import GLOBAL_OPTIONS
 _COMMANDS = {
     "request": ("vifclient.cli.endpoints", "Ask for an endpoint on a network."),
     "release": ("vifclient.cli.endpoints", "Take endpoints down."),
+    "update": ("vifclient.cli.endpoints", "Change the port of an endpoint while its VM runs."),
+    "check": ("vifclient.cli.endpoints", "Compare endpoints with what is there, and mend them."),
     "list": ("vifclient.cli.endpoints", "List the endpoints."),
     "show": ("vifclient.cli.endpoints", "Show everything about one endpoint."),
     "watch": ("vifclient.cli.endpoints", "Follow the endpoints as they change."),
@@ -37,7 +39,7 @@ Examples:
 _EPILOG = """\b
 Exit status:
   0    done
-  1    vifd refused, or failed
+  1    vifd refused, or failed; check: something differs
   2    the command line is wrong
   3    vifd can't be reached, or doesn't answer in time
   125  run: COMMAND was not started, for vifd refused or can't be reached
@@ -52,7 +54,7 @@ Environment:
   NO_COLOR        no colours
 
 With --json every command prints protobuf's JSON of the API's messages, with the field names of the .proto files: one object, for
-list {"endpoints": [...]}, for networks {"networks": [...]}, for watch one object a line. Errors go to stderr as {"error": {...}}.
+list {"endpoints": [...]}, for check {"checks": [...]}, for networks {"networks": [...]}, for watch one object a line. Errors go to stderr as {"error": {...}}.
 """
 
 

@@ -46,7 +46,8 @@ def run_command(settings: Settings, /, command: tuple[str, ...], **options: Any)
     """
     if not command:
         raise click.UsageError("COMMAND is missing. Write it after two dashes.", click.get_current_context())
-    request = Spec(**options).to_request(["tap", "macvtap"])
+    spec = Spec.take(options)
+    request = spec.to_request(["macvtap"] if spec.macvtap_mode else ["tap", "macvtap"])
     try:
         with connect(settings) as client:
             return _run(client, request, command)

@@ -50,6 +50,18 @@ GLOBAL_OPTIONS = (
 )
 
 
+class SectionOption(click.Option):
+    """An option that the help shows in a section of its own.
+
+    Args:
+        section: The section's heading.
+    """
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
 class PlainCommand(click.Command):
     """A command that takes the global options too, for that is where people write them, and has examples in its help."""
 
@@ -57,6 +69,17 @@ class PlainCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.params.extend(GLOBAL_OPTIONS)
         self._examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each on its line."""

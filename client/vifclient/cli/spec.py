@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 import click
 
 from vifclient.cli.completers import complete_network
+from vifclient.cli.port import Port, check_addresses, port_option, port_options
 from vifclient.cli.settings import check_text, split_labels
-from vifclient.messages import (
-    EndpointPreference,
-    Instance,
-    Owner,
-    PortSpec,
-    RequestEndpointRequest,
-)
+from vifclient.cli.words import enum_word
+from vifclient.messages import EndpointPreference, Instance, MacvtapMode, Owner, RequestEndpointRequest
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
+MACVTAP_MODES = [enum_word(MacvtapMode.DESCRIPTOR, number) for number in MacvtapMode.values() if number]
 _ID = click.IntRange(0, 2**32 - 2)  # 2**32 - 1 is nobody's: "unchanged" in chown(2)
 
 _OPTIONS = (
@@ -25,10 +22,6 @@ _OPTIONS = (
     click.option("--id", "endpoint_id", type=click.UUID, metavar="UUID", help="The endpoint's id. [default: a new one]"),
     click.option("--queues", type=click.IntRange(1, 256), metavar="N", help="How many queue pairs. [default: 1]"),
     click.option("--no-vnet-hdr", is_flag=True, help="Frames without a virtio-net header (Firecracker doesn't want it)."),
-    click.option(
-        "--mac", callback=check_text, default="", metavar="MAC", help="The VM's MAC address. [default: made from the id]"
-    ),
-    click.option("--mtu", type=click.IntRange(68, 65535), metavar="BYTES", help="Its MTU. [default: the network's]"),
     click.option(
         "--instance-name", callback=check_text, default="", metavar="NAME", help="The VM's name, to find the endpoint by."
     ),
@@ -38,7 +31,18 @@ _OPTIONS = (
     ),
     click.option("--owner-uid", type=_ID, metavar="UID", help="Who opens the device. [default: you]"),
     click.option("--owner-gid", type=_ID, metavar="GID", help="A group that the opener must be in as well."),
-)
+    click.option(
+        "--macvtap-mode", type=click.Choice(MACVTAP_MODES), help="How macvtaps on one uplink reach each other. [default: bridge]"
+    ),
+    port_option(
+        "--mac", callback=check_text, default="", metavar="MAC", help="The VM's MAC address. [default: made from the id]"
+    ),
+    port_option(
+        "--public-address", "public_addresses", callback=check_addresses, multiple=True, metavar="ADDR",
+        help="An address by which the VM is reached from outside; may be repeated.",
+    ),
+    port_options(least_limit=1),
+)  # fmt: skip
 
 
 def spec_options(function: _Function) -> _Function:
@@ -52,17 +56,29 @@ def spec_options(function: _Function) -> _Function:
 class Spec:
     """What the options say."""
 
+    port: Port
+
     network: str
     endpoint_id: UUID | None
     queues: int | None
     no_vnet_hdr: bool
+    macvtap_mode: str | None
     mac: str
-    mtu: int | None
+    public_addresses: Sequence[str]
     instance_name: str
     instance_uuid: UUID | None
     labels: Sequence[tuple[str, str]]
     owner_uid: int | None
     owner_gid: int | None
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> Self:
+        """Make it of a command's options.
+
+        Raises:
+            click.UsageError: They contradict each other.
+        """
+        return cls(port=Port.take(options), **options)
 
     def to_request(self, kinds: Sequence[str], *, validate_only: bool = False) -> RequestEndpointRequest:
         """Make the request.
@@ -81,10 +97,12 @@ class Spec:
             endpoint_id=str(self.endpoint_id or uuid4()),
             network=self.network,
             acceptable=self._acceptable(kinds),
-            port=PortSpec(mac=self.mac, mtu_bytes=self.mtu or 0),
+            port=self.port.to_message(),
             labels=dict(self.labels),
             validate_only=validate_only,
         )
+        request.port.mac = self.mac
+        request.port.public_addresses.extend(self.public_addresses)
         if self.instance_name or self.instance_uuid:
             request.instance.CopyFrom(Instance(name=self.instance_name, uuid=str(self.instance_uuid or "")))
         if self.owner_uid is not None or self.owner_gid is not None:
@@ -94,9 +112,12 @@ class Spec:
     def _acceptable(self, kinds: Sequence[str]) -> list[EndpointPreference]:
         preferences = [_prefer(kind) for kind in dict.fromkeys(kinds)]
         if self.queues is not None:
-            _set_option(preferences, "queues", self.queues)
+            _set_option(preferences, "queues", self.queues, what="queues")
         if self.no_vnet_hdr:
-            _set_option(preferences, "vnet_hdr", value=False)
+            _set_option(preferences, "vnet_hdr", 0, what="a virtio-net header")
+        if self.macvtap_mode is not None:
+            mode = MacvtapMode.Value(f"MACVTAP_MODE_{self.macvtap_mode.upper()}")
+            _set_option(preferences, "mode", mode, what="a macvtap mode")
         return preferences
 
 
@@ -106,11 +127,11 @@ def _prefer(kind: str) -> EndpointPreference:
     return preference
 
 
-def _set_option(preferences: Sequence[EndpointPreference], name: str, value: int) -> None:
+def _set_option(preferences: Sequence[EndpointPreference], name: str, value: int, *, what: str) -> None:
     options = [getattr(preference, str(preference.WhichOneof("kind"))) for preference in preferences]
     able = [one for one in options if name in one.DESCRIPTOR.fields_by_name]
     if not able:
         kinds = ", ".join(str(preference.WhichOneof("kind")) for preference in preferences)
-        raise click.UsageError(f"No kind that is asked for has {name.replace('_', ' ')}: {kinds}.", click.get_current_context())
+        raise click.UsageError(f"No kind that is asked for has {what}: {kinds}.", click.get_current_context())
     for one in able:
         setattr(one, name, value)

@@ -10,19 +10,21 @@ from rich.text import Text
 
 from vifclient.cli import words
 from vifclient.messages import (
+    CheckEndpointResponse,
     ConsiderationOutcome,
     Endpoint,
     EndpointKind,
     EndpointState,
     GetHostInfoResponse,
     KindOffer,
+    PortSpec,
     RequestEndpointResponse,
     WatchEndpointsResponse,
     WatchEventKind,
 )
 
 _GAP = 2  # blanks between columns
-_SPARE_COLUMNS = ("AGE", "MAC", "KIND")  # of a list, on a narrow terminal: the first goes first
+_SPARE_COLUMNS = ("AGE", "MAC", "KIND", "ADDRESS")  # of a list, on a narrow terminal: the first goes first
 _STATE_STYLES = {"pending": "yellow", "ready": "green", "attached": "cyan", "active": "bold cyan", "releasing": "yellow"}
 _EVENT_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 
@@ -33,6 +35,7 @@ class Tables:
     def __init__(self, console: Console, terminal_width: int | None) -> None:
         self._console = console
         self._terminal_width = terminal_width
+        self._drifting: set[str] = set()  # of a watch
 
     def requested(self, answer: RequestEndpointResponse) -> None:
         """Print the endpoint; if it isn't of the first kind that was asked for, why; and what was planned."""
@@ -51,6 +54,19 @@ class Tables:
         """Print the ids."""
         for endpoint_id in endpoint_ids:
             self._print(f"released {endpoint_id}")
+
+    def checked(self, answers: Sequence[CheckEndpointResponse], *, repair: bool) -> None:
+        """Print a row for each drift."""
+        table = _table("ENDPOINT", "KIND", "EXPECTED", "ACTUAL", *(["NOW"] if repair else []))
+        table.add_column("WHAT", overflow="fold")
+        for answer in answers:
+            left = {drift.kind for drift in answer.endpoint.drifts}
+            for drift in answer.drifts:
+                kind = Text(words.drift_kind(drift), "red")
+                row = [Text(answer.endpoint.endpoint_id), kind, Text(drift.expected), Text(drift.actual)]
+                now = [Text("differs", "red") if drift.kind in left else Text("mended", "green")] if repair else []
+                table.add_row(*row, *now, Text(drift.message))
+        self._show(table, "Nothing differs." if answers else "There are no endpoints that you may see.")
 
     def endpoint(self, endpoint: Endpoint) -> None:
         """Print a line for each thing that is known."""
@@ -84,7 +100,17 @@ class Tables:
         line.append(f"{endpoint.network}  {_kind(endpoint)} {words.device_name(endpoint)}  ").append(_state(endpoint))
         if words.instance_name(endpoint):
             line.append(f"  {words.instance_name(endpoint)}")
+        line.append(self._drift_word(endpoint))
         self._console.print(line, soft_wrap=True)
+
+    def _drift_word(self, endpoint: Endpoint) -> Text:
+        """Say what differs now, or that what differed before is mended."""
+        if endpoint.drifts:
+            self._drifting.add(endpoint.endpoint_id)
+            return Text(f"  differs: {', '.join(map(words.drift_kind, endpoint.drifts))}", "red")
+        mended = endpoint.endpoint_id in self._drifting
+        self._drifting.discard(endpoint.endpoint_id)
+        return Text("  mended", "green") if mended else Text()
 
     def networks(self, info: GetHostInfoResponse) -> None:
         """Print a row for each network, with the kinds that can be made now; then why the others can't."""
@@ -108,6 +134,7 @@ class Tables:
         grid.add_row("boot id", Text(info.boot_id))
         grid.add_row("drivers", Text(", ".join(info.network_drivers)))
         grid.add_row("fd socket", Text(info.fd_socket_path or "none"))
+        grid.add_row("limits", Text(words.limits_mechanism(info.limits_mechanism)))
         self._print_table(grid)
         self._console.print()
         self.networks(info)
@@ -162,6 +189,7 @@ def _list_row(endpoint: Endpoint) -> dict[str, Text]:
         "KIND": Text(_kind(endpoint)),
         "DEVICE": Text(words.device_name(endpoint)),
         "MAC": Text(endpoint.port.mac),
+        "ADDRESS": Text(words.addresses(endpoint)),
         "AGE": Text(words.age(endpoint)),
         "INSTANCE": Text(words.instance_name(endpoint)),
     }
@@ -169,8 +197,10 @@ def _list_row(endpoint: Endpoint) -> dict[str, Text]:
 
 def _fit(rows: Sequence[Mapping[str, Text]], width: int | None) -> list[str]:
     widths = {name: max(len(name), *(row[name].cell_len for row in rows)) + _GAP for name in rows[0]} if rows else {}
+    if not any(row["ADDRESS"] for row in rows):
+        widths.pop("ADDRESS", None)
     for name in _SPARE_COLUMNS:
-        if width is not None and sum(widths.values()) - _GAP > width:
+        if name in widths and width is not None and sum(widths.values()) - _GAP > width:
             del widths[name]
     return list(widths)
 
@@ -181,9 +211,9 @@ def _describe(endpoint: Endpoint) -> Iterable[tuple[str, str | Text]]:
     yield "state", _state(endpoint)
     yield "kind", _kind(endpoint)
     yield from _describe_location(endpoint)
-    yield "mac", endpoint.port.mac
-    yield "mtu", str(endpoint.port.mtu_bytes or "")
-    yield "addresses", ", ".join(endpoint.port.addresses)
+    yield from _describe_port(endpoint.port)
+    if endpoint.HasField("ip_config"):
+        yield "guest has", words.ip_config_line(endpoint.ip_config)
     yield "instance", " ".join(filter(None, [endpoint.instance.name, endpoint.instance.uuid]))
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
     yield "owner", _owner(endpoint)
@@ -200,6 +230,22 @@ def _describe_location(endpoint: Endpoint) -> Iterable[tuple[str, str]]:
     for field, value in location.ListFields() if location else ():
         text = words.enum_word(field.enum_type, value) if field.enum_type else str(value).strip().lower().replace("\n", ", ")
         yield field.name.replace("_", " "), text
+
+
+def _describe_port(port: PortSpec) -> Iterable[tuple[str, str | Text]]:
+    yield "mac", port.mac
+    yield "mtu", str(port.mtu_bytes or "")
+    yield "addresses", ", ".join(port.addresses)
+    yield "public addresses", ", ".join(port.public_addresses)
+    if port.HasField("guard"):
+        yield "guard", "on" if port.guard.enabled else Text("off", "yellow")
+    yield "limit from vm", words.limit_line(port.limits.from_vm)
+    yield "limit to vm", words.limit_line(port.limits.to_vm)
+    yield "vlan", words.vlan_line(port.vlan) if port.HasField("vlan") else ""
+    yield "isolated", "yes" if port.isolated else ""
+    if port.HasField("link_up"):
+        yield "link", "up" if port.link_up else Text("down", "yellow")
+    yield "tx queue", f"{port.tx_queue_length} frames" if port.tx_queue_length else ""
 
 
 def _owner(endpoint: Endpoint) -> str:

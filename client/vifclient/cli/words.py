@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from google.protobuf.descriptor import EnumDescriptor
 
 from vif.v1.endpoint_pb2 import Endpoint, EndpointKind
-from vifclient.messages import Drift, DriftKind
+from vifclient.cli.quantities import show_quantity
+from vifclient.messages import Drift, DriftKind, IpConfig, LimitsMechanism, RateLimit, VlanSpec
 
 # Attributes that name an endpoint's device, one in each kind of location.
 _DEVICE_FIELDS = ("bridge_name", "ifname", "address", "socket_path", "device_path")
@@ -69,3 +70,54 @@ def drift_line(drift: Drift) -> str:
     """Say what differs."""
     kind = enum_word(DriftKind.DESCRIPTOR, drift.kind)
     return drift.message or f"{kind}: {drift.actual} instead of {drift.expected}"
+
+
+def drift_kind(drift: Drift) -> str:
+    """Name what differs: "tx queue length"."""
+    return enum_word(DriftKind.DESCRIPTOR, drift.kind).replace("_", " ")
+
+
+def addresses(endpoint: Endpoint) -> str:
+    """Name an endpoint's first address, and how many there are beside it: "10.0.0.7 +1"."""
+    first, *more = endpoint.port.addresses or [""]
+    return f"{first} +{len(more)}" if more else first
+
+
+def limit_line(limit: RateLimit) -> str:
+    """Say what a limit is: "100 Mbit/s, burst 64 kB, 1000 frames/s"."""
+    parts = {
+        show_quantity(limit.rate_bps, "bit/s"): limit.rate_bps,
+        f"burst {show_quantity(limit.burst_bytes, 'B')}": limit.burst_bytes,
+        f"{limit.rate_pps} frames/s": limit.rate_pps,
+    }
+    return ", ".join(part for part, number in parts.items() if number)
+
+
+def vlan_line(vlan: VlanSpec) -> str:
+    """Say which VLANs a port is in: "7", "trunk of 7, 8; untagged in 9"."""
+    if vlan.vid:
+        return str(vlan.vid)
+    trunk = f"trunk of {', '.join(map(str, vlan.trunk_vids))}"
+    return f"{trunk}; untagged in {vlan.native_vid}" if vlan.native_vid else trunk
+
+
+def ip_config_line(config: IpConfig) -> str:
+    """Say what a guest should have: "10.0.0.7/24 via 10.0.0.1, DNS 10.0.0.1, by DHCP"."""
+    has = ", ".join(config.addresses) or "no address"
+    has += f" via {', '.join(config.gateways)}" if config.gateways else ""
+    dns = [f"DNS {', '.join(config.dns_servers)}"] if config.dns_servers else []
+    return "; ".join([has, *dns, "by DHCP" if config.dhcp else "nobody tells the guest"])
+
+
+_MECHANISMS = {
+    "unspecified": "can't limit what VMs send",
+    "police": "police: what a VM sends too much of is dropped",
+    "ifb": "ifb: what a VM sends too much of waits",
+    "nftables": "nftables: what a VM sends too much of is dropped",
+}
+
+
+def limits_mechanism(number: int) -> str:
+    """Say how limits of what VMs send are kept."""
+    word = enum_word(LimitsMechanism.DESCRIPTOR, number)
+    return _MECHANISMS.get(word, word)

@@ -49,6 +49,8 @@ def interface_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio")
         SubElement(element, "driver", queues=str(queues))
     if endpoint.port.mtu_bytes:
         SubElement(element, "mtu", size=str(endpoint.port.mtu_bytes))
+    if endpoint.port.HasField("link_up") and not endpoint.port.link_up:
+        SubElement(element, "link", state="down")  # else the guest takes a device that is down for a cable that is plugged in
     indent(element)
     return tostring(element, encoding="unicode")
 

@@ -151,6 +151,23 @@ def test_libvirt_has_the_queues_of_the_tap() -> None:
     assert parse(tap(mtu_bytes=0)).find("mtu") is None
 
 
+@pytest.mark.parametrize(("link_up", "states"), [(None, []), (True, []), (False, ["down"])])
+def test_libvirt_takes_the_carrier_from_a_port_without_link(link_up: bool | None, states: list[str]) -> None:
+    endpoint = tap()
+    endpoint.port.MergeFrom(PortSpec(link_up=link_up))
+    assert [link.attrib["state"] for link in parse(endpoint).iter("link")] == states
+
+
+def test_what_vifd_keeps_itself_is_not_libvirts() -> None:
+    endpoint = tap()
+    plain = libvirt.interface_xml(endpoint)
+    endpoint.port.guard.enabled = True
+    endpoint.port.limits.from_vm.rate_bps = 10**8
+    endpoint.port.vlan.vid = 7
+    endpoint.port.isolated = True
+    assert libvirt.interface_xml(endpoint) == plain
+
+
 def test_libvirt_on_a_bridge() -> None:
     assert {child.tag: child.attrib for child in parse(bridge(), queues=2)} == {
         "source": {"bridge": "br-blue"},

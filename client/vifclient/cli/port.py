@@ -1,0 +1,204 @@
+"""The options that say what a port is like, which `request`, `run` and `update` share."""
+
+import ipaddress
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
+
+import click
+
+from vifclient.cli.quantities import Quantity
+from vifclient.cli.settings import SectionOption, check_text
+from vifclient.messages import GuardSpec, LimitsSpec, PortSpec, VlanSpec
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_VIDS = range(1, 4095)
+_VID = click.IntRange(_VIDS.start, _VIDS.stop - 1)
+_MAX_RATE_BPS, _MAX_UINT32 = 2**40, 2**32 - 1
+_DIRECTIONS = {"from_vm": "it sends", "to_vm": "it receives"}
+_LIMIT_FIELDS = {"rate": "rate_bps", "burst": "burst_bytes", "pps": "rate_pps"}
+
+
+def check_addresses(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Check that each is an IP address, or a prefix."""
+    for value in values:
+        try:
+            ipaddress.ip_interface(check_text(ctx, param, value))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no IP address, with or without a prefix length") from None
+    return tuple(values)
+
+
+def _split_vids(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    parts = [] if value is None else value.split(",")
+    for part in parts:
+        if not (part.isascii() and part.isdecimal() and int(part) in _VIDS):
+            raise click.BadParameter(f"{part!r} is no VLAN: write {_VIDS.start} to {_VIDS.stop - 1}, with commas between them")
+    vids = tuple(map(int, parts))
+    for vid in vids:
+        if vids.count(vid) > 1:
+            raise click.BadParameter(f"VLAN {vid} is there twice")
+    return vids
+
+
+def port_option(*names: str, section: str = "Port", **attributes: Any) -> Callable[[_Function], _Function]:
+    """Make an option that the help shows among those of the port."""
+    return click.option(*names, cls=SectionOption, section=section, **attributes)
+
+
+_PORT_OPTIONS = (
+    port_option("--mtu", type=click.IntRange(68, 65535), metavar="BYTES", help="Its MTU. [default: the network's]"),
+    port_option(
+        "--address", "addresses", callback=check_addresses, multiple=True, metavar="ADDR[/LENGTH]",
+        help="An address, or a whole prefix, of the VM; may be repeated. [default: one of the network's pool, if it has one]",
+    ),
+    port_option(
+        "--guard/--no-guard", default=None,
+        help="Whether the VM is kept from sending with others' addresses. To switch it off takes the administrator's leave. "
+        "[default: guard]",
+    ),
+    port_option("--vlan", type=_VID, metavar="VID", help="The VLAN that it is in. [default: the network's]"),
+    port_option("--trunk", callback=_split_vids, metavar="VID,VID,...", help="The VLANs that pass with their tags."),
+    port_option("--native-vlan", type=_VID, metavar="VID", help="With --trunk, the VLAN of frames without a tag. [default: none]"),
+    port_option(
+        "--isolated/--no-isolated", default=None, help="Whether it reaches only ports that aren't isolated. [default: no-isolated]"
+    ),
+    port_option("--link/--no-link", default=None, help="Whether frames pass; without, the endpoint stays. [default: link]"),
+    port_option(
+        "--tx-queue-length", type=click.IntRange(1, 100_000), metavar="N",
+        help="How many frames the device may queue. [default: the kernel's]",
+    ),
+)  # fmt: skip
+
+
+def _limit_options(least: int) -> Iterator[Callable[[_Function], _Function]]:
+    rate = Quantity("bits per second", least, _MAX_RATE_BPS)
+    pps = Quantity("frames per second", least, _MAX_UINT32)
+    burst = Quantity("bytes", least, _MAX_UINT32)
+    for direction, deed in _DIRECTIONS.items():
+        suffix = direction.replace("_", "-")
+        yield port_option(f"--rate-{suffix}", type=rate, section="Limits", metavar="BITS", help=f"How much {deed} in a second.")
+        yield port_option(
+            f"--burst-{suffix}",
+            type=burst,
+            section="Limits",
+            metavar="BYTES",
+            help="How much of it at once. [default: vifd's choice]",
+        )
+        yield port_option(
+            f"--pps-{suffix}", type=pps, section="Limits", metavar="FRAMES", help=f"How many frames {deed} in a second."
+        )
+
+
+def port_options(*, least_limit: int) -> Callable[[_Function], _Function]:
+    """Make what gives a command the options that `Port` is made of.
+
+    Args:
+        least_limit: The smallest limit that may be given; 0 where one can be taken off.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed((*_PORT_OPTIONS, *_limit_options(least_limit))):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """What the options say. None, or empty: nothing."""
+
+    mtu: int | None
+    addresses: Sequence[str]
+    guard: bool | None
+    vlan: int | None
+    trunk: Sequence[int]
+    native_vlan: int | None
+    isolated: bool | None
+    link: bool | None
+    tx_queue_length: int | None
+    rate_from_vm: int | None
+    burst_from_vm: int | None
+    pps_from_vm: int | None
+    rate_to_vm: int | None
+    burst_to_vm: int | None
+    pps_to_vm: int | None
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> Self:
+        """Take the port's options out of a command's.
+
+        Raises:
+            click.UsageError: They contradict each other.
+        """
+        port = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+        if port.vlan is not None and port.trunk:
+            raise click.UsageError("--vlan and --trunk exclude each other: a port is in a VLAN, or a trunk.", _context())
+        if port.native_vlan is not None and not port.trunk:
+            raise click.UsageError("--native-vlan goes with --trunk.", _context())
+        return port
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether a limit is given."""
+        return any(self._limit(word, direction) is not None for word in _LIMIT_FIELDS for direction in _DIRECTIONS)
+
+    def to_message(self, before: LimitsSpec | None = None) -> PortSpec:
+        """Make the message, with what is given and nothing else.
+
+        Args:
+            before: The limits that hold where none is given. None: none hold.
+        """
+        message = PortSpec(
+            mtu_bytes=self.mtu or 0,
+            addresses=self.addresses,
+            guard=None if self.guard is None else GuardSpec(enabled=self.guard),
+            isolated=self.isolated,
+            link_up=self.link,
+            tx_queue_length=self.tx_queue_length or 0,
+        )
+        if self.vlan is not None or self.trunk:
+            message.vlan.CopyFrom(VlanSpec(vid=self.vlan or 0, trunk_vids=self.trunk, native_vid=self.native_vlan or 0))
+        if self.has_limits:
+            limits = self._limits(before or LimitsSpec())
+            if limits.ListFields():
+                message.limits.CopyFrom(limits)
+        return message
+
+    def mask(self) -> list[str]:
+        """Name the message's fields that are given."""
+        given = {
+            "mtu_bytes": self.mtu is not None,
+            "addresses": bool(self.addresses),
+            "guard": self.guard is not None,
+            "vlan": self.vlan is not None or bool(self.trunk),
+            "isolated": self.isolated is not None,
+            "link_up": self.link is not None,
+            "tx_queue_length": self.tx_queue_length is not None,
+            "limits": self.has_limits,
+        }
+        return [name for name, is_given in given.items() if is_given]
+
+    def _limits(self, before: LimitsSpec) -> LimitsSpec:
+        limits = LimitsSpec()
+        limits.CopyFrom(before)
+        for direction in _DIRECTIONS:
+            limit = getattr(limits, direction)
+            if self._limit("rate", direction) == 0:
+                limit.burst_bytes = 0  # it belongs to the rate
+            for word, name in _LIMIT_FIELDS.items():
+                value = self._limit(word, direction)
+                if value is not None:
+                    setattr(limit, name, value)
+            if not limit.ListFields():
+                limits.ClearField(direction)  # type: ignore[arg-type]
+        return limits
+
+    def _limit(self, word: str, direction: str) -> int | None:
+        value: int | None = getattr(self, f"{word}_{direction}")
+        return value
+
+
+def _context() -> click.Context:
+    return click.get_current_context()
