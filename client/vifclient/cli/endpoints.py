@@ -1,5 +1,6 @@
 """The commands on endpoints: request, release, update, check, list, show, watch."""
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -112,16 +113,18 @@ def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generati
     ],
 )
 @click.argument("endpoint_id", metavar="ID", type=click.UUID, shell_complete=complete_endpoint)
-@port_options(least_limit=0)
-@port_option("--no-addresses", is_flag=True, help="It has no addresses of its own any more, or one of the network's pool.")
+@port_options(changing=True)
+@port_option(
+    "--no-addresses", is_flag=True, help="It has no addresses of its own any more; on a network with a pool, one of that."
+)
 @port_option("--no-vlan", is_flag=True, help="It is in the network's VLAN again.")
 @port_option("--no-limits", is_flag=True, section="Limits", help="It may send and receive without limit.")
 @click.pass_obj
-def update_command(settings: Settings, endpoint_id: UUID, **options: Any) -> None:
+def update_command(settings: Settings, /, endpoint_id: UUID, **options: Any) -> None:
     """Change the port of the endpoint ID, also while its VM runs, and show it.
 
-    All that is given changes, or nothing; what isn't given stays. Addresses and VLANs take the place of those before; a limit of 0 is
-    taken off.
+    All that is given changes, or nothing; what isn't given stays. Addresses and VLANs take the place of those before. A limit of
+    0 takes that limit off.
     """
     removed = _take_removals(options)
     port = Port.take(options)
@@ -161,20 +164,21 @@ def check_command(settings: Settings, endpoint_ids: tuple[UUID, ...], *, repair:
     """
     unique = list(dict.fromkeys(map(str, endpoint_ids)))
     with connect(settings) as client:
-        if unique:
-            answers = [client.check_endpoint(one, repair=repair) for one in unique]
-        else:
-            answers = _check_all(client, repair=repair)
+        answers = _check(client, unique, repair=repair) if unique else _check_all(client, repair=repair)
     open_output(settings).checked(answers, repair=repair)
     drifting = any(answer.endpoint.drifts if repair else answer.drifts for answer in answers)
     return DRIFTS_EXIT if drifting else 0
+
+
+def _check(client: Client, endpoint_ids: Iterable[str], *, repair: bool) -> list[CheckEndpointResponse]:
+    return [client.check_endpoint(endpoint_id, repair=repair) for endpoint_id in endpoint_ids]
 
 
 def _check_all(client: Client, *, repair: bool) -> list[CheckEndpointResponse]:
     answers = []
     for endpoint in client.list_endpoints():
         try:
-            answers.append(client.check_endpoint(endpoint.endpoint_id, repair=repair))
+            answers += _check(client, [endpoint.endpoint_id], repair=repair)
         except errors.NotFound:  # it was released meanwhile
             continue
     return answers

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 
 import click
 
-from vifclient.cli.quantities import Quantity
+from vifclient.cli.quantities import read_quantity
 from vifclient.cli.settings import SectionOption, check_text
 from vifclient.messages import GuardSpec, LimitsSpec, PortSpec, VlanSpec
 
@@ -15,7 +15,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 _VIDS = range(1, 4095)
 _VID = click.IntRange(_VIDS.start, _VIDS.stop - 1)
 _MAX_RATE_BPS, _MAX_UINT32 = 2**40, 2**32 - 1
-_DIRECTIONS = {"from_vm": "it sends", "to_vm": "it receives"}
+_DIRECTIONS = {"from_vm": "the VM sends", "to_vm": "the VM receives"}
 _LIMIT_FIELDS = {"rate": "rate_bps", "burst": "burst_bytes", "pps": "rate_pps"}
 
 
@@ -46,59 +46,60 @@ def port_option(*names: str, section: str = "Port", **attributes: Any) -> Callab
     return click.option(*names, cls=SectionOption, section=section, **attributes)
 
 
-_PORT_OPTIONS = (
-    port_option("--mtu", type=click.IntRange(68, 65535), metavar="BYTES", help="Its MTU. [default: the network's]"),
-    port_option(
-        "--address", "addresses", callback=check_addresses, multiple=True, metavar="ADDR[/LENGTH]",
-        help="An address, or a whole prefix, of the VM; may be repeated. [default: one of the network's pool, if it has one]",
-    ),
-    port_option(
-        "--guard/--no-guard", default=None,
-        help="Whether the VM is kept from sending with others' addresses. To switch it off takes the administrator's leave. "
-        "[default: guard]",
-    ),
-    port_option("--vlan", type=_VID, metavar="VID", help="The VLAN that it is in. [default: the network's]"),
-    port_option("--trunk", callback=_split_vids, metavar="VID,VID,...", help="The VLANs that pass with their tags."),
-    port_option("--native-vlan", type=_VID, metavar="VID", help="With --trunk, the VLAN of frames without a tag. [default: none]"),
-    port_option(
-        "--isolated/--no-isolated", default=None, help="Whether it reaches only ports that aren't isolated. [default: no-isolated]"
-    ),
-    port_option("--link/--no-link", default=None, help="Whether frames pass; without, the endpoint stays. [default: link]"),
-    port_option(
-        "--tx-queue-length", type=click.IntRange(1, 100_000), metavar="N",
-        help="How many frames the device may queue. [default: the kernel's]",
-    ),
-)  # fmt: skip
+def _port_options(*, changing: bool) -> Iterator[Callable[[_Function], _Function]]:
+    def option(*names: str, what: str, otherwise: str, **attributes: Any) -> Callable[[_Function], _Function]:
+        text = what if changing else f"{what} [default: {otherwise}]"  # in a change, what isn't given stays
+        return port_option(*names, help=text, **attributes)
+
+    yield option("--mtu", type=click.IntRange(68, 65535), metavar="BYTES", what="Its MTU.", otherwise="the network's")
+    yield option(
+        "--address",
+        "addresses",
+        callback=check_addresses,
+        multiple=True,
+        metavar="ADDR[/LENGTH]",
+        what="An address of the VM, or a whole prefix; may be repeated.",
+        otherwise="one of the network's pool, if it has one",
+    )
+    guard = "Whether the VM is kept from pretending to be another. To switch that off takes the administrator's leave."
+    yield option("--guard/--no-guard", default=None, what=guard, otherwise="guard")
+    yield option("--vlan", type=_VID, metavar="VID", what="The VLAN that it is in.", otherwise="the network's")
+    yield port_option("--trunk", callback=_split_vids, metavar="VID,VID,...", help="The VLANs whose frames pass with their tags.")
+    yield option("--native-vlan", type=_VID, metavar="VID", what="With --trunk: the VLAN of untagged frames.", otherwise="none")
+    isolated = "Whether it reaches only ports that aren't isolated."
+    yield option("--isolated/--no-isolated", default=None, what=isolated, otherwise="no-isolated")
+    link = "Whether frames pass; without, the endpoint stays and its device is down."
+    yield option("--link/--no-link", default=None, what=link, otherwise="link")
+    length = "How many frames the device may queue."
+    length_type = click.IntRange(1, 100_000)
+    yield option("--tx-queue-length", type=length_type, metavar="FRAMES", what=length, otherwise="the kernel's")
 
 
-def _limit_options(least: int) -> Iterator[Callable[[_Function], _Function]]:
-    rate = Quantity("bits per second", least, _MAX_RATE_BPS)
-    pps = Quantity("frames per second", least, _MAX_UINT32)
-    burst = Quantity("bytes", least, _MAX_UINT32)
+def _limit_options(*, changing: bool) -> Iterator[Callable[[_Function], _Function]]:
+    least = 0 if changing else 1  # 0 takes a limit off
+    rate = read_quantity("bits per second", least, _MAX_RATE_BPS)
+    pps = read_quantity("frames per second", least, _MAX_UINT32)
+    burst = read_quantity("bytes", least, _MAX_UINT32)
     for direction, deed in _DIRECTIONS.items():
         suffix = direction.replace("_", "-")
-        yield port_option(f"--rate-{suffix}", type=rate, section="Limits", metavar="BITS", help=f"How much {deed} in a second.")
-        yield port_option(
-            f"--burst-{suffix}",
-            type=burst,
-            section="Limits",
-            metavar="BYTES",
-            help="How much of it at once. [default: vifd's choice]",
-        )
-        yield port_option(
-            f"--pps-{suffix}", type=pps, section="Limits", metavar="FRAMES", help=f"How many frames {deed} in a second."
-        )
+        about = {
+            f"--rate-{suffix}": (rate, "BIT/S", f"How much {deed} in a second: 100M, 1G."),
+            f"--burst-{suffix}": (burst, "BYTES", "How much of that may pass at once: 64k. [default: vifd's choice]"),
+            f"--pps-{suffix}": (pps, "FRAMES/S", f"How many frames {deed} in a second."),
+        }
+        for name, (quantity, metavar, text) in about.items():
+            yield port_option(name, callback=quantity, section="Limits", metavar=metavar, help=text)
 
 
-def port_options(*, least_limit: int) -> Callable[[_Function], _Function]:
+def port_options(*, changing: bool) -> Callable[[_Function], _Function]:
     """Make what gives a command the options that `Port` is made of.
 
     Args:
-        least_limit: The smallest limit that may be given; 0 where one can be taken off.
+        changing: Whether the port is there already.
     """
 
     def decorate(function: _Function) -> _Function:
-        for option in reversed((*_PORT_OPTIONS, *_limit_options(least_limit))):
+        for option in reversed([*_port_options(changing=changing), *_limit_options(changing=changing)]):
             function = option(function)
         return function
 

@@ -1,6 +1,7 @@
 """Numbers with units, as people write and read them: 100M, "100 Mbit/s". All prefixes are decimal, as bit rates have them."""
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 
 import click
@@ -10,31 +11,32 @@ _WRITTEN = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,12})?)([kmgt]?)", re.IGNORECASE
 _SHOWN_DIGITS = 3  # after the point; what needs more is shown without a prefix
 
 
-class Quantity(click.ParamType):
-    """A whole number with a decimal prefix: 64k is 64,000.
+def read_quantity(unit: str, least: int, most: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """Make the callback of an option that is a whole number with a decimal prefix: 64k is 64,000.
 
     Args:
         unit: What is counted, in the plural: "bytes".
         least: The smallest that is allowed.
         most: The largest.
+
+    Returns:
+        The callback.
     """
 
-    name = "quantity"
-
-    def __init__(self, unit: str, least: int, most: int) -> None:
-        self._unit, self._least, self._most = unit, least, most
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Turn what was written into a number."""
-        written = _WRITTEN.fullmatch(str(value))
+    def read(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+        if value is None:
+            return None
+        written = _WRITTEN.fullmatch(value)
         if written is None:
-            self.fail(f"{str(value)!r} is no number of {self._unit}: write 1500, 64k, 100M or 1.5G", param, ctx)
+            raise click.BadParameter(f"{value!r} is no number of {unit}: write 1500, 64k, 100M or 1.5G")
         number = Decimal(written[1]) * next((n for prefix, n in _PREFIXES.items() if prefix.lower() == written[2].lower()), 1)
         if number != int(number):
-            self.fail(f"{value} is no whole number of {self._unit}", param, ctx)
-        if not self._least <= number <= self._most:
-            self.fail(f"{value} is not {self._least} to {self._most} {self._unit}", param, ctx)
+            raise click.BadParameter(f"{value} is no whole number of {unit}")
+        if not least <= number <= most:
+            raise click.BadParameter(f"{value} is not {least} to {most} {unit}")
         return int(number)
+
+    return read
 
 
 def show_quantity(number: int, unit: str) -> str:

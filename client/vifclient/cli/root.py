@@ -54,7 +54,8 @@ Environment:
   NO_COLOR        no colours
 
 With --json every command prints protobuf's JSON of the API's messages, with the field names of the .proto files: one object, for
-list {"endpoints": [...]}, for check {"checks": [...]}, for networks {"networks": [...]}, for watch one object a line. Errors go to stderr as {"error": {...}}.
+list {"endpoints": [...]}, for check {"checks": [...]}, for networks {"networks": [...]}, for watch one object a line. Errors go
+to stderr as {"error": {...}}.
 """
 
 

@@ -41,7 +41,7 @@ _OPTIONS = (
         "--public-address", "public_addresses", callback=check_addresses, multiple=True, metavar="ADDR",
         help="An address by which the VM is reached from outside; may be repeated.",
     ),
-    port_options(least_limit=1),
+    port_options(changing=False),
 )  # fmt: skip
 
 

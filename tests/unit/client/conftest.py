@@ -1,12 +1,16 @@
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.client.fake_vifd import FakeVifd
 from vifclient import Client
+from vifclient.cli import run_vifctl
 from vifclient.retry import RetryPolicy
 
 # Fast enough for tests, and still every step of the policy.
@@ -38,3 +42,29 @@ def vifd(folder: Path) -> Iterator[FakeVifd]:
 def client(vifd: FakeVifd) -> Iterator[Client]:
     with Client(vifd.socket_path, timeout_s=10, retry=QUICK_RETRY) as one:
         yield one
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Vifctl = Callable[..., Result]
+
+
+@pytest.fixture
+def vifctl(vifd: FakeVifd, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Vifctl]:
+    monkeypatch.setenv("VIFD_SOCKET", vifd.socket_path)
+
+    def run(*arguments: str) -> Result:
+        capfd.readouterr()
+        status = run_vifctl(list(arguments))
+        return Result(status, *capfd.readouterr())
+
+    return run

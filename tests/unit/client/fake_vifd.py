@@ -60,14 +60,17 @@ def retry_info(delay_s: float) -> Message:
 class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_pb2_grpc.HostServiceServicer):
     """Serves on `socket_path` and `fd_socket_path` until it is closed.
 
-    `failures` are statuses that the next calls end with, one each; `calls` are the names of the RPCs that came.
+    `failures` are statuses that the next calls end with, one each, and `failures_of` those of an RPC's next calls; `calls` are
+    the names of the RPCs that came.
     """
 
     def __init__(self, folder: Path) -> None:
         self.socket_path = str(folder / "v.sock")
         self.fd_socket_path = str(folder / "f.sock")
         self.endpoints: dict[str, Endpoint] = {}
+        self.beyond_repair: set[int] = set()  # kinds of drifts
         self.failures: list[Any] = []
+        self.failures_of: dict[str, list[Any]] = {}
         self.calls: list[str] = []
         self.requests: list[Any] = []
         self.deadlines_s: list[float] = []
@@ -128,7 +131,10 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
     def UpdateEndpoint(self, request: pb.UpdateEndpointRequest, context: grpc.ServicerContext) -> pb.UpdateEndpointResponse:
         self._enter(request, context)
         endpoint = self._get(request.endpoint_id, context)
-        request.update_mask.MergeMessage(request.port, endpoint.port)
+        port = endpoint.port
+        for name in request.update_mask.paths:
+            port.ClearField(name)
+        request.update_mask.MergeMessage(request.port, port, True, True)
         return pb.UpdateEndpointResponse(endpoint=endpoint)
 
     def ActivateEndpoint(self, request: pb.ActivateEndpointRequest, context: grpc.ServicerContext) -> pb.ActivateEndpointResponse:
@@ -137,7 +143,12 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
 
     def CheckEndpoint(self, request: pb.CheckEndpointRequest, context: grpc.ServicerContext) -> pb.CheckEndpointResponse:
         self._enter(request, context)
-        return pb.CheckEndpointResponse(endpoint=self._get(request.endpoint_id, context))
+        endpoint = self._get(request.endpoint_id, context)
+        drifts = list(endpoint.drifts)
+        if request.repair:
+            del endpoint.drifts[:]
+            endpoint.drifts.extend(drift for drift in drifts if drift.kind in self.beyond_repair)
+        return pb.CheckEndpointResponse(drifts=drifts, endpoint=endpoint)
 
     def CollectGarbage(self, request: pb.CollectGarbageRequest, context: grpc.ServicerContext) -> pb.CollectGarbageResponse:
         self._enter(request, context)
@@ -179,7 +190,12 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
             name="default", network_driver="fake", mtu_bytes=1500, offers=offers, endpoint_count=len(self.endpoints)
         )
         return host_service_pb2.GetHostInfoResponse(
-            version="0.0.fake", boot_id="b", network_drivers=["fake"], networks=[network], fd_socket_path=self.fd_socket_path
+            version="0.0.fake",
+            boot_id="b",
+            network_drivers=["fake"],
+            networks=[network],
+            fd_socket_path=self.fd_socket_path,
+            limits_mechanism=host_service_pb2.LIMITS_MECHANISM_POLICE,
         )
 
     def _enter(self, request: Message, context: grpc.ServicerContext) -> None:
@@ -189,6 +205,8 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         self.entered.set()
         self.hang.wait()
         self._fail(context)
+        if self.failures_of.get(self.calls[-1]):
+            context.abort_with_status(self.failures_of[self.calls[-1]].pop(0))
 
     def _fail(self, context: grpc.ServicerContext) -> None:
         if self.failures:
@@ -224,7 +242,7 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
             network=request.network,
             network_driver="fake",
             state=ENDPOINT_STATE_PENDING if request.validate_only else ENDPOINT_STATE_READY,
-            port=PortSpec(mac=request.port.mac or "52:54:00:12:34:56", mtu_bytes=request.port.mtu_bytes or 1500),
+            port=_port(request.port),
             owner=Owner(uid=os.getuid()),
             instance=request.instance,
             labels=request.labels,
@@ -236,6 +254,12 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         else:
             endpoint.bridge.CopyFrom(BridgePort(bridge_name="br-fake", suggested_ifname="vdbfake"))
         return endpoint
+
+
+def _port(asked: PortSpec) -> PortSpec:
+    port = PortSpec(mac="52:54:00:12:34:56", mtu_bytes=1500)
+    port.MergeFrom(asked)
+    return port
 
 
 def _consider(index: int, preference: pb.EndpointPreference, *, chosen: bool) -> Consideration:

@@ -2,15 +2,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from tests.unit.client.conftest import Vifctl
 from tests.unit.client.fake_vifd import FakeVifd, make_status
 from vifclient.cli import run_vifctl
 from vifclient.cli.root import root
@@ -18,32 +16,6 @@ from vifclient.messages import Drift, DriftKind, EndpointPreference, TapPreferen
 
 ID = "3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61"
 OTHER = "aaaaaaaa-7c52-4b0e-9d0e-8a1f5f3f2b61"
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Vifctl = Callable[..., Result]
-
-
-@pytest.fixture
-def vifctl(vifd: FakeVifd, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Vifctl]:
-    monkeypatch.setenv("VIFD_SOCKET", vifd.socket_path)
-
-    def run(*arguments: str) -> Result:
-        capfd.readouterr()
-        status = run_vifctl(list(arguments))
-        return Result(status, *capfd.readouterr())
-
-    return run
 
 
 def test_request_makes_a_tap_with_a_new_id(vifctl: Vifctl, vifd: FakeVifd) -> None:
@@ -136,6 +108,7 @@ def test_networks_and_host(vifctl: Vifctl) -> None:
     assert "default: no bridge now: the fake has no bridge" in networks
     assert vifctl("networks", "--json").json["networks"][0]["name"] == "default"
     assert "version    0.0.fake" in vifctl("host").out
+    assert "limits     police: what a VM sends too much of is dropped" in vifctl("host").out
     assert vifctl("--json", "host").json["version"] == "0.0.fake"
 
 
@@ -252,6 +225,10 @@ def test_completion(
     assert complete(monkeypatch, capfd, "vifctl list --network ") == ["default"]
     assert complete(monkeypatch, capfd, "vifctl show ") == [ID, OTHER]
     assert complete(monkeypatch, capfd, f"vifctl release {ID} ") == [OTHER]
+    assert complete(monkeypatch, capfd, f"vifctl check {ID} ") == [OTHER]
+    assert complete(monkeypatch, capfd, "vifctl update a") == [OTHER]
+    assert complete(monkeypatch, capfd, f"vifctl update {ID} --no-l") == ["--no-link", "--no-limits"]
+    assert complete(monkeypatch, capfd, "vifctl request default --macvtap-mode p") == ["private", "passthru"]
     assert complete(monkeypatch, capfd, f"vifctl --socket {folder}/none show ") == []
     vifd.failures += [make_status(grpc.StatusCode.PERMISSION_DENIED, "no", "NOT_ALLOWED")]
     assert complete(monkeypatch, capfd, "vifctl show ") == []

@@ -5,18 +5,29 @@ import pytest
 from rich.console import Console
 
 from vifclient.cli import words
+from vifclient.cli.quantities import show_quantity
 from vifclient.cli.tables import Tables
 from vifclient.messages import (
+    CheckEndpointResponse,
     Consideration,
     ConsiderationOutcome,
+    Drift,
+    DriftKind,
     Endpoint,
     EndpointKind,
     EndpointState,
+    GetHostInfoResponse,
+    GuardSpec,
     Instance,
+    IpConfig,
+    LimitsMechanism,
+    LimitsSpec,
     PciDevice,
     PortSpec,
+    RateLimit,
     RequestEndpointResponse,
     TapDevice,
+    VlanSpec,
     WatchEndpointsResponse,
     WatchEventKind,
 )
@@ -62,6 +73,155 @@ def test_a_list_has_the_columns_that_there_is_room_for(width: int, gone: set[str
     assert {name for name in ("AGE", "MAC", "KIND") if name not in file.getvalue()} == gone
     assert ID in file.getvalue()
     assert "vdt3k9x2mq7ab" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"),
+    [(200, set()), (124, {"AGE"}), (105, {"AGE", "MAC"}), (99, {"AGE", "MAC", "KIND"}), (80, {"AGE", "MAC", "KIND", "ADDRESS"})],
+)
+def test_a_list_has_addresses_where_there_are_any(width: int, gone: set[str]) -> None:
+    tables, file = make_tables(width)
+    endpoint = with_port(PortSpec(addresses=["10.0.0.7", "10.0.0.8", "fd00::7"]))
+    tables.endpoints([ENDPOINT, endpoint])
+    assert {name for name in ("AGE", "MAC", "KIND", "ADDRESS") if name not in file.getvalue()} == gone
+    assert ("10.0.0.7 +2" in file.getvalue()) == ("ADDRESS" not in gone)
+
+
+def test_a_list_without_addresses_has_no_column_for_them() -> None:
+    tables, file = make_tables()
+    tables.endpoints([ENDPOINT])
+    assert "ADDRESS" not in file.getvalue()
+
+
+def with_port(port: PortSpec) -> Endpoint:
+    endpoint = Endpoint()
+    endpoint.CopyFrom(ENDPOINT)
+    endpoint.port.MergeFrom(port)
+    return endpoint
+
+
+def shown(endpoint: Endpoint) -> dict[str, str]:
+    """What `show` says of an endpoint, without colours, by the name of the line."""
+    file = io.StringIO()
+    Tables(Console(file=file, width=10_000, highlight=False, _environ={}), None).endpoint(endpoint)
+    lines = file.getvalue().splitlines()
+    width = max(line.index("k=ok") for line in lines if line.startswith("labels"))
+    return {line[:width].rstrip(): line[width:].strip() for line in lines}
+
+
+def test_everything_of_a_port_is_shown() -> None:
+    endpoint = with_port(
+        PortSpec(
+            addresses=["10.0.0.7", "fd00::/64"],
+            public_addresses=["192.0.2.1"],
+            guard=GuardSpec(enabled=True),
+            limits=LimitsSpec(
+                from_vm=RateLimit(rate_bps=10**8, burst_bytes=64_000, rate_pps=1000), to_vm=RateLimit(rate_bps=1_500_000_000)
+            ),
+            vlan=VlanSpec(vid=7),
+            isolated=True,
+            link_up=False,
+            tx_queue_length=500,
+        )
+    )
+    config = IpConfig(addresses=["10.0.0.7/24"], gateways=["10.0.0.1"], dns_servers=["10.0.0.1", "10.0.0.2"], dhcp=True)
+    endpoint.ip_config.CopyFrom(config)
+    endpoint.labels["k"] = "ok"
+    lines = shown(endpoint)
+    assert {
+        "addresses": "10.0.0.7, fd00::/64",
+        "public addresses": "192.0.2.1",
+        "guard": "on",
+        "limit from vm": "100 Mbit/s, burst 64 kB, 1000 frames/s",
+        "limit to vm": "1.5 Gbit/s",
+        "vlan": "7",
+        "isolated": "yes",
+        "link": "down",
+        "tx queue": "500 frames",
+        "guest has": "10.0.0.7/24 via 10.0.0.1; DNS 10.0.0.1, 10.0.0.2; by DHCP",
+    }.items() <= lines.items()
+
+
+def test_what_a_port_has_not_is_not_shown() -> None:
+    endpoint = with_port(PortSpec(guard=GuardSpec(enabled=False), isolated=False, link_up=True))
+    endpoint.labels["k"] = "ok"
+    lines = shown(endpoint)
+    assert (lines["guard"], lines["link"]) == ("off", "up")
+    assert not {"limit from vm", "limit to vm", "vlan", "isolated", "tx queue", "addresses", "guest has"} & lines.keys()
+
+
+@pytest.mark.parametrize(
+    ("vlan", "line"),
+    [
+        (VlanSpec(vid=7), "7"),
+        (VlanSpec(trunk_vids=[7, 8]), "trunk of 7, 8"),
+        (VlanSpec(trunk_vids=[7], native_vid=9), "trunk of 7; untagged in 9"),
+    ],
+)
+def test_vlans(vlan: VlanSpec, line: str) -> None:
+    assert words.vlan_line(vlan) == line
+
+
+def test_an_ip_config_that_nobody_tells_the_guest() -> None:
+    assert words.ip_config_line(IpConfig(addresses=["10.0.0.7/24"])) == "10.0.0.7/24; nobody tells the guest"
+    assert words.ip_config_line(IpConfig(dhcp=True)) == "no address; by DHCP"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 bit/s"),
+        (999, "999 bit/s"),
+        (1000, "1 kbit/s"),
+        (10**8, "100 Mbit/s"),
+        (1_234_000_000, "1.234 Gbit/s"),
+        (1_234_567, "1234.567 kbit/s"),
+        (1_234_567_891, "1234567.891 kbit/s"),
+        (10_000_000_000_001, "10000000000.001 kbit/s"),
+        (1_099_511_627_776, "1099511627.776 kbit/s"),
+    ],
+)
+def test_quantities_are_shown_exactly(number: int, text: str) -> None:
+    assert show_quantity(number, "bit/s") == text
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "line"),
+    [
+        (LimitsMechanism.LIMITS_MECHANISM_IFB, "ifb: what a VM sends too much of waits"),
+        (LimitsMechanism.LIMITS_MECHANISM_NFTABLES, "nftables: what a VM sends too much of is dropped"),
+        (LimitsMechanism.LIMITS_MECHANISM_UNSPECIFIED, "can't limit what VMs send"),
+        (77, "77"),
+    ],
+)
+def test_a_host_says_how_it_keeps_limits(mechanism: int, line: str) -> None:
+    tables, file = make_tables()
+    tables.host(GetHostInfoResponse(limits_mechanism=mechanism))  # type: ignore[arg-type]
+    assert line in file.getvalue()
+
+
+def drifting(*kinds: DriftKind.ValueType) -> Endpoint:
+    endpoint = Endpoint()
+    endpoint.CopyFrom(ENDPOINT)
+    endpoint.drifts.extend(Drift(kind=kind) for kind in kinds)
+    return endpoint
+
+
+def test_a_watch_says_what_differs_and_when_it_is_mended() -> None:
+    tables, file = make_tables()
+    bad = drifting(DriftKind.DRIFT_KIND_MTU, DriftKind.DRIFT_KIND_TX_QUEUE_LENGTH)
+    for endpoint in (ENDPOINT, bad, ENDPOINT, ENDPOINT):
+        tables.event(WatchEndpointsResponse(kind=WatchEventKind.WATCH_EVENT_KIND_CHANGED, endpoint=endpoint))
+    well, differs, mended, well_again = file.getvalue().splitlines()
+    assert "differs: mtu, tx queue length" in differs
+    assert "mended" in mended
+    assert not any(word in line for line in (well, well_again) for word in ("mended", "differs"))
+
+
+def test_a_check_without_drifts_says_so_on_a_terminal() -> None:
+    tables, file = make_tables()
+    tables.checked([CheckEndpointResponse(endpoint=ENDPOINT)], repair=False)
+    assert "Nothing differs." in file.getvalue()
 
 
 def test_empty_answers_are_explained() -> None:

@@ -1,0 +1,80 @@
+"""vifctl against a real vifd: changes and checks of endpoints, read back from the kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.support.asking import make
+from tests.support.daemon import BIN, REPORTING, Daemon, ip, taps
+from vifclient import Client
+from vifclient.messages import PortSpec
+
+NETWORKS = REPORTING  # what differs is told, and mended only when it is asked for
+
+
+def vifctl(vifd: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [str(BIN / "vifctl"), "--socket", vifd.socket, *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def ask(vifd: Daemon, *arguments: str) -> Any:
+    done = vifctl(vifd, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def the_tap(vifd: Daemon) -> Any:
+    (tap,) = taps(vifd.netns)
+    return tap
+
+
+def test_a_port_is_asked_for_and_changed(vifd: Daemon) -> None:
+    options = ["--mtu", "1400", "--tx-queue-length", "77", "--no-link", "--isolated", "--rate-to-vm", "10M"]
+    endpoint = ask(vifd, "request", "blue", *options)["endpoint"]
+    tap = the_tap(vifd)
+    assert (tap["mtu"], tap["txqlen"], "UP" in tap["flags"]) == (1400, 77, False)
+    assert tap["linkinfo"]["info_slave_data"]["isolated"] is True
+    done = vifctl(vifd, "update", endpoint["endpoint_id"], "--link", "--no-isolated", "--mtu", "1300", "--pps-from-vm", "1k")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    assert ["limit", "to", "vm", "10 Mbit/s"] in lines  # what isn't given stays
+    assert ["limit", "from", "vm", "1000 frames/s"] in lines
+    tap = the_tap(vifd)
+    assert (tap["mtu"], tap["txqlen"], "UP" in tap["flags"]) == (1300, 77, True)
+    assert tap["linkinfo"]["info_slave_data"]["isolated"] is False
+    port = ask(vifd, "update", endpoint["endpoint_id"], "--no-limits")["endpoint"]["port"]
+    assert ("limits" in port, port["mtu_bytes"], port["guard"]) == (False, 1300, {"enabled": True})
+
+
+def test_a_refused_change_changes_nothing(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client, port=PortSpec(mtu_bytes=1400))
+    done = vifctl(vifd, "update", endpoint.endpoint_id, "--address", "10.91.0.1", "--mtu", "1300")  # the host's own address
+    assert (done.returncode, "10.91.0.1" in done.stderr) == (1, True)
+    assert client.get_endpoint(endpoint.endpoint_id) == endpoint
+    assert the_tap(vifd)["mtu"] == 1400
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_what_somebody_changed_is_told_and_mended(vifd: Daemon, client: Client, *, ids: bool) -> None:
+    endpoint, other = make(client), make(client)
+    named = [endpoint.endpoint_id, other.endpoint_id] if ids else []
+    assert vifctl(vifd, "check", *named).returncode == 0
+    ip(vifd.netns, "link", "set", endpoint.tap.ifname, "mtu", "1400")
+    done = vifctl(vifd, "check", *named)
+    assert done.returncode == 1
+    _, row = done.stdout.splitlines()
+    assert row.split()[:4] == [endpoint.endpoint_id, "mtu", "1500", "1400"]
+    assert vifctl(vifd, "show", endpoint.endpoint_id).stdout.count("drift ") == 1
+    done = vifctl(vifd, "check", "--repair", *named)
+    assert (done.returncode, "mended" in done.stdout) == (0, True)
+    assert {tap["mtu"] for tap in taps(vifd.netns)} == {1500}
+    assert ask(vifd, "check", *named)["checks"][0]["drifts"] == []
+
+
+def test_the_host_says_how_it_keeps_limits(vifd: Daemon) -> None:
+    mechanism = ask(vifd, "host")["limits_mechanism"]
+    assert mechanism in {"LIMITS_MECHANISM_POLICE", "LIMITS_MECHANISM_IFB", "LIMITS_MECHANISM_NFTABLES"}
