@@ -136,7 +136,8 @@ class Calls:
             endpoint_id: The endpoint.
             port: The new values.
             update_mask: Which fields of `port` count: "guard", "limits", "addresses", "vlan", "isolated", "mtu_bytes", "link_up",
-                "tx_queue_length". A field that is named and empty goes back to vifd's choice.
+                "tx_queue_length". Each counts as a whole: "limits" sets both directions. A field that is named and empty goes
+                back to vifd's choice.
             timeout_s: How long it may take, in seconds. None: the client's default.
 
         Returns:
@@ -145,7 +146,10 @@ class Calls:
         Raises:
             InvalidArgument: The mask or a value is malformed.
             NotFound: There is none, or none that the caller may see.
-            WrongState: Its kind or its state doesn't allow the change.
+            AddressInUse: An address is another endpoint's, or the network's own.
+            HostNotReady: This kernel or the network's bridge can't have it.
+            Exhausted: The network has no address left to hand out.
+            WrongState: Its state doesn't allow the change.
         """
         request = pb.UpdateEndpointRequest(endpoint_id=endpoint_id, port=port, update_mask=FieldMask(paths=update_mask))
         return Call("UpdateEndpoint", request, _endpoint, timeout_s)
