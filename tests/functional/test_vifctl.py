@@ -33,10 +33,10 @@ def the_tap(vifd: Daemon) -> Any:
 
 
 def test_a_port_is_asked_for_and_changed(vifd: Daemon) -> None:
-    options = ["--mtu", "1400", "--tx-queue-length", "77", "--no-link", "--isolated", "--rate-to-vm", "10M"]
+    options = ["--mtu", "1200", "--tx-queue-length", "77", "--no-link", "--isolated", "--rate-to-vm", "10M"]
     endpoint = ask(vifd, "request", "blue", *options)["endpoint"]
     tap = the_tap(vifd)
-    assert (tap["mtu"], tap["txqlen"], "UP" in tap["flags"]) == (1400, 77, False)
+    assert (tap["mtu"], tap["txqlen"], "UP" in tap["flags"]) == (1200, 77, False)
     assert tap["linkinfo"]["info_slave_data"]["isolated"] is True
     done = vifctl(vifd, "update", endpoint["endpoint_id"], "--link", "--no-isolated", "--mtu", "1300", "--pps-from-vm", "1k")
     assert done.returncode == 0, done.stderr

@@ -317,6 +317,9 @@ class Maker:
         if run.is_new:
             # The name first: what changes while a device is down wakes no monitor.
             messages.insert(0, netlink.add_altname(ifindex, names.altname(target.endpoint_id)))
+        else:
+            # Alone: a device whose MTU was below IPv6's least has no IPv6 that the other message could be about.
+            messages.insert(0, netlink.set_link(ifindex, netlink.number(Ifla.MTU, run.made.mtu_bytes)))
         if state is None:
             return messages
         messages.append(ports.bridge_port(ifindex, target.port))
