@@ -23,7 +23,7 @@ OPTIONS = (
     # gRPC's waits after a failed connect start at 1 s and grow to 120 s, and calls fail without a try in between: too slow for a
     # daemon on the same host that restarts in a moment.
     ("grpc.initial_reconnect_backoff_ms", 20),
-    ("grpc.min_reconnect_backoff_ms", 20),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in fact, how long a connection may take at least: a busy vifd needs more than 20
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A page of 1,000 endpoints with long labels is larger than the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
