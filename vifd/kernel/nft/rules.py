@@ -14,7 +14,7 @@ from vifd.kernel.nft.wire import attribute, listed, nested, number, text
 
 _FIRST_REGISTER = 8  # NFT_REG32_00, the first of sixteen registers of four bytes
 _VERDICT_REGISTER = 0
-_META, _PAYLOAD = "meta", "payload"
+_META, _PAYLOAD, _EXTHDR = "meta", "payload", "exthdr"
 _LOOKUP_INVERTED = 1
 _BIG_ENDIAN_OF = 1  # NFT_BYTEORDER_HTON
 _OBJECT_COUNTER = 1
@@ -34,9 +34,9 @@ class Field(NamedTuple):
     """Bytes that a rule looks at.
 
     Args:
-        source: "meta" or "payload".
-        place: of meta: its key; of payload: the header (0 link, 1 network, 2 transport).
-        offset: of payload: where in the header, in bytes.
+        source: "meta", "payload" or "exthdr".
+        place: of meta: its key; of payload: the header (0 link, 1 network, 2 transport); of exthdr: the extension header's number.
+        offset: of payload and exthdr: where in the header, in bytes.
         length: in bytes.
         swapped: whether a number of the host's byte order is brought to the network's, as sets with intervals need it.
     """
@@ -63,6 +63,11 @@ def transport(offset: int, length: int) -> Field:
     return Field(_PAYLOAD, 2, offset, length)
 
 
+def extension(header: int, offset: int, length: int) -> Field:
+    """Name bytes of an IPv6 extension header. Packets that have none of it match no rule with it."""
+    return Field(_EXTHDR, header, offset, length)
+
+
 IIF, OIF = Field(_META, 4, 0, 4), Field(_META, 5, 0, 4)
 PROTOCOL, L4PROTO = Field(_META, 1, 0, 2), Field(_META, 16, 0, 1)
 
@@ -72,13 +77,13 @@ def equal(field: Field, value: bytes, *, mask: bytes = b"") -> bytes:
     return _load(field) + _masked(mask) + _compare(0, value)
 
 
-def differ(field: Field, value: bytes) -> bytes:
-    """Match a field that hasn't a value."""
-    return _load(field) + _compare(1, value)
+def differ(field: Field, value: bytes, *, mask: bytes = b"") -> bytes:
+    """Match a field that hasn't a value, under a mask if there is one."""
+    return _load(field) + _masked(mask) + _compare(1, value)
 
 
 def exists(field: Field) -> bytes:
-    """Match packets that are long enough to have a field."""
+    """Match packets that have a field: that are long enough, or of which the kernel knows it."""
     return _load(field)
 
 
@@ -140,6 +145,9 @@ def _load(*fields: Field) -> bytes:
         target = number(1, register)
         if field.source == _META:
             loads.append(_expression(_META, target, number(2, field.place)))
+        elif field.source == _EXTHDR:
+            where = attribute(2, bytes([field.place])) + number(3, field.offset) + number(4, field.length)
+            loads.append(_expression(_EXTHDR, target, where))
         else:
             where = number(2, field.place) + number(3, field.offset) + number(4, field.length)
             loads.append(_expression(_PAYLOAD, target, where))

@@ -5,6 +5,10 @@ the port's interface index. A port that is in no set is none of the guard's busi
 
     prerouting ── ports ──▶ access ──▶ sender ──▶ ip4 · ip6 ──▶ icmp6 · arp · rarp      each ends with "return", or in `drop`
                         └─▶ trunk  ──┘
+
+What can't be read as what it says it is, is dropped: a rule that asks for bytes that aren't there doesn't match, so the rules
+that let pass ask for them.
+
                └─ pps_from_vm, bps_from_vm ─▶ drop        postrouting ── pps_to_vm, bps_to_vm ─▶ drop
 
 `nft list table bridge vifd` shows it, with a counter for each reason and one for each port (set `drops`).
@@ -30,6 +34,7 @@ from vifd.kernel.nft.rules import (
     drop,
     equal,
     exists,
+    extension,
     goto,
     limited_by,
     link,
@@ -93,21 +98,35 @@ SETS: Mapping[str, SetSpec] = {
 }
 
 #: Why something was dropped.
-COUNTERS = ("tag", "control", "mac", "address", "ethertype", "dhcp_server", "router", "discovery", "arp", "rarp", "rate")
+COUNTERS = (
+    "tag",
+    "control",
+    "mac",
+    "address",
+    "ethertype",
+    "malformed",
+    "dhcp_server",
+    "router",
+    "discovery",
+    "arp",
+    "rarp",
+    "rate",
+)
 
 # --- packets
 
-_ETHERTYPE, _TO, _FROM = link(12, 2), link(0, 6), link(6, 6)
+_ETHERTYPE, _TO, _FROM, _SECOND_TAG = link(12, 2), link(0, 6), link(6, 6), link(16, 2)
 _IP, _ARP, _RARP, _IPV6_TYPE = be16(0x0800), be16(0x0806), be16(0x8035), be16(0x86DD)
-_VLAN_TAGS = {"access": (0x8100, 0x88A8, 0x9100, 0x9200), "trunk": (0x88A8, 0x9100, 0x9200)}  # IEEE 802.1Q, 802.1ad, older QinQ
+_TAG, _OTHER_TAGS = 0x8100, (0x88A8, 0x9100, 0x9200)  # IEEE 802.1Q; 802.1ad, older QinQ
 # IEEE 802.1D table 7-10: what a bridge never forwards; Cisco's CDP and PVST+; IEEE 802.3 MAC control, slow protocols, LLDP.
 _RESERVED, _RESERVED_MASK = bytes.fromhex("0180c2000000"), bytes.fromhex("fffffffffff0")
 _CISCO, _CISCO_MASK = bytes.fromhex("01000ccccccc"), bytes.fromhex("fffffffffffe")
 _CONTROL_TYPES = (0x8808, 0x8809, 0x88CC)
 _UDP, _ICMPV6 = b"\x11", b"\x3a"
 _IP4_SOURCE, _IP6_SOURCE = network(12, 4), network(8, 16)
-_SOURCE_PORT, _BOTH_PORTS, _ICMP_TYPE = transport(0, 2), transport(0, 4), transport(0, 1)
-_ARP_FORM, _ARP_ETHER_IP = network(0, 6), bytes.fromhex("000108000604")
+_SOURCE_PORT, _PORT, _BOTH_PORTS, _ICMP_TYPE = transport(0, 2), transport(2, 2), transport(0, 4), transport(0, 1)
+_FRAGMENT, _OFFSET_MASK = extension(44, 2, 2), be16(0xFFF8)
+_ARP_FORM, _ARP_ETHER_IP, _ARP_END = network(0, 6), bytes.fromhex("000108000604"), network(24, 4)
 _ARP_OPERATION, _ARP_MAC, _ARP_SENDER = network(6, 2), network(8, 6), network(14, 4)
 _REVERSE_REQUEST = be16(3)
 # RFC 4861: router solicitation and advertisement, neighbour solicitation and advertisement, redirect
@@ -138,12 +157,12 @@ def _chains(port: Field) -> dict[str, Chain]:
     own_mac = (port, _FROM)
     swapped = port._replace(swapped=True)
     udp = equal(L4PROTO, _UDP)
+    arp_of_own_mac = equal(_ARP_FORM, _ARP_ETHER_IP) + exists(_ARP_END) + member(MACS, port, _ARP_MAC)
+    is_tagged = equal(_ETHERTYPE, be16(_TAG))
     return {
         "drop": Chain((member(DROPS, port) + drop(), drop())),
-        "arp": Chain(
+        "arp_sender": Chain(
             (
-                differ(_ARP_FORM, _ARP_ETHER_IP) + _dropped("arp"),
-                member(MACS, port, _ARP_MAC, negate=True) + _dropped("arp"),
                 member(LISTED, port, negate=True) + done(),
                 equal(_ARP_SENDER, _ANY4) + done(),  # RFC 5227: a probe
                 member(IP4, port, _ARP_SENDER) + done(),
@@ -151,18 +170,14 @@ def _chains(port: Field) -> dict[str, Chain]:
                 _dropped("arp"),
             )
         ),
+        "arp": Chain((arp_of_own_mac + goto("arp_sender"), _dropped("arp"))),
         # QEMU announces a VM that has moved with a reverse request of its own.
-        "rarp": Chain(
-            (
-                differ(_ARP_OPERATION, _REVERSE_REQUEST) + _dropped("rarp"),
-                member(MACS, port, _ARP_MAC, negate=True) + _dropped("rarp"),
-                done(),
-            )
-        ),
+        "rarp": Chain((equal(_ARP_OPERATION, _REVERSE_REQUEST) + arp_of_own_mac + done(), _dropped("rarp"))),
         "icmp6": Chain(_discovery(port, swapped)),
-        "ip4": Chain(
+        "ip4_source": Chain(
             (
-                udp + equal(_SOURCE_PORT, be16(67)) + _dropped("dhcp_server"),
+                # A client takes an answer from whatever port it comes.
+                *(udp + equal(*server) + _dropped("dhcp_server") for server in ((_SOURCE_PORT, be16(67)), (_PORT, be16(68)))),
                 member(LISTED, port, negate=True) + done(),
                 member(IP4, port, _IP4_SOURCE) + done(),
                 member(IP4_PREFIXES, swapped, _IP4_SOURCE) + done(),
@@ -170,16 +185,8 @@ def _chains(port: Field) -> dict[str, Chain]:
                 _dropped("address"),
             )
         ),
-        "ip6": Chain(
-            (
-                equal(L4PROTO, _ICMPV6) + goto("icmp6"),
-                udp + equal(_SOURCE_PORT, be16(547)) + _dropped("dhcp_server"),
-                member(LISTED, port, negate=True) + done(),
-                member(IP6, port, _IP6_SOURCE) + done(),
-                member(IP6_PREFIXES, swapped, _IP6_SOURCE) + done(),
-                _dropped("address"),
-            )
-        ),
+        "ip4": Chain((exists(L4PROTO) + goto("ip4_source"), _dropped("malformed"))),
+        **_ip6_chains(port, swapped),
         "sender": Chain(
             (
                 equal(_TO, _RESERVED, mask=_RESERVED_MASK) + _dropped("control"),
@@ -194,10 +201,47 @@ def _chains(port: Field) -> dict[str, Chain]:
                 done(),
             )
         ),
-        **{
-            name: Chain((*(equal(_ETHERTYPE, be16(tag)) + _dropped("tag") for tag in tags), goto("sender")))
-            for name, tags in _VLAN_TAGS.items()
-        },
+        "access": Chain((*(equal(_ETHERTYPE, be16(tag)) + _dropped("tag") for tag in (_TAG, *_OTHER_TAGS)), goto("sender"))),
+        "trunk": Chain(
+            (
+                *(equal(_ETHERTYPE, be16(tag)) + _dropped("tag") for tag in _OTHER_TAGS),
+                *(is_tagged + equal(_SECOND_TAG, be16(tag)) + _dropped("tag") for tag in (_TAG, *_OTHER_TAGS)),
+                goto("sender"),
+            )
+        ),
+    }
+
+
+def _ip6_chains(port: Field, swapped: Field) -> dict[str, Chain]:
+    """Give the chains for IPv6.
+
+    The kernel finds the last header behind extension headers and in first fragments. A first fragment that ends before it is
+    dropped (RFC 7112): in the next could be anything. Of later ones, the source alone is looked at: without the first they are
+    nothing.
+    """
+    udp, icmp6 = equal(L4PROTO, _UDP), equal(L4PROTO, _ICMPV6)
+    return {
+        "icmp6": Chain(_discovery(port, swapped)),
+        "ip6_source": Chain(
+            (
+                member(LISTED, port, negate=True) + done(),
+                member(IP6, port, _IP6_SOURCE) + done(),
+                member(IP6_PREFIXES, swapped, _IP6_SOURCE) + done(),
+                _dropped("address"),
+            )
+        ),
+        "ip6": Chain(
+            (
+                differ(_FRAGMENT, bytes(2), mask=_OFFSET_MASK) + goto("ip6_source"),
+                icmp6 + exists(_BOTH_PORTS) + goto("icmp6"),
+                icmp6 + _dropped("malformed"),
+                *(udp + equal(*server) + _dropped("dhcp_server") for server in ((_SOURCE_PORT, be16(547)), (_PORT, be16(546)))),
+                udp + exists(_BOTH_PORTS) + goto("ip6_source"),
+                udp + _dropped("malformed"),
+                exists(L4PROTO) + goto("ip6_source"),
+                _dropped("malformed"),
+            )
+        ),
     }
 
 
@@ -224,6 +268,8 @@ def _discovery(port: Field, swapped: Field) -> tuple[bytes, ...]:
     return (
         equal(_ICMP_TYPE, _RA) + _dropped("router"),
         equal(_ICMP_TYPE, _REDIRECT) + _dropped("router"),
+        # RFC 6980: none of these comes in fragments; an option could be in the next.
+        *(equal(_ICMP_TYPE, kind) + exists(_FRAGMENT) + _dropped("discovery") for kind in (_RS, _NS, _NA)),
         *options(_RS, 8, _SOURCE_OPTION),
         *options(_NS, 24, _SOURCE_OPTION),
         *options(_NA, 24, _TARGET_OPTION),
