@@ -374,7 +374,7 @@ def check_dropped(stage: Stage, sender: Guest, why: str, frame: bytes) -> None:
     after = guests.counters(stage.vifd.netns)
     assert {name: after[name] - by_reason[name] for name in after if after[name] != by_reason[name]} == {why: 1}
     assert guests.drops(stage.vifd.netns, sender) == by_port + 1
-    assert guests.learned(stage.vifd.netns, sender) <= {sender.mac}
+    assert guests.learned(stage.vifd.netns, sender.ifname) <= {sender.mac}
 
 
 @pytest.mark.parametrize("who", ["kept", "free"])
@@ -421,7 +421,7 @@ AT_THE_BRIDGE: dict[str, Frame] = {
 def test_what_ends_at_the_bridge_teaches_it_nothing(stage: Stage, who: str, frame: Frame) -> None:
     sender: Guest = getattr(stage, who)
     assert stage.arrived(sender, frame(sender, stage.other)) == [[], []]
-    assert guests.learned(stage.vifd.netns, sender) <= {sender.mac}
+    assert guests.learned(stage.vifd.netns, sender.ifname) <= {sender.mac}
 
 
 def test_a_vm_without_a_guard_sends_anything(stage: Stage) -> None:

@@ -1,6 +1,6 @@
 """Ethernet frames, packed by hand: what guests send, and what they must not.
 
-Layouts: RFC 826 (ARP), 903 (RARP), 791 (IPv4), 768 (UDP), 793 (TCP), 792 (ICMP), 2131 (DHCP), 8200 (IPv6 and its extension headers),
+Layouts: RFC 826 (ARP), 903 (RARP), 791 (IPv4), 768 (UDP), 793 (TCP), 792 (ICMP), 8200 (IPv6 and its extension headers),
 4861 (neighbour discovery), 3810 (MLD); IEEE 802.1Q (tags), 802.3 (pause), 802.1D (BPDU), 802.1AB (LLDP).
 """
 

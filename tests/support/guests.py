@@ -125,11 +125,11 @@ def counters(netns: str) -> dict[str, int]:
     return {one["counter"]["name"]: one["counter"]["packets"] for one in shown if "counter" in one}
 
 
-def learned(netns: str, guest_: Guest) -> set[str]:
-    """The MACs that the bridge has learned behind a port."""
+def learned(netns: str, ifname: str) -> set[str]:
+    """The MACs that a bridge has learned behind a port."""
     argv = ["bridge", "-n", netns, "-j", "fdb", "show", "dynamic"]
     shown = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout or "[]")
-    return {entry["mac"] for entry in shown if entry["ifname"] == guest_.ifname}
+    return {entry["mac"] for entry in shown if entry["ifname"] == ifname}
 
 
 def _has(receiver: Guest | Host, frame: bytes) -> bool:

@@ -35,7 +35,7 @@ class Field(NamedTuple):
 
     Args:
         source: "meta", "payload" or "exthdr".
-        place: of meta: its key; of payload: the header (0 link, 1 network, 2 transport); of exthdr: the extension header's number.
+        place: of meta: its key; of payload: the header (0 link, 1 network, 2 transport); of exthdr: the header's number.
         offset: of payload and exthdr: where in the header, in bytes.
         length: in bytes.
         swapped: whether a number of the host's byte order is brought to the network's, as sets with intervals need it.

@@ -1,0 +1,338 @@
+"""No forged frame passes while anything happens to an endpoint: it is made, changed, mended, released, or vifd dies.
+
+A process sends forged and legal frames through the guest's side of a tap all the time. At the far end and at the bridge, the
+kernel counts both by a mark in them; of the forged ones there must be none, and the bridge must have learned nothing from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import frames, guests, kernel
+from tests.support.asking import asked, make, new_id, release_all
+from tests.support.daemon import Daemon, is_alive, running, wait_for
+from tests.support.frames import REPLY, arp, ethernet, tagged
+from tests.support.guests import Guest
+from vifclient import Client
+from vifclient.messages import (
+    DriftKind,
+    Endpoint,
+    EndpointPreference,
+    GuardSpec,
+    LimitsSpec,
+    PortSpec,
+    RateLimit,
+    TapPreference,
+    WatchEventKind,
+)
+from vifd.kernel import names
+from vifd.model import Kind
+
+NETWORK = """
+[networks.blue]
+driver = "bridge"
+bridge = "br-blue"
+"""
+GUARDED, UNGUARDED = PortSpec(guard=GuardSpec(enabled=True)), PortSpec(guard=GuardSpec(enabled=False))
+ADDRESS, OTHER_ADDRESS, FOREIGN = "10.91.0.10", "10.91.0.20", "10.91.0.66"
+FOREIGN_MAC, NO_MAC = "02:00:00:00:00:66", "00:00:00:00:00:00"
+#: The last four bytes of an ARP packet, and the same place of other frames.
+FORGED, LEGAL, MARK_AT = "66.79.82.71", "76.69.71.65", 38
+_SOL_PACKET, _PACKET_STATISTICS, _SO_ATTACH_FILTER, _ETH_P_ALL = 263, 6, 26, 3
+_FLOOD = Path(__file__).parents[1] / "support" / "flood.py"
+UPDATES, OTHERS, LIVES = 50, 200, 40
+
+
+class Count:
+    """What the kernel counts of frames with a mark at some devices, from any direction."""
+
+    def __init__(self, netns: str, mark: str, *devices: str) -> None:
+        self._sockets = [kernel.inside(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) for _ in devices]
+        wanted = struct.unpack(">I", frames.ip_bytes(mark))[0]
+        lines = [(0x20, 0, 0, MARK_AT), (0x15, 0, 1, wanted), (0x06, 0, 0, 64), (0x06, 0, 0, 0)]  # load, compare, return
+        packed = b"".join(struct.pack("=HBBI", *line) for line in lines)
+        buffer = ctypes.create_string_buffer(packed, len(packed))
+        program = struct.pack("HL", len(lines), ctypes.addressof(buffer))
+        for one, device in zip(self._sockets, devices, strict=True):
+            one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            one.bind((device, _ETH_P_ALL))
+        self.take()
+
+    def take(self) -> int:
+        """How many there were since the last call."""
+        statistics = [one.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8) for one in self._sockets]
+        return sum(struct.unpack("II", part)[0] for part in statistics)
+
+    def close(self) -> None:
+        """Stop counting."""
+        for one in self._sockets:
+            one.close()
+
+
+class Scene:
+    """A guest that floods, and who counts.
+
+    Args:
+        vifd: the daemon.
+        netns: its namespace.
+        guest: who floods.
+        forged: what must not arrive.
+        legal: what must.
+    """
+
+    def __init__(self, vifd: Daemon, guest: Guest, forged: Count, legal: Count) -> None:
+        self.vifd, self.guest, self.forged, self.legal = vifd, guest, forged, legal
+
+    def pass_legal(self, count: int = 20) -> None:
+        """Wait until so many legal frames have passed from now on."""
+        self.legal.take()
+        passed = 0
+
+        def enough() -> bool:
+            nonlocal passed
+            passed += self.legal.take()
+            return passed >= count
+
+        wait_for(enough)
+
+    def check(self) -> None:
+        """Nothing forged has come, nothing was learned from it, and what is legal comes."""
+        self.pass_legal()
+        assert self.forged.take() == 0
+        assert guests.learned(self.vifd.netns, self.guest.ifname) <= {self.guest.mac}
+
+
+def forgeries(mac: str) -> list[bytes]:
+    """Frames that no guarded VM may send, each with the mark."""
+    end = bytes(24) + frames.ip_bytes(FORGED) + bytes(18)
+    return [
+        arp(FOREIGN_MAC, REPLY, (FOREIGN_MAC, FOREIGN), (NO_MAC, FORGED)),
+        arp(mac, REPLY, (FOREIGN_MAC, FOREIGN), (NO_MAC, FORGED)),
+        ethernet(FOREIGN_MAC, 0x88B5, end),
+        ethernet(FOREIGN_MAC, 0x88CC, end, "01:80:c2:00:00:0e"),
+        tagged(ethernet(mac, 0x88B5, end), (0x8100, 5)),
+    ]
+
+
+def legals(mac: str) -> list[bytes]:
+    return [arp(mac, 1, (mac, "0.0.0.0"), (NO_MAC, LEGAL))]
+
+
+@contextlib.contextmanager
+def flooding(target: str, sent: list[bytes], *, netns: str = "", fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Flood through a tap for the time of a block; see the script."""
+    enter = ["ip", "netns", "exec", netns] if netns else []
+    argv = [*enter, sys.executable, "-I", "-S", str(_FLOOD), target, *(one.hex() for one in sent)]
+    process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+@contextlib.contextmanager
+def scene(vifd: Daemon, port: PortSpec = GUARDED, *, extra: tuple[bytes, ...] = ()) -> Iterator[Scene]:
+    """Let a guest flood for the time of a block, and check in the end."""
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(vifd.socket, fd_socket_path=vifd.fd_socket))
+        guest = stack.enter_context(guests.guest(client, make(client, port=port)))
+        far = stack.enter_context(guests.guest(client, make(client, port=UNGUARDED)))
+        guests.connect(guest, [far])
+        forged, legal = (Count(vifd.netns, mark, far.ifname, "br-blue") for mark in (FORGED, LEGAL))
+        for count in (forged, legal):
+            stack.callback(count.close)
+        sent = [*forgeries(guest.mac), *extra, *legals(guest.mac)]
+        stack.enter_context(flooding(str(guest.fd), sent, fds=(guest.fd,)))
+        made = Scene(vifd, guest, forged, legal)
+        made.check()
+        yield made
+        made.check()
+
+
+@pytest.fixture
+def vifd() -> Iterator[Daemon]:
+    with running(networks=NETWORK) as daemon:
+        yield daemon
+        print(daemon.log()[-5000:])
+
+
+@pytest.fixture
+def client(vifd: Daemon) -> Iterator[Client]:
+    with Client(vifd.socket) as one:
+        yield one
+
+
+def test_what_a_vm_without_a_guard_sends_is_counted(vifd: Daemon) -> None:
+    with Client(vifd.socket, fd_socket_path=vifd.fd_socket) as client, contextlib.ExitStack() as stack:
+        guest, far = (stack.enter_context(guests.guest(client, make(client, port=UNGUARDED))) for _ in range(2))
+        guests.connect(guest, [far])
+        forged = Count(vifd.netns, FORGED, far.ifname)
+        for frame in forgeries(guest.mac):
+            guest.send(frame)
+        wait_for(lambda: forged.take() >= 1)
+        forged.close()
+
+
+def changes(turn: int) -> tuple[PortSpec, list[str]]:
+    """One of several changes of a port, by turns."""
+    rate = RateLimit(rate_bps=10**9 + turn)
+    ports = (
+        (PortSpec(addresses=[ADDRESS, "10.95.0.0/24"]), ["addresses"]),
+        (PortSpec(limits=LimitsSpec(from_vm=rate, to_vm=rate)), ["limits"]),
+        (PortSpec(link_up=False), ["link_up"]),
+        (PortSpec(link_up=True, addresses=[OTHER_ADDRESS]), ["link_up", "addresses"]),
+        (PortSpec(), ["limits", "addresses"]),
+        (PortSpec(tx_queue_length=100 + turn, guard=GuardSpec(enabled=True)), ["tx_queue_length", "guard"]),
+    )
+    return ports[turn % len(ports)]
+
+
+def test_none_passes_while_a_port_is_changed(vifd: Daemon, client: Client) -> None:
+    with scene(vifd) as flood:
+        for turn in range(UPDATES):
+            port, mask = changes(turn)
+            client.update_endpoint(flood.guest.endpoint_id, port, mask)
+            assert flood.forged.take() == 0
+        client.update_endpoint(flood.guest.endpoint_id, PortSpec(link_up=True), ["link_up"])
+
+
+def test_a_foreign_address_passes_at_no_moment_of_its_loss(vifd: Daemon, client: Client) -> None:
+    mine = arp("02:00:00:00:00:01", REPLY, ("02:00:00:00:00:01", FOREIGN), (NO_MAC, FORGED))
+    port = PortSpec(mac="02:00:00:00:00:01", guard=GuardSpec(enabled=True), addresses=[ADDRESS])
+    with scene(vifd, port, extra=(mine,)) as flood:
+        for turn in range(UPDATES):
+            addresses = [[ADDRESS, OTHER_ADDRESS], [OTHER_ADDRESS], ["10.95.0.0/24", ADDRESS], [ADDRESS]][turn % 4]
+            client.update_endpoint(flood.guest.endpoint_id, PortSpec(addresses=addresses), ["addresses"])
+            assert flood.forged.take() == 0
+
+
+def test_none_passes_while_a_port_is_mended(vifd: Daemon, client: Client) -> None:
+    kernel.run(vifd.netns, "link", "add", "elsewhere", "type", "bridge")
+    with scene(vifd) as flood:
+        for damage in (("mtu", "1400"), ("master", "elsewhere"), ("nomaster",), ("down",), ("address", "02:00:00:00:00:77")) * 4:
+            kernel.run(vifd.netns, "link", "set", flood.guest.ifname, *damage)
+            client.check_endpoint(flood.guest.endpoint_id, repair=True)
+            flood.check()
+
+
+def test_none_passes_while_others_flush_what_vifd_owns(vifd: Daemon) -> None:
+    with scene(vifd) as flood:
+        for _ in range(10):
+            subprocess.run(["ip", "netns", "exec", vifd.netns, "nft", "flush", "ruleset"], check=True)
+            flood.check()
+
+
+@pytest.mark.parametrize("victim", ["front", "helper", "none"])
+def test_none_passes_while_vifd_ends_and_starts(vifd: Daemon, victim: str) -> None:
+    with scene(vifd) as flood:
+        for _ in range(3):
+            assert vifd.process is not None
+            helper = vifd.helper_pid
+            if victim == "none":
+                vifd.stop()
+            else:
+                os.kill(vifd.process.pid if victim == "front" else helper, signal.SIGKILL)
+                vifd.wait_dead()
+            wait_for(lambda helper=helper: not is_alive(helper))
+            flood.check()
+            vifd.start()
+            flood.check()
+
+
+def test_none_passes_while_others_come_and_go(vifd: Daemon, client: Client) -> None:
+    with scene(vifd) as flood:
+        rate = RateLimit(rate_pps=1000)
+        for start in range(0, OTHERS, 50):
+            ports = [
+                PortSpec(
+                    guard=GuardSpec(enabled=True),
+                    addresses=[f"10.94.0.{start + n}", f"10.{start + n}.95.0/24"] if n % 2 else [],
+                    limits=LimitsSpec(from_vm=rate) if n % 5 == 0 else None,
+                )
+                for n in range(50)
+            ]
+            answers = client.batch_request_endpoints([asked(port=port) for port in ports])
+            release_all(client, [answer.endpoint.endpoint_id for answer in answers])
+            flood.check()
+
+
+def test_none_passes_while_a_tap_is_made_and_released(vifd: Daemon, client: Client) -> None:
+    with Client(vifd.socket, fd_socket_path=vifd.fd_socket) as root, contextlib.ExitStack() as stack:
+        far = stack.enter_context(guests.guest(root, make(root, port=UNGUARDED)))
+        forged, legal = (Count(vifd.netns, mark, far.ifname, "br-blue") for mark in (FORGED, LEGAL))
+        stack.callback(forged.close)
+        stack.callback(legal.close)
+        passed = sent = 0
+        for turn in range(LIVES):
+            endpoint_id, mac = new_id(), f"02:00:00:00:01:{turn:02x}"
+            target = names.device_name(Kind.TAP, endpoint_id)
+            with flooding(target, [*forgeries(mac), *legals(mac)], netns=vifd.netns) as process:
+                made = request_with_queues(client, endpoint_id, mac)
+                legal.take()
+                wait_for(lambda: legal.take() > 0)
+                passed += 1
+                learned = guests.learned(vifd.netns, made.tap.ifname)
+                client.release_endpoint(endpoint_id)
+                sent += int(process.communicate(timeout=30)[0])
+            assert learned <= {mac}
+            assert forged.take() == 0
+        assert passed == LIVES
+        assert sent > LIVES
+
+
+def request_with_queues(client: Client, endpoint_id: str, mac: str) -> Endpoint:
+    port = PortSpec(mac=mac, guard=GuardSpec(enabled=True))
+    return make(client, endpoint_id, acceptable=[EndpointPreference(tap=TapPreference(queues=2))], port=port)
+
+
+@pytest.fixture
+def shared() -> Iterator[Daemon]:
+    """A daemon whose table others may change."""
+    with running(networks=NETWORK, daemon="own_nftables = false") as daemon:
+        yield daemon
+        print(daemon.log()[-5000:])
+
+
+def tells_of_guard(endpoint: Endpoint, guest: Guest) -> bool:
+    kinds = {drift.kind for drift in endpoint.drifts}
+    return endpoint.endpoint_id == guest.endpoint_id and DriftKind.DRIFT_KIND_GUARD in kinds
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush ruleset",
+        "delete table bridge vifd",
+        "flush chain bridge vifd sender",
+        "flush set bridge vifd macs",
+        "flush map bridge vifd ports",
+    ],
+)
+def test_a_table_that_others_changed_is_put_back_and_told(shared: Daemon, damage: str) -> None:
+    with scene(shared) as flood, Client(shared.socket) as client:
+        with client.watch_endpoints() as watch:
+            next(event for event in watch if event.kind == WatchEventKind.WATCH_EVENT_KIND_SYNCED)
+            begin = time.monotonic()
+            subprocess.run(["ip", "netns", "exec", shared.netns, "nft", *damage.split()], check=True)
+            next(event for event in watch if tells_of_guard(event.endpoint, flood.guest))
+        print(f"put back and told after {(time.monotonic() - begin) * 1000:.1f} ms")
+        flood.pass_legal(100)
+        flood.forged.take()
+        flood.pass_legal(100)
+        assert flood.forged.take() == 0
+        kernel.run(shared.netns, "link", "set", flood.guest.ifname, "down")
+        kernel.run(shared.netns, "link", "set", flood.guest.ifname, "up")  # what the bridge has learned meanwhile goes
+        flood.check()

@@ -1,0 +1,70 @@
+"""Sends the same frames through a tap, over and over, as fast as it can: `python -I -S flood.py FD|NAME FRAME...`.
+
+Args:
+    an open tap's descriptor, or the name of one that will be, which is opened as early as the kernel lets it; then frames in hex.
+
+What it sends has a virtio-net header in front. A link that is down is no reason to stop. It ends with its stdin, or when the
+device is gone, and says how many frames it got rid of.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
+_TURNS = 50
+
+
+def _is_over() -> bool:
+    return bool(select.select([0], [], [], 0)[0])
+
+
+def _open_early(name: str) -> int:
+    """Open a tap with several queues: the second can be had while whoever makes it still holds the first."""
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
+    while not _is_over():
+        try:
+            socket.if_nametoindex(name)
+        except OSError:
+            continue
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        except OSError:
+            os.close(fd)
+        else:
+            return fd
+    return -1
+
+
+def _flood(fd: int, frames: list[bytes]) -> int:
+    count = 0
+    while True:
+        for _ in range(_TURNS):
+            for frame in frames:
+                try:
+                    os.write(fd, frame)
+                    count += 1
+                except OSError as error:
+                    if error.errno in (errno.EBADFD, errno.ENODEV):
+                        return count
+        if _is_over():
+            return count
+
+
+def main() -> None:
+    """Flood."""
+    target, packed = sys.argv[1], [bytes(10) + bytes.fromhex(one) for one in sys.argv[2:]]
+    fd = int(target) if target.isdecimal() else _open_early(target)
+    print(_flood(fd, packed) if fd >= 0 else 0)
+
+
+if __name__ == "__main__":
+    main()
