@@ -125,6 +125,15 @@ def counters(netns: str) -> dict[str, int]:
     return {one["counter"]["name"]: one["counter"]["packets"] for one in shown if "counter" in one}
 
 
+def listed(netns: str, of: str, ifname: str) -> list[str]:
+    """What a set or map of the guard has of a port: the rest of the keys; where there is none, the port itself."""
+    kind = "map" if of == "ports" else "set"
+    elements = _nft(netns, "list", kind, "bridge", "vifd", of)[-1][kind].get("elem", [])
+    keys = [one[0] if kind == "map" else one for one in elements]
+    parts = [key["concat"] if isinstance(key, dict) else [key] for key in keys]
+    return [str(part[-1]) for part in parts if part[0] == ifname]
+
+
 def learned(netns: str, ifname: str) -> set[str]:
     """The MACs that a bridge has learned behind a port."""
     argv = ["bridge", "-n", netns, "-j", "fdb", "show", "dynamic"]

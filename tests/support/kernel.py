@@ -37,6 +37,12 @@ def bridge_ports(netns: str) -> Any:
     return json.loads(done.stdout or "[]")
 
 
+def qdiscs(netns: str, device: str) -> Any:
+    """Every qdisc of a device, as `tc -j qdisc` shows it."""
+    done = subprocess.run(["tc", "-n", netns, "-j", "qdisc", "show", "dev", device], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout or "[]")
+
+
 def settings(netns: str, ifname: str) -> Any:
     """One device with its settings and addresses, without what changes by itself."""
     return next(link for link in snapshot(netns) if link["ifname"] == ifname)

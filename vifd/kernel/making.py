@@ -313,6 +313,8 @@ class Maker:
         attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", "")))
         attributes += netlink.text(Ifla.IFALIAS, names.mark(target.endpoint_id))
         attributes += ports.attributes(target.port, run.made.mtu_bytes, state.ifindex if state else None)
+        if not run.is_new and not target.port.tx_queue_length and (target.before is None or target.before.tx_queue_length):
+            attributes += ports.default_queue_length(macvtap=run.uplink is not None)
         messages = [netlink.set_link(ifindex, attributes)]
         if run.is_new:
             # The name first: what changes while a device is down wakes no monitor.

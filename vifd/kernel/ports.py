@@ -68,6 +68,15 @@ def attributes(port: Port, mtu_bytes: int, master: int | None) -> bytes:
     return packed + (netlink.NO_IPV6_ADDRESS if has_ipv6(mtu_bytes) else b"")
 
 
+def default_queue_length(*, macvtap: bool) -> bytes:
+    """Give what takes a device's queue back to the length that the kernel makes it with.
+
+    Args:
+        macvtap: whether it is one (drivers/net/macvtap.c, TUN_READQ_SIZE), or a tap (linux/netdevice.h, DEFAULT_TX_QUEUE_LEN).
+    """
+    return netlink.number(Ifla.TXQLEN, 500 if macvtap else 1000)
+
+
 def group_forward_mask(port: Port) -> int:
     """Give which reserved addresses the bridge has to take in like others."""
     return _RESERVED_TO_GUARD if port.guard_enabled else 0
