@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -37,6 +37,8 @@ class BridgeOptions(Struct, frozen=True):
         dhcp: whether guests get their addresses, routes and DNS servers by DHCP and router advertisements, from vifd.
         dns: the DNS servers that guests are told; empty: the host, which asks its own and knows the guests' names.
         domain: what the guests' names end with.
+        nat: whether guests reach what is outside under an address of the host's.
+        nat_uplink: the only device that they get out by then; empty: any.
     """
 
     bridge: str
@@ -48,6 +50,8 @@ class BridgeOptions(Struct, frozen=True):
     dhcp: bool = False
     dns: tuple[str, ...] = ()
     domain: str = ""
+    nat: bool = False
+    nat_uplink: str = ""
 
 
 class BridgeDriver(NetworkDriver[BridgeOptions]):
@@ -63,12 +67,13 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             Violation(
                 key, f"{value!r} can't name an interface: 1 to 15 letters, digits, '_', '-', '.', '+', first a letter or digit"
             )
-            for key, value in (("bridge", options.bridge), ("uplink", options.uplink))
+            for key, value in (("bridge", options.bridge), ("uplink", options.uplink), ("nat_uplink", options.nat_uplink))
             if (value or key == "bridge") and not names.is_ifname(value)
         ]
         if options.bridge and options.bridge == options.uplink:
             problems.append(Violation("uplink", "is the bridge itself"))
         problems += addressing.check(cls.addressing(options))
+        problems += _check_nat(options)
         problems += dhcp_network.check(_dhcp_network(options), served=options.dhcp)
         return problems
 
@@ -80,7 +85,14 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
     @classmethod
     def grant(cls, options: BridgeOptions) -> BridgeGrant:
         """See NetworkDriver."""
-        return BridgeGrant(options.bridge, options.uplink, options.mtu or _DEFAULT_MTU_BYTES, options.addresses)
+        return BridgeGrant(
+            bridge=options.bridge,
+            uplink=options.uplink,
+            mtu_bytes=options.mtu or _DEFAULT_MTU_BYTES,
+            addresses=options.addresses,
+            nat=options.nat,
+            nat_uplink=options.nat_uplink,
+        )
 
     @classmethod
     def addressing(cls, options: BridgeOptions) -> Addressing:
@@ -129,6 +141,15 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             return BridgePort(made.bridge_name, names.device_name(Kind.BRIDGE, endpoint_id))
         ifname = names.device_name(Kind.TAP, endpoint_id)
         return TapDevice(ifname, made.ifindex, preference.queues, preference.vnet_hdr)
+
+
+def _check_nat(options: BridgeOptions) -> Iterator[Violation]:
+    if options.nat and not options.addresses:
+        yield Violation("nat", "needs addresses: the guests' gateway, and with it their subnet")
+    if options.nat_uplink and not options.nat:
+        yield Violation("nat_uplink", "is of use with nat = true alone")
+    if options.nat_uplink and options.nat_uplink in {options.bridge, options.uplink}:
+        yield Violation("nat_uplink", f"{options.nat_uplink} is on the guests' side; name a device that leads outside")
 
 
 def _dhcp_network(options: BridgeOptions) -> DhcpNetwork:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Any
 
 from vifd.config import Config, NetworkConfig
@@ -63,7 +64,7 @@ def check_together(catalog: Catalog, config: Config) -> None:
     """
     grants = authority(catalog, config)
     bridges = {name: grant for name, grant in grants.items() if isinstance(grant, BridgeGrant)}
-    problems = [*_check_bridges(catalog, config, bridges), *_check_uplinks(grants, bridges)]
+    problems = [*_check_bridges(catalog, config, bridges), *_check_uplinks(grants, bridges), *_check_nat(bridges)]
     problems += _twice_served(dhcp_networks(catalog, config))
     if problems:
         raise ConfigError(problems)
@@ -76,7 +77,7 @@ def _check_bridges(catalog: Catalog, config: Config, grants: Mapping[str, Bridge
         addressing = catalog[network.driver].addressing(network.options)
         other, *known = first.setdefault(grant.bridge, (name, grant, addressing))
         if known != [grant, addressing]:
-            differs = "with another uplink, mtu, addresses, pool or dns; let both say the same"
+            differs = "with another uplink, mtu, addresses, pool, dns or NAT; let both say the same"
             message = f"network {other} has bridge {grant.bridge} too, {differs}"
             yield Violation(f"networks.{name}.bridge", message)
 
@@ -97,6 +98,28 @@ def _twice_served(served: Mapping[str, DhcpNetwork]) -> Iterator[Violation]:
         other = first.setdefault(network.bridge, name)
         if other != name:
             yield Violation(f"networks.{name}.dhcp", f"network {other} serves bridge {network.bridge} already; let one do it")
+
+
+def _check_nat(grants: Mapping[str, BridgeGrant]) -> Iterator[Violation]:
+    """Find subnets with NAT that are behind two bridges, and ways out that are ports of a bridge."""
+    subnets = {name: [ip_interface(address).network for address in grant.addresses] for name, grant in grants.items()}
+    ports = {grant.uplink: grant.bridge for grant in grants.values() if grant.uplink}
+    for name, grant in grants.items():
+        if not grant.nat:
+            continue
+        if grant.nat_uplink in ports:
+            message = f"{grant.nat_uplink} is put on bridge {ports[grant.nat_uplink]}; name the bridge"
+            yield Violation(f"networks.{name}.nat_uplink", message)
+        for other, other_grant in grants.items():
+            overlap = [(one, two) for one in subnets[name] for two in subnets[other] if _overlap(one, two)]
+            if overlap and other_grant.bridge != grant.bridge and (name > other or not other_grant.nat):
+                one, two = overlap[0]
+                message = f"{one} overlaps {two} of network {other}: the host can't route both"
+                yield Violation(f"networks.{name}.addresses", message)
+
+
+def _overlap(one: IPv4Network | IPv6Network, two: IPv4Network | IPv6Network) -> bool:
+    return one[0] in two or two[0] in one
 
 
 def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:

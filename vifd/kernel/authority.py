@@ -32,12 +32,16 @@ class BridgeGrant(Struct, frozen=True):
         uplink: the device that is put on it; empty: none.
         mtu_bytes: the MTU of a bridge that vifd makes.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
+        nat: whether its guests reach what is outside under an address of the host's.
+        nat_uplink: the only device that they get out by; empty: any.
     """
 
     bridge: str
     uplink: str = ""
     mtu_bytes: int = 1500
     addresses: tuple[str, ...] = ()
+    nat: bool = False
+    nat_uplink: str = ""
 
 
 class UplinkGrant(Struct, frozen=True):

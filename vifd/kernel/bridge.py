@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 from struct import unpack_from
 from typing import NamedTuple
@@ -140,6 +141,16 @@ def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> None:
         _make(network, grant, create=False, fresh=False)
     if grant.uplink:
         _attach_uplink(rtnl, grant, state)
+
+
+def is_foreign(rtnl: RtnlSocket, ifname: str, networks: Iterable[str]) -> bool:
+    """Tell whether none of some networks made a bridge; one that isn't there is nobody's.
+
+    Raises:
+        BridgeError: the kernel refused to say.
+    """
+    link = find_link(rtnl, ifname)
+    return link is not None and not any(_is_own(link, network) for network in networks)
 
 
 def discard_unused(rtnl: RtnlSocket, state: BridgeState) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, tap
+from vifd.kernel import bridge, ifb, limits, macvtap, names, nat, netlink, ops, tap
 from vifd.kernel.authority import Authority, PlanRejectedError, UplinkGrant, check_identity, check_plan
 from vifd.kernel.checking import Checker
 from vifd.kernel.direct import Macvtaps
@@ -18,6 +18,7 @@ from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.guard import NOTHING
+from vifd.kernel.nft.nat import NatTable, NoNatTable
 from vifd.kernel.nodes import Nodes
 from vifd.model import Drift, DriftKind, Kind
 
@@ -33,10 +34,18 @@ class Executor:
         guard: the guard's table.
         support: how this kernel keeps limits.
         nodes: the device nodes of macvtaps; or why none can be made.
+        nat_table: the table of networks with NAT.
     """
 
-    def __init__(self, authority: Callable[[], Authority], guard: Guards, support: limits.Support, nodes: Nodes | str) -> None:
-        self._authority, self._guard = authority, guard
+    def __init__(
+        self,
+        authority: Callable[[], Authority],
+        guard: Guards,
+        support: limits.Support,
+        nodes: Nodes | str,
+        nat_table: NatTable | NoNatTable,
+    ) -> None:
+        self._authority, self._guard, self._nat = authority, guard, nat_table
         self._rtnl = RtnlSocket()
         self._macvtaps = Macvtaps(self._rtnl, nodes)
         self._maker = Maker(self._rtnl, guard, support, self._macvtaps)
@@ -92,12 +101,12 @@ class Executor:
         return [drifts or next(compared) for drifts in answer]
 
     def restore_guard(self) -> bool:
-        """Put the guard's table back if somebody has changed it, without what it had of devices that are gone.
+        """Put the tables back if somebody has changed them, the guard's without what it had of devices that are gone.
 
         Returns:
-            Whether somebody had changed it.
+            Whether somebody had changed one.
         """
-        changed = self._guard.restore()
+        changed = self._guard.restore() | self._nat.restore()
         self._sweep()
         return changed
 
@@ -113,13 +122,15 @@ class Executor:
         self._rtnl.exchange([netlink.delete_link(ifindex) for ifindex in idle])
 
     def prepare(self) -> dict[str, str]:
-        """Bring every configured bridge to what the configuration says, look at the uplinks, and sweep up nodes without a device.
+        """Bring NAT and every configured bridge to what the configuration says, and look at the uplinks of direct networks.
+
+        Nodes without a device are swept up.
 
         Returns:
             By network, why that was not possible.
         """
         self._sweep()
-        problems = {}
+        problems = nat.prepare(self._rtnl, self._nat, self._authority())
         for network, grant in self._authority().items():
             try:
                 if isinstance(grant, UplinkGrant):

@@ -31,6 +31,7 @@ from vifd.kernel.calls import Calls
 from vifd.kernel.executor import Executor
 from vifd.kernel.netlink import RtnlSocket
 from vifd.kernel.nft.devices import open_guards
+from vifd.kernel.nft.nat import open_nat_table
 from vifd.kernel.nodes import Nodes, NodesError
 
 #: One for making, one for deleting, one for everything else, and one for the watchdog.
@@ -63,6 +64,7 @@ class _Helper:
         self.authority: Authority = load()[1]
         try:
             self.guard = open_guards(owned=owned, direct=_has_uplinks(self.authority))
+            self.nat = open_nat_table(owned=owned)
             self.support = _probe_limits()
         except OSError as error:
             raise StartError(f"the guard's table of nftables can't be made: {error.strerror or error}") from error
@@ -73,7 +75,7 @@ class _Helper:
     def executor(self) -> Executor:
         """This thread's executor: a netlink socket serves one thread at a time."""
         if not hasattr(self.per_thread, "executor"):
-            self.per_thread.executor = Executor(lambda: self.authority, self.guard, self.support, self.nodes)
+            self.per_thread.executor = Executor(lambda: self.authority, self.guard, self.support, self.nodes, self.nat)
         return cast("Executor", self.per_thread.executor)
 
 
@@ -125,7 +127,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     if isinstance(_helper.nodes, Nodes):
         cfg.CONF.set_override("capabilities", [*_CAPABILITIES, *_NODE_CAPABILITIES], group=context.cfg_section)
     port_id = _helper.guard.port_id
-    rulesets = rulesetmonitor.listen(port_id) if port_id else None
+    rulesets = rulesetmonitor.listen((port_id, _helper.nat.port_id)) if port_id else None
     cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
     os.register_at_fork(after_in_child=_Fork(front, lifeline, rulesets))
     with _watched(_START_SECONDS):
@@ -136,6 +138,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     back.close()
     os.close(held)
     _helper.guard.close()
+    _helper.nat.close()
     if isinstance(_helper.nodes, Nodes):
         _helper.nodes.close()
     return Channels(front, lifeline, rulesets, _helper.support)
@@ -286,12 +289,12 @@ def check(request: bytes) -> bytes:
 
 @context.entrypoint
 def restore_guard() -> bool:
-    """Put the guard's table back as it was, if somebody has changed it. Needs CAP_NET_ADMIN to write nftables.
+    """Put the tables of nftables back as they were, if somebody has changed them. Needs CAP_NET_ADMIN to write nftables.
 
     It takes nothing from the caller: what is put back is what the helper has put there before.
 
     Returns:
-        Whether somebody had changed it.
+        Whether somebody had changed one.
     """
     return _get().executor.restore_guard()
 
@@ -340,11 +343,13 @@ def open_queues(endpoint_id: str, count: int, vnet_hdr: bool, token: bytes) -> i
 
 @context.entrypoint
 def reload() -> tuple[str, dict[str, str]]:
-    """Read the configuration again and bring the networks' bridges to it. Needs CAP_NET_ADMIN to make them.
+    """Read the configuration again and bring the networks' bridges and their NAT to it.
+
+    Needs CAP_NET_ADMIN to make them, and to let the host forward (/proc/sys/net).
 
     Returns:
-        The configuration's text, which the front process may not be able to read; and by network, what is wrong with its
-        bridge, or by "" what is wrong with the configuration, which then stays as it was.
+        The configuration's text, which the front process may not be able to read; and by network, what is wrong with it, or by ""
+        what is wrong with the configuration, which then stays as it was.
     """
     helper = _get()
     try:

@@ -115,3 +115,27 @@ def test_good_keys_have_no_problems() -> None:
 def test_networks_on_one_bridge_share_their_addresses() -> None:
     options = BridgeOptions("br-blue", addresses=("10.0.0.1/24",), pool=("10.0.0.9",), dns=("9.9.9.9",))
     assert BridgeDriver.addressing(options) == Addressing("br-blue", ("10.0.0.1/24",), ("10.0.0.9",), ("9.9.9.9",))
+
+
+def violations(**options: object) -> set[str]:
+    return {problem.field for problem in BridgeDriver.check_options(BridgeOptions("br-blue", **options))}
+
+
+def test_nat_is_granted_with_its_way_out() -> None:
+    options = BridgeOptions("br-blue", addresses=("10.0.0.1/24",), nat=True, nat_uplink="eth0")
+    assert BridgeDriver.check_options(options) == []
+    assert BridgeDriver.grant(options) == BridgeGrant("br-blue", addresses=("10.0.0.1/24",), nat=True, nat_uplink="eth0")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"nat": True}, "nat"),
+        ({"nat_uplink": "eth0"}, "nat_uplink"),
+        ({"nat": True, "addresses": ("10.0.0.1/24",), "nat_uplink": "br-blue"}, "nat_uplink"),
+        ({"nat": True, "addresses": ("10.0.0.1/24",), "nat_uplink": "eth0", "uplink": "eth0"}, "nat_uplink"),
+        ({"nat": True, "addresses": ("10.0.0.1/24",), "nat_uplink": "no such/name"}, "nat_uplink"),
+    ],
+)
+def test_nat_that_cant_be_is_refused(options: dict[str, object], field: str) -> None:
+    assert violations(**options) == {field}

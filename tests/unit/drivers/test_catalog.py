@@ -168,6 +168,28 @@ def test_two_direct_networks_may_share_an_uplink() -> None:
     catalog.check_together(catalog.load(), parse(text))
 
 
+def problems_of(**networks: str) -> set[tuple[str, str]]:
+    text = "\n".join(f'[networks.{name}]\ndriver = "bridge"\nbridge = "br-{name}"\n{keys}' for name, keys in networks.items())
+    try:
+        catalog.check_together(catalog.load(), parse(text))
+    except ConfigError as error:
+        return {(problem.field, problem.message) for problem in error.problems}
+    return set()
+
+
+def test_two_bridges_with_the_same_subnet_and_nat_are_refused() -> None:
+    keys, wider = 'addresses = ["10.0.0.1/24"]\nnat = true', 'addresses = ["10.0.9.1/16"]'
+    assert problems_of(a=keys) == set()
+    for networks in ({"a": keys, "b": keys}, {"b": keys, "a": wider}):
+        ((field, message),) = problems_of(**networks)
+        assert (field, "the host can't route both" in message) == ("networks.b.addresses", True)
+
+
+def test_a_way_out_that_is_a_port_of_a_bridge_is_refused() -> None:
+    keys = 'addresses = ["10.0.0.1/24"]\nnat = true\nnat_uplink = "eth0"'
+    assert problems_of(a=keys, b='uplink = "eth0"') == {("networks.a.nat_uplink", "eth0 is put on bridge br-b; name the bridge")}
+
+
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:
     lacking = "from vifd.drivers.base import NetworkDriver\nclass GreenDriver(NetworkDriver):\n    name = 'green'\n"
     install("green", "green_net:GreenDriver", "green_net", lacking)

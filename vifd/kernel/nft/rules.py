@@ -14,8 +14,9 @@ from vifd.kernel.nft.wire import attribute, listed, nested, number, text
 
 _FIRST_REGISTER = 8  # NFT_REG32_00, the first of sixteen registers of four bytes
 _VERDICT_REGISTER = 0
-_META, _PAYLOAD, _EXTHDR = "meta", "payload", "exthdr"
+_META, _CONNTRACK, _PAYLOAD, _EXTHDR = "meta", "ct", "payload", "exthdr"
 _LOOKUP_INVERTED = 1
+_NAT_SOURCE, _NAT_DESTINATION = 0, 1  # NFT_NAT_*
 _BIG_ENDIAN_OF = 1  # NFT_BYTEORDER_HTON
 _OBJECT_COUNTER = 1
 
@@ -34,8 +35,8 @@ class Field(NamedTuple):
     """Bytes that a rule looks at.
 
     Args:
-        source: "meta", "payload" or "exthdr".
-        place: of meta: its key; of payload: the header (0 link, 1 network, 2 transport); of exthdr: the header's number.
+        source: "meta", "ct", "payload" or "exthdr".
+        place: of meta and ct: its key; of payload: the header (0 link, 1 network, 2 transport); of exthdr: the header's number.
         offset: of payload and exthdr: where in the header, in bytes.
         length: in bytes.
         swapped: whether a number of the host's byte order is brought to the network's, as sets with intervals need it.
@@ -69,7 +70,9 @@ def extension(header: int, offset: int, length: int) -> Field:
 
 
 IIF, OIF = Field(_META, 4, 0, 4), Field(_META, 5, 0, 4)
-PROTOCOL, L4PROTO = Field(_META, 1, 0, 2), Field(_META, 16, 0, 1)
+IIFNAME, OIFNAME = Field(_META, 6, 0, 16), Field(_META, 7, 0, 16)
+PROTOCOL, NFPROTO, L4PROTO = Field(_META, 1, 0, 2), Field(_META, 15, 0, 1), Field(_META, 16, 0, 1)
+CT_STATE, CT_STATUS = Field(_CONNTRACK, 0, 0, 4), Field(_CONNTRACK, 2, 0, 4)
 
 
 def equal(field: Field, value: bytes, *, mask: bytes = b"") -> bytes:
@@ -80,6 +83,11 @@ def equal(field: Field, value: bytes, *, mask: bytes = b"") -> bytes:
 def differ(field: Field, value: bytes, *, mask: bytes = b"") -> bytes:
     """Match a field that hasn't a value, under a mask if there is one."""
     return _load(field) + _masked(mask) + _compare(1, value)
+
+
+def has_any(field: Field, bits: int) -> bytes:
+    """Match a number of the host's byte order that has at least one of some bits."""
+    return _load(field) + _masked(pack("=I", bits)) + _compare(1, bytes(4))
 
 
 def exists(field: Field) -> bytes:
@@ -96,6 +104,26 @@ def member(of: str, *fields: Field, negate: bool = False) -> bytes:
 def verdict_of(mapping: str, *fields: Field) -> bytes:
     """Do what a map says for fields; go on where it says nothing."""
     return _load(*fields) + _expression("lookup", text(1, mapping), number(2, _FIRST_REGISTER), number(3, _VERDICT_REGISTER))
+
+
+def mapped(mapping: str, *fields: Field) -> bytes:
+    """Match fields that a map of data has a value for."""
+    return _load(*fields) + _expression("lookup", text(1, mapping), number(2, _FIRST_REGISTER), number(3, _FIRST_REGISTER))
+
+
+def from_mapped(mapping: str, family: int, *fields: Field) -> bytes:
+    """Give the packet the source address that a map has for fields; go on where it has none."""
+    return mapped(mapping, *fields) + _translate(_NAT_SOURCE, family)
+
+
+def to_mapped(mapping: str, family: int, *fields: Field) -> bytes:
+    """Give the packet the destination address that a map has for fields; go on where it has none."""
+    return mapped(mapping, *fields) + _translate(_NAT_DESTINATION, family)
+
+
+def masquerade() -> bytes:
+    """Give the packet the address of the device that it leaves by as its source."""
+    return _expression("masq")
 
 
 def limited_by(mapping: str, *fields: Field) -> bytes:
@@ -123,6 +151,11 @@ def done() -> bytes:
     return verdict(Verdict.RETURN)
 
 
+def jump(chain: str) -> bytes:
+    """Go on in another chain, and come back if that ends without a verdict."""
+    return verdict(Verdict.JUMP, chain)
+
+
 def goto(chain: str) -> bytes:
     """Go on in another chain, and not come back."""
     return verdict(Verdict.GOTO, chain)
@@ -143,8 +176,8 @@ def _load(*fields: Field) -> bytes:
     register, loads = _FIRST_REGISTER, []
     for field in fields:
         target = number(1, register)
-        if field.source == _META:
-            loads.append(_expression(_META, target, number(2, field.place)))
+        if field.source in {_META, _CONNTRACK}:
+            loads.append(_expression(field.source, target, number(2, field.place)))
         elif field.source == _EXTHDR:
             where = attribute(2, bytes([field.place])) + number(3, field.offset) + number(4, field.length)
             loads.append(_expression(_EXTHDR, target, where))
@@ -156,6 +189,11 @@ def _load(*fields: Field) -> bytes:
             loads.append(_expression("byteorder", order))
         register += (field.length + 3) // 4
     return b"".join(loads)
+
+
+def _translate(kind: int, family: int) -> bytes:
+    registers = number(3, _FIRST_REGISTER) + number(4, _FIRST_REGISTER)
+    return _expression("nat", number(1, kind), number(2, family), registers)
 
 
 def _masked(mask: bytes) -> bytes:

@@ -1,0 +1,262 @@
+"""The table of networks with NAT in the kernel: made from the configuration alone, and kept as it was made.
+
+Like the guard's table, the helper owns it where the kernel can, and puts it back elsewhere. Without such a network there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from struct import unpack_from
+from typing import NamedTuple
+
+from vifd.kernel.nft import natrules, wire
+from vifd.kernel.nft.natrules import BRIDGES, CLOSED, FREE, HAIRPINS, OWN, PRIVATES, PUBLICS, SETS, SUBNETS, WAYS, Element
+from vifd.kernel.nft.wire import NLM_F_CREATE, Kind, Message, NftError, NftSocket, listed, nested, text
+
+_OWNER, _PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
+_ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
+_IFNAME_BYTES = 16
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class NatNetwork(NamedTuple):
+    """A network whose guests reach what is outside under an address of the host's.
+
+    Args:
+        bridge: its bridge.
+        subnets: what its guests' addresses are in.
+        uplink: the only device that they get out by; empty: any.
+    """
+
+    bridge: str
+    subnets: tuple[Network, ...]
+    uplink: str = ""
+
+
+class NatConfiguration(NamedTuple):
+    """What the table is made from.
+
+    Args:
+        networks: those with NAT; none: there is no table.
+        closed: bridges of networks that guests of networks with NAT don't get to.
+    """
+
+    networks: tuple[NatNetwork, ...] = ()
+    closed: tuple[str, ...] = ()
+
+
+def elements_of(configuration: NatConfiguration, publics: Mapping[Address, Address]) -> frozenset[Element]:
+    """Give all elements of the table.
+
+    Args:
+        configuration: the networks.
+        publics: by public address, the guest's own.
+    """
+    elements = {Element(CLOSED, _name(bridge)) for bridge in configuration.closed}
+    for bridge, subnets, uplink in configuration.networks:
+        elements |= {Element(BRIDGES, _name(bridge)), Element(HAIRPINS, _name(bridge) + _name(bridge))}
+        elements.add(Element(WAYS, _name(bridge) + _name(uplink)) if uplink else Element(FREE, _name(bridge)))
+        for subnet in subnets:
+            first, last = subnet.network_address.packed, subnet.broadcast_address.packed
+            elements.add(Element(f"{OWN}{subnet.version}", _name(bridge) + first, _name(bridge) + last))
+    elements |= set(_ranges([subnet for one in configuration.networks for subnet in one.subnets]))
+    for public, private in sorted(publics.items(), key=lambda pair: pair[0].packed, reverse=True):
+        elements.add(Element(f"{PUBLICS}{public.version}", public.packed, value=private.packed))
+    first_public = {private: public for public, private in sorted(publics.items(), key=lambda p: p[0].packed, reverse=True)}
+    elements |= {Element(f"{PRIVATES}{key.version}", key.packed, value=value.packed) for key, value in first_public.items()}
+    return frozenset(elements)
+
+
+def _ranges(subnets: list[Network]) -> Iterator[Element]:
+    """Give subnets as ranges that touch nowhere: the kernel refuses others."""
+    for version in (4, 6):
+        borders: list[tuple[int, int]] = []
+        for subnet in sorted((one for one in subnets if one.version == version), key=lambda one: int(one.network_address)):
+            first, after = int(subnet.network_address), int(subnet.broadcast_address) + 1
+            if borders and first <= borders[-1][1]:
+                borders[-1] = (borders[-1][0], max(after, borders[-1][1]))
+            else:
+                borders.append((first, after))
+        size = 4 if version == 4 else 16
+        for first, after in borders:
+            yield Element(f"{SUBNETS}{version}", first.to_bytes(size, "big"))
+            if after < 1 << 8 * size:
+                yield Element(f"{SUBNETS}{version}", after.to_bytes(size, "big"), is_end=True)
+
+
+def _name(ifname: str) -> bytes:
+    return ifname.encode().ljust(_IFNAME_BYTES, b"\0")
+
+
+class NoNatTable:
+    """In the place of a NatTable where the kernel has no nftables."""
+
+    port_id = 0
+    publics: Mapping[Address, Address] = {}
+
+    def configure(self, configuration: NatConfiguration) -> None:
+        """Do nothing where there is nothing to do.
+
+        Raises:
+            NftError: a network has NAT.
+        """
+        if configuration.networks:
+            raise NftError(errno.EOPNOTSUPP, "this kernel has no nftables (CONFIG_NF_TABLES)")
+
+    def restore(self) -> bool:
+        """Nobody can have changed what isn't there."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def open_nat_table(*, owned: bool) -> NatTable | NoNatTable:
+    """Get ready to make the table; see NatTable.
+
+    Raises:
+        OSError: the kernel has nftables and refuses.
+    """
+    try:
+        return NatTable(owned=owned)
+    except OSError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+            return NoNatTable()
+        raise
+
+
+class NatTable:
+    """The table. Any thread may call.
+
+    Args:
+        owned: whether to own it where the kernel can; without, other programs may change it.
+    """
+
+    def __init__(self, *, owned: bool = True) -> None:
+        self._owned = owned
+        self._socket = NftSocket()
+        self._lock = threading.Lock()
+        self._configuration = NatConfiguration()
+        self._publics: dict[Address, Address] = {}
+        self._flags: int | None = None
+
+    def close(self) -> None:
+        """Close this process's end of the socket."""
+        self._socket.close()
+
+    @property
+    def port_id(self) -> int:
+        """The number by which events tell that this caused them."""
+        return self._socket.port_id
+
+    @property
+    def publics(self) -> Mapping[Address, Address]:
+        """By public address, the guest's own."""
+        return dict(self._publics)
+
+    def configure(self, configuration: NatConfiguration) -> None:
+        """Let the table be as the configuration says, in one transaction: each packet meets the old one or the new one.
+
+        Public addresses that it had, also of an earlier helper's, it has still if they lead into a subnet of a network with NAT.
+
+        Raises:
+            NftError: the kernel refuses; nothing has changed.
+        """
+        with self._lock:
+            found = self._find()
+            if self._flags is None and found is not None:
+                self._publics = self._read_publics()
+            self._configuration = configuration
+            subnets = [subnet for network in configuration.networks for subnet in network.subnets]
+            self._publics = {key: one for key, one in self._publics.items() if any(one in subnet for subnet in subnets)}
+            if configuration.networks:
+                self._replace(found)
+            elif found is not None:
+                self._socket.commit([_delete_table()])
+
+    def restore(self) -> bool:
+        """Put the table back as it was if somebody has changed it; tell whether somebody had.
+
+        Raises:
+            NftError: the kernel refuses.
+        """
+        with self._lock:
+            if not self._configuration.networks:
+                return False
+            found = self._find()
+            if found is not None and self._is_whole(found):
+                return False
+            self._replace(found)
+            return True
+
+    # --- inside
+
+    def _find(self) -> dict[int, bytes] | None:
+        return self._socket.ask(Message(Kind.GETTABLE, natrules.FAMILY, text(1, natrules.TABLE)))
+
+    def _is_whole(self, table: dict[int, bytes]) -> bool:
+        """Tell whether the table has the elements that it should, and as many rules (nothing tells them one by one)."""
+        rules = self._socket.dump(Message(Kind.GETRULE, natrules.FAMILY, text(1, natrules.TABLE)))
+        is_current = natrules.VERSION.encode() in table.get(6, b"")
+        is_complete = len(rules) == natrules.RULE_COUNT
+        return is_current and is_complete and self._read() == elements_of(self._configuration, self._publics)
+
+    def _replace(self, found: dict[int, bytes] | None) -> None:
+        elements = elements_of(self._configuration, self._publics)
+        deleted = [] if found is None else [_delete_table()]
+        for flags in (_OWNER | _PERSIST, 0) if self._owned else (0,):
+            try:
+                self._socket.commit([*deleted, *natrules.messages(flags), *_additions(elements)])
+            except NftError as error:
+                if flags == 0 or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+            else:
+                self._flags = flags
+                return
+
+    def _read(self) -> frozenset[Element]:
+        return frozenset(element for name in SETS for element in self._read_set(name))
+
+    def _read_publics(self) -> dict[Address, Address]:
+        return {
+            ipaddress.ip_address(element.key): ipaddress.ip_address(element.value)
+            for version in (4, 6)
+            for element in self._read_set(f"{PUBLICS}{version}")
+        }
+
+    def _read_set(self, name: str) -> list[Element]:
+        question = Message(Kind.GETSETELEM, natrules.FAMILY, text(1, natrules.TABLE) + text(2, name))
+        with contextlib.suppress(FileNotFoundError):  # another vifd's table
+            return [_parse(name, item) for answer in self._socket.dump(question) for item in wire.list_of(answer.get(3, b""))]
+        return []
+
+
+def _delete_table() -> Message:
+    return Message(Kind.DELTABLE, natrules.FAMILY, text(1, natrules.TABLE))
+
+
+def _additions(elements: Iterable[Element]) -> list[Message]:
+    by_set: dict[str, list[Element]] = {}
+    for element in sorted(elements):
+        by_set.setdefault(element.of, []).append(element)
+    return [message for of, some in by_set.items() for message in _messages(Kind.NEWSETELEM, of, some)]
+
+
+def _messages(kind: Kind, of: str, elements: list[Element]) -> Iterator[Message]:
+    for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
+        packed = listed([natrules.pack_element(element) for element in elements[start : start + _ELEMENTS_A_MESSAGE]])
+        payload = text(1, natrules.TABLE) + text(2, of) + nested(3, packed)
+        yield Message(kind, natrules.FAMILY, payload, NLM_F_CREATE)
+
+
+def _parse(name: str, item: bytes) -> Element:
+    fields = wire.attributes_of(item)
+    key, end, value = (wire.attributes_of(fields.get(kind, b"")).get(1, b"") for kind in (1, 10, 2))
+    is_end = bool(unpack_from(">I", fields.get(3, bytes(4)))[0] & 1)
+    return Element(name, key, end, value, is_end)
