@@ -218,3 +218,67 @@ def test_a_port_stays_silent_to_the_hosts_ipv6(netns: str) -> None:
         wait_for(lambda: kernel.bridge_ports(netns))
         for ifname in ("br-blue", taps(netns)[0]["ifname"]):
             assert kernel.settings(netns, ifname)["addr_info"] == []
+
+
+@pytest.fixture
+def way_out(netns: str) -> str:
+    """The host's only way out."""
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    for ifname in ("up0", "up1"):
+        kernel.run(netns, "link", "set", ifname, "addrgenmode", "none", "up")
+    kernel.run(netns, "address", "add", "192.0.2.7/24", "dev", "up0")
+    kernel.run(netns, "route", "add", "default", "via", "192.0.2.1")
+    return "up0"
+
+
+def test_the_hosts_only_way_out_is_not_put_on_a_bridge(netns: str, way_out: str) -> None:
+    before = kernel.snapshot(netns)
+    with vifd_with(netns, network(uplink=way_out)) as (daemon, client):
+        with refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as caught:
+            make(client)
+        assert "uplink up0 is the host's own way out" in caught.value.message
+        assert "uplink_force" in daemon.log()
+        assert kernel.snapshot(netns) == before
+
+
+def test_a_way_out_beside_others_is_not_put_on_a_bridge(netns: str, way_out: str) -> None:
+    kernel.run(netns, "route", "replace", "default", "nexthop", "via", "192.0.2.1", "nexthop", "via", "192.0.2.2")
+    with vifd_with(netns, network(uplink=way_out)) as (daemon, _):
+        assert "uplink up0 is the host's own way out" in daemon.log()
+        assert kernel.settings(netns, "up0").get("master") is None
+
+
+def test_the_hosts_only_way_out_is_put_on_a_bridge_by_force(netns: str, way_out: str) -> None:
+    with vifd_with(netns, network(uplink=way_out) + "uplink_force = true\n") as (daemon, client):
+        make(client)
+        assert kernel.settings(netns, way_out)["master"] == "br-blue"
+        daemon.stop()
+        daemon.start()
+        make(client)
+
+
+def test_an_uplink_that_carries_less_than_the_bridge_is_refused(netns: str) -> None:
+    kernel.run(netns, "link", "add", "up0", "mtu", "1400", "type", "veth", "peer", "name", "up1")
+    before = kernel.snapshot(netns)
+    with vifd_with(netns, network(uplink="up0")) as (_, client):
+        with refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as caught:
+            make(client)
+        assert "uplink up0 has an MTU of 1400, less than the 1500 of bridge br-blue" in caught.value.message
+        assert kernel.snapshot(netns) == before
+
+
+def test_a_bridge_that_is_made_again_has_its_uplink(netns: str) -> None:
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    with vifd_with(netns, network(uplink="up0")) as (_, client):
+        kernel.run(netns, "link", "delete", "br-blue")
+        make(client)
+        assert kernel.settings(netns, "up0")["master"] == "br-blue"
+
+
+def test_a_bridge_that_a_failed_request_made_lets_its_uplink_go(netns: str) -> None:
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    with vifd_with(netns, network(uplink="up0")) as (_, client):
+        kernel.run(netns, "link", "delete", "br-blue")
+        with refusal("FAILED_PRECONDITION", "HOST_NOT_READY"):
+            make(client, port=PortSpec(mtu_bytes=9000))
+        assert {link["ifname"] for link in kernel.snapshot(netns)} == {"lo", "up0", "up1"}

@@ -30,6 +30,7 @@ class BridgeOptions(Struct, frozen=True):
     Args:
         bridge: the bridge; made if it is missing, used as it is if it exists.
         uplink: a device that is put on it; empty: none.
+        uplink_force: whether it is put there although the host's default route leads over it.
         mtu: bytes; 0: 1500 for a bridge that vifd makes, the bridge's own otherwise.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
         pool: what endpoints that ask for no address get one of, of each family: ranges, prefixes, addresses.
@@ -50,6 +51,7 @@ class BridgeOptions(Struct, frozen=True):
     dhcp: bool = False
     dns: tuple[str, ...] = ()
     domain: str = ""
+    uplink_force: bool = False
     nat: bool = False
     nat_uplink: str = ""
 
@@ -88,6 +90,7 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
         return BridgeGrant(
             bridge=options.bridge,
             uplink=options.uplink,
+            uplink_force=options.uplink_force,
             mtu_bytes=options.mtu or _DEFAULT_MTU_BYTES,
             addresses=options.addresses,
             nat=options.nat,

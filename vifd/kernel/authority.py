@@ -30,6 +30,7 @@ class BridgeGrant(Struct, frozen=True):
     Args:
         bridge: the bridge that is made if it is missing, and on which ports are put.
         uplink: the device that is put on it; empty: none.
+        uplink_force: whether that may be the host's own way out.
         mtu_bytes: the MTU of a bridge that vifd makes.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
         nat: whether its guests reach what is outside under an address of the host's.
@@ -40,6 +41,7 @@ class BridgeGrant(Struct, frozen=True):
     uplink: str = ""
     mtu_bytes: int = 1500
     addresses: tuple[str, ...] = ()
+    uplink_force: bool = False
     nat: bool = False
     nat_uplink: str = ""
 

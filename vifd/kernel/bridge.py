@@ -13,6 +13,7 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 
 _IPV6_CONF = Path("/proc/sys/net/ipv6/conf")
 _IFLA_BR_VLAN_FILTERING, _IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
+_RTN_UNICAST = 1  # linux/rtnetlink.h
 _IPV6_MIN_MTU_BYTES = 1280  # linux/ipv6.h; below it the kernel takes IPv6 off a device (net/ipv6/addrconf.c, addrconf_notify)
 
 
@@ -61,6 +63,7 @@ class BridgeState(NamedTuple):
         own: whether vifd made it, at whatever time.
         created: whether this call made it.
         vlans: whether it can keep VLANs apart.
+        uplink: the index of its uplink; 0: none.
     """
 
     name: str
@@ -69,6 +72,7 @@ class BridgeState(NamedTuple):
     own: bool
     created: bool
     vlans: BridgeVlans
+    uplink: int = 0
 
 
 def find_link(rtnl: RtnlSocket, ifname: str) -> Link | None:
@@ -84,7 +88,7 @@ def find_link(rtnl: RtnlSocket, ifname: str) -> Link | None:
 
 
 def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
-    """Give the network's bridge, making it first if it is missing or was left half made.
+    """Give the network's bridge with its uplink on it, making it first if it is missing or was left half made.
 
     A bridge of somebody else's is used without changing any of its settings; only a configured uplink is put on it.
 
@@ -97,6 +101,7 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
         BridgeError: it can't be made or used.
     """
     link = find_link(rtnl, grant.bridge)
+    uplink = _find_uplink(rtnl, grant, link) if grant.uplink else None
     created = link is None
     if link is None or (_is_own(link, network) and not link.flags & IFF_UP):
         _make(network, grant, create=created, fresh=True)
@@ -107,7 +112,11 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
         raise BridgeError(
             f"{grant.bridge} is a {link.kind or 'network card'}, not a bridge; give network {network} another name for its own"
         )
-    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), _is_own(link, network), created, _vlans(link))
+    if uplink is not None and uplink.number(Ifla.MASTER) != link.ifindex:
+        _attach_uplink(grant, uplink, link)
+    uplink_index = 0 if uplink is None else uplink.ifindex
+    own = _is_own(link, network)
+    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), own, created, _vlans(link), uplink_index)
 
 
 def _vlans(link: Link) -> BridgeVlans:
@@ -139,8 +148,6 @@ def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> None:
     state = ensure(rtnl, network, grant)
     if state.own and not state.created:
         _make(network, grant, create=False, fresh=False)
-    if grant.uplink:
-        _attach_uplink(rtnl, grant, state)
 
 
 def is_foreign(rtnl: RtnlSocket, ifname: str, networks: Iterable[str]) -> bool:
@@ -154,9 +161,9 @@ def is_foreign(rtnl: RtnlSocket, ifname: str, networks: Iterable[str]) -> bool:
 
 
 def discard_unused(rtnl: RtnlSocket, state: BridgeState) -> None:
-    """Delete a bridge that this very batch made, unless a port of another group hangs on it."""
+    """Delete a bridge that this very batch made, unless a port of another group hangs on it; its uplink is free again."""
     with IPRoute() as ipr:
-        if any(True for _ in ipr.get_links(master=state.ifindex)):
+        if any(port["index"] != state.uplink for port in ipr.get_links(master=state.ifindex)):
             return
     rtnl.ask(delete_link(state.ifindex))
 
@@ -235,19 +242,45 @@ def _set_addresses(ipr: IPRoute, index: int, addresses: tuple[str, ...]) -> None
         ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
 
-def _attach_uplink(rtnl: RtnlSocket, grant: BridgeGrant, state: BridgeState) -> None:
+def _find_uplink(rtnl: RtnlSocket, grant: BridgeGrant, bridge: Link | None) -> Link:
+    """Give a bridge's uplink, once it is clear that it can be put there: nothing has been changed by then.
+
+    Raises:
+        BridgeError: it isn't there, belongs to another, carries less than the bridge, or the host would be cut off.
+    """
     link = find_link(rtnl, grant.uplink)
     if link is None:
         raise BridgeError(f"uplink {grant.uplink} of bridge {grant.bridge} isn't there", errno.ENODEV)
     master = link.number(Ifla.MASTER)
-    if master == state.ifindex:
-        return
-    if master:
+    if master and (bridge is None or master != bridge.ifindex):
         raise BridgeError(
             f"uplink {grant.uplink} belongs to another bridge or bond already; take it out of that first", errno.EBUSY
         )
+    mtu_bytes, uplink_mtu_bytes = bridge.number(Ifla.MTU) if bridge else grant.mtu_bytes, link.number(Ifla.MTU)
+    if uplink_mtu_bytes < mtu_bytes:
+        words = f"uplink {grant.uplink} has an MTU of {uplink_mtu_bytes}, less than the {mtu_bytes} of bridge {grant.bridge}"
+        raise BridgeError(f"{words}: larger frames would get lost; raise the one, or lower the other (mtu)")
+    if not master and not grant.uplink_force and _has_default_route(link.ifindex):
+        words = f"uplink {grant.uplink} is the host's own way out (a default route): on bridge {grant.bridge} it would be cut off"
+        raise BridgeError(f"{words}; take another, or say uplink_force = true", errno.EBUSY)
+    return link
+
+
+def _has_default_route(ifindex: int) -> bool:
+    """Tell whether a default route of any table leads out of a device, alone or beside others."""
+    with IPRoute() as ipr:
+        for family in (AF_INET, AF_INET6):
+            for route in ipr.get_routes(family=family):
+                if route["dst_len"] == 0 and route["type"] == _RTN_UNICAST:
+                    hops = [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or []]
+                    if ifindex in (route.get_attr("RTA_OIF"), *hops):
+                        return True
+    return False
+
+
+def _attach_uplink(grant: BridgeGrant, uplink: Link, bridge: Link) -> None:
     try:
         with IPRoute() as ipr:
-            ipr.link("set", index=link.ifindex, master=state.ifindex, state="up")
+            ipr.link("set", index=uplink.ifindex, master=bridge.ifindex, state="up")
     except NetlinkError as error:
         raise BridgeError(f"can't put uplink {grant.uplink} on bridge {grant.bridge}: {error.args[1]}", error.code) from error
