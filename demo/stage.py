@@ -44,6 +44,7 @@ bridge = "{bridge}"
 addresses = ["{address}/24"]
 pool = ["{pool}"]
 dhcp = true
+nat = true
 """
 
 

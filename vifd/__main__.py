@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vifd",
         description="Makes the network interfaces of this host's virtual machines, for unprivileged hypervisor drivers.",
-        epilog=f"Without --config it reads {_DEFAULT_PATH} if that is there, and else serves one isolated network 'default'. "
+        epilog=f"Without --config it reads {_DEFAULT_PATH} if that is there, and else serves one network 'default'. "
         "SIGHUP reads networks and policy again, SIGTERM stops it. Try: vifd --fake",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration, in TOML")

@@ -21,7 +21,7 @@ from vifd.errors import ConfigError, Violation
 
 _S = TypeVar("_S", bound=Struct)
 
-#: What vifd serves when it is given no configuration: one network whose guests get their addresses by DHCP.
+#: What vifd serves when it is given no configuration: one network whose guests get addresses by DHCP, and out by NAT.
 DEFAULT_TEXT = """\
 [networks.default]
 driver = "bridge"
@@ -29,6 +29,7 @@ bridge = "br-vifd"
 addresses = ["192.168.177.1/24"]
 pool = ["192.168.177.10-192.168.177.250"]
 dhcp = true
+nat = true
 """
 
 #: What `vifd --fake` serves.
