@@ -136,8 +136,8 @@ class Calls:
             endpoint_id: The endpoint.
             port: The new values.
             update_mask: Which fields of `port` count: "guard", "limits", "addresses", "vlan", "isolated", "mtu_bytes", "link_up",
-                "tx_queue_length". Each counts as a whole: "limits" sets both directions. A field that is named and empty goes
-                back to vifd's choice.
+                "tx_queue_length", "public_addresses". Each counts as a whole: "limits" sets both directions. A field that is
+                named and empty goes back to vifd's choice.
             timeout_s: How long it may take, in seconds. None: the client's default.
 
         Returns:

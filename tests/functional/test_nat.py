@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from tests.support import kernel
+from tests.support.asking import make, refusal
 from tests.support.daemon import Daemon, running, wait_for
 from tests.support.outside import HOST, HOST6, OUTSIDE, OUTSIDE6, UPLINK, Cabled, ask, cabled, guest, join
+from vifclient import Client
+from vifclient.messages import Endpoint, PortSpec
+from vifclient.retry import NO_RETRY
 
 READ_AGAIN = "the configuration is read again"
 GATEWAYS = ("10.91.0.1", "fd00:91::1")
@@ -199,3 +203,137 @@ def test_nat_on_somebody_elses_bridge_is_refused_and_nothing_of_it_is_judged(sit
     with vifd_on(site) as daemon:
         assert "nat = true takes a bridge that vifd makes, and br-blue is somebody else's" in daemon.log()
         assert not has_table(site.host)
+
+
+PUBLIC, PUBLIC6, OTHER_PUBLIC = "192.0.2.50", "2001:db8::50", "192.0.2.51"
+PUBLIC_BLUE = network(
+    addresses=["10.91.0.1/24", "fd00:91::1/64"],
+    pool=["10.91.0.5-10.91.0.250", "fd00:91::5-fd00:91::250"],
+    nat=True,
+    nat_uplink=UPLINK,
+    public_pool=["192.0.2.50-192.0.2.59", PUBLIC6],
+)
+
+
+@contextlib.contextmanager
+def asking(site: Cabled, networks: str = PUBLIC_BLUE) -> Iterator[tuple[Daemon, Client]]:
+    with vifd_on(site, networks) as daemon, Client(daemon.socket, retry=NO_RETRY) as client:
+        yield daemon, client
+
+
+def made(client: Client, *publics: str) -> Endpoint:
+    return make(client, port=PortSpec(public_addresses=publics))
+
+
+def held(netns: str, ifname: str = UPLINK) -> set[str]:
+    return {address["local"] for address in kernel.settings(netns, ifname)["addr_info"]} - {HOST, HOST6}
+
+
+def publics_held(netns: str) -> set[str]:
+    return {address for address in held(netns) if not address.startswith("fe80")}
+
+
+def test_a_public_address_is_the_guests_both_ways(site: Cabled) -> None:
+    with asking(site) as (_, client), blue_guest(site) as netns:
+        endpoint = made(client, PUBLIC, PUBLIC6)
+        assert list(endpoint.port.addresses) == ["10.91.0.5", "fd00:91::5"]
+        assert list(endpoint.port.public_addresses) == [PUBLIC, PUBLIC6]
+        assert publics_held(site.host) == {PUBLIC, PUBLIC6}
+        assert ask(netns, site.outside, OUTSIDE) == (PUBLIC, OUTSIDE)
+        assert ask(site.outside, netns, "10.91.0.5", to=PUBLIC) == (OUTSIDE, PUBLIC)
+        assert wait_for(lambda: ask(netns, site.outside, OUTSIDE6)) == (PUBLIC6, OUTSIDE6)
+        assert ask(site.outside, netns, "fd00:91::5", to=PUBLIC6) == (OUTSIDE6, PUBLIC6)
+        client.release_endpoint(endpoint.endpoint_id)
+        assert publics_held(site.host) == set()
+        assert ask(netns, site.outside, OUTSIDE) == (HOST, OUTSIDE)
+
+
+def test_a_public_address_is_reached_from_the_host_and_from_guests_of_every_network(site: Cabled) -> None:
+    with asking(site, PUBLIC_BLUE + RED) as (_, client), blue_guest(site) as one, blue_guest(site, 6) as two:
+        made(client, PUBLIC)
+        with red_guest(site) as red:
+            assert ask(red, one, "10.91.0.5", to=PUBLIC) == ("10.92.0.5", PUBLIC)
+        came_from, answer_from = ask(two, one, "10.91.0.5", to=PUBLIC) or ("", "")
+        assert (came_from in {HOST, "10.91.0.1"}, answer_from) == (True, PUBLIC)
+        assert ask(site.host, one, "10.91.0.5", to=PUBLIC) is not None
+
+
+def test_only_the_public_address_gets_in(site: Cabled) -> None:
+    kernel.run(site.outside, "route", "add", "10.91.0.0/24", "via", HOST)
+    with asking(site) as (_, client), blue_guest(site) as netns, blue_guest(site, 6) as other:
+        made(client, PUBLIC)
+        assert ask(site.outside, netns, "10.91.0.5", to=PUBLIC) is not None
+        assert ask(site.outside, netns, "10.91.0.5") is None
+        assert ask(site.outside, other, "10.91.0.6", to=PUBLIC) is None
+
+
+def test_public_addresses_change_while_the_guest_runs(site: Cabled) -> None:
+    with asking(site) as (_, client), blue_guest(site) as netns:
+        endpoint = made(client, PUBLIC)
+        client.update_endpoint(endpoint.endpoint_id, PortSpec(public_addresses=[OTHER_PUBLIC]), ["public_addresses"])
+        assert publics_held(site.host) == {OTHER_PUBLIC}
+        assert ask(netns, site.outside, OUTSIDE) == (OTHER_PUBLIC, OUTSIDE)
+        client.update_endpoint(endpoint.endpoint_id, PortSpec(), ["public_addresses"])
+        assert publics_held(site.host) == set()
+        assert ask(netns, site.outside, OUTSIDE) == (HOST, OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("public", "code", "reason"),
+    [
+        ("192.0.2.60", "PERMISSION_DENIED", "NOT_ALLOWED"),
+        (HOST, "PERMISSION_DENIED", "NOT_ALLOWED"),
+        ("192.0.2.59", "FAILED_PRECONDITION", "HOST_NOT_READY"),
+        (PUBLIC, "FAILED_PRECONDITION", "ADDRESS_IN_USE"),
+    ],
+)
+def test_a_public_address_that_cant_be_had_is_refused_and_nothing_changes(
+    site: Cabled, public: str, code: str, reason: str
+) -> None:
+    kernel.run(site.host, "address", "add", "192.0.2.59/24", "dev", UPLINK)
+    with asking(site) as (_, client):
+        endpoint = made(client, PUBLIC)
+        other = made(client)
+        before, rules = kernel.snapshot(site.host), listed(site.host)
+        with refusal(code, reason) as caught:
+            made(client, public)
+        assert public in caught.value.message
+        with refusal(code, reason):
+            client.update_endpoint(other.endpoint_id, PortSpec(public_addresses=[OTHER_PUBLIC, public]), ["public_addresses"])
+        assert (kernel.snapshot(site.host), listed(site.host)) == (before, rules)
+        assert {one.endpoint_id for one in client.list_endpoints()} == {endpoint.endpoint_id, other.endpoint_id}
+
+
+def test_without_a_pool_nobody_gets_a_public_address(site: Cabled) -> None:
+    with asking(site, BLUE) as (_, client), refusal("UNIMPLEMENTED", "UNSUPPORTED"):
+        made(client, PUBLIC)
+
+
+def test_public_addresses_survive_restarts_and_a_crash(site: Cabled) -> None:
+    with asking(site) as (daemon, client), blue_guest(site) as netns:
+        made(client, PUBLIC)
+        for end in (daemon.stop, daemon.kill):
+            end()
+            assert ask(site.outside, netns, "10.91.0.5", to=PUBLIC) == (OUTSIDE, PUBLIC)
+            daemon.start()
+            assert ask(site.outside, netns, "10.91.0.5", to=PUBLIC) == (OUTSIDE, PUBLIC)
+
+
+def test_a_public_address_that_somebody_took_away_is_found_and_mended(site: Cabled) -> None:
+    with asking(site, f'{PUBLIC_BLUE}repair = "report"\n') as (_, client):
+        endpoint = made(client, PUBLIC)
+        kernel.run(site.host, "address", "delete", f"{PUBLIC}/32", "dev", UPLINK)
+        found = client.check_endpoint(endpoint.endpoint_id)
+        assert [PUBLIC in drift.message for drift in found.drifts] == [True]
+        client.check_endpoint(endpoint.endpoint_id, repair=True)
+        assert publics_held(site.host) == {PUBLIC}
+        assert list(client.check_endpoint(endpoint.endpoint_id).drifts) == []
+
+
+def test_a_reload_that_allows_a_public_address_no_more_takes_it_away(site: Cabled) -> None:
+    with asking(site) as (daemon, client), blue_guest(site) as netns:
+        made(client, PUBLIC)
+        daemon.write_config(PUBLIC_BLUE.replace("192.0.2.50-", "192.0.2.51-"))
+        reload(daemon)
+        assert publics_held(site.host) == set()
+        assert ask(netns, site.outside, OUTSIDE) == (HOST, OUTSIDE)

@@ -23,6 +23,7 @@ class Addressing(Struct, frozen=True):
         pool: what is handed out, see `parse_range`.
         dns_servers: what guests are told; empty: their gateways, if there is DHCP.
         dhcp: whether guests are told by DHCP.
+        public_pool: which public addresses endpoints may have, see `parse_range`; empty: its kinds offer none.
     """
 
     segment: str = ""
@@ -30,6 +31,7 @@ class Addressing(Struct, frozen=True):
     pool: tuple[str, ...] = ()
     dns_servers: tuple[str, ...] = ()
     dhcp: bool = False
+    public_pool: tuple[str, ...] = ()
 
 
 class Range(NamedTuple):
@@ -102,6 +104,21 @@ def check(addressing: Addressing) -> list[Violation]:
         problems += [Violation("pool", message) for message in _misplaced(text, found, interfaces, ranges)]
         ranges.append(found)
     return problems or [Violation("pool", message) for message in _used_up(ranges, own_addresses(interfaces))]
+
+
+def check_public_pool(public_pool: Sequence[str], interfaces: Sequence[str]) -> Iterator[Violation]:
+    """Say what is wrong with a network's key `public_pool`."""
+    subnets = [ipaddress.ip_interface(text).network for text in interfaces if _is_interface(text)]
+    for text in public_pool:
+        try:
+            found = parse_range(text)
+        except ValueError as error:
+            message = f"{error}; a pool has ranges 192.0.2.10-192.0.2.99, prefixes 192.0.2.0/24, addresses"
+            yield Violation("public_pool", message)
+            continue
+        inside = [s for s in subnets if s.version == found.version and int(s[0]) <= found.last and found.first <= int(s[-1])]
+        if inside:
+            yield Violation("public_pool", f"{text} overlaps {inside[0]}, which is the guests' own subnet")
 
 
 def _misplaced(text: str, found: Range, interfaces: Sequence[Interface], before: Sequence[Range]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Literal
 
 import msgspec
@@ -40,6 +41,7 @@ class BridgeOptions(Struct, frozen=True):
         domain: what the guests' names end with.
         nat: whether guests reach what is outside under an address of the host's.
         nat_uplink: the only device that they get out by then; empty: any.
+        public_pool: the public addresses that endpoints may ask for then: ranges, prefixes, addresses.
     """
 
     bridge: str
@@ -54,6 +56,7 @@ class BridgeOptions(Struct, frozen=True):
     uplink_force: bool = False
     nat: bool = False
     nat_uplink: str = ""
+    public_pool: tuple[str, ...] = ()
 
 
 class BridgeDriver(NetworkDriver[BridgeOptions]):
@@ -95,12 +98,13 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             addresses=options.addresses,
             nat=options.nat,
             nat_uplink=options.nat_uplink,
+            public_pool=tuple(map(_borders, options.public_pool)),
         )
 
     @classmethod
     def addressing(cls, options: BridgeOptions) -> Addressing:
         """See NetworkDriver."""
-        return Addressing(options.bridge, options.addresses, options.pool, options.dns, options.dhcp)
+        return Addressing(options.bridge, options.addresses, options.pool, options.dns, options.dhcp, options.public_pool)
 
     @property
     def repairs(self) -> bool:
@@ -115,9 +119,10 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
     def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
         """See NetworkDriver."""
         too_large = ""
+        features = _TAP_FEATURES | {Feature.PUBLIC_ADDRESSES} if self.config.public_pool else _TAP_FEATURES
         if spec is not None and self.config.mtu and spec.port.mtu_bytes > self.config.mtu:
             too_large = f"MTU {spec.port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
-        return (Offer(Kind.TAP, _TAP_FEATURES, too_large), Offer(Kind.BRIDGE, _BRIDGE_FEATURES))
+        return (Offer(Kind.TAP, features, too_large), Offer(Kind.BRIDGE, _BRIDGE_FEATURES))
 
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
         """See NetworkDriver."""
@@ -153,6 +158,16 @@ def _check_nat(options: BridgeOptions) -> Iterator[Violation]:
         yield Violation("nat_uplink", "is of use with nat = true alone")
     if options.nat_uplink and options.nat_uplink in {options.bridge, options.uplink}:
         yield Violation("nat_uplink", f"{options.nat_uplink} is on the guests' side; name a device that leads outside")
+
+    if options.public_pool and not (options.nat and options.nat_uplink):
+        yield Violation("public_pool", "needs nat = true, and nat_uplink: the device that answers for public addresses")
+    yield from addressing.check_public_pool(options.public_pool, options.addresses)
+
+
+def _borders(text: str) -> tuple[str, str]:
+    found = addressing.parse_range(text)
+    kind = IPv4Address if found.version == 4 else IPv6Address
+    return str(kind(found.first)), str(kind(found.last))
 
 
 def _dhcp_network(options: BridgeOptions) -> DhcpNetwork:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from vifd.drivers.addressing import parse_range
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.segments import NETWORK, Holders, Prefix, Segment, parse_prefix
-from vifd.errors import AddressInUse, InvalidRequest, NetworkFull, Violation
+from vifd.errors import AddressInUse, InvalidRequest, NetworkFull, NotAllowed, Violation
 from vifd.kernel.names import derived_mac
 from vifd.model import Endpoint, IpConfig, Port
 
@@ -97,7 +98,9 @@ class AddressBook:
             mac=port.mac or derived_mac(endpoint_id),
             addresses=port.addresses or tuple(map(str, prefixes)),
         )
-        self._check_free(segment, _claim(endpoint_id, network, port), has)
+        claim = _claim(endpoint_id, network, port)
+        _check_publics(segment, claim, has)
+        self._check_free(segment, claim, has)
         return Settled(port, _ip_config(segment, prefixes) if segment.hands_out else None)
 
     def set_claim(self, draft: Draft | None, claim: _Claim) -> None:
@@ -214,7 +217,8 @@ class Draft:
 
         Raises:
             AddressInUse: an address or the MAC is another endpoint's or the network's own.
-            InvalidRequest: an address is in no subnet of a network that hands out addresses.
+            InvalidRequest: an address is in no subnet of a network that hands out addresses, or a public one leads to nothing.
+            NotAllowed: a public address is not of the network's pool.
             NetworkFull: the pool is used up.
         """
         settled = self._book.settle(endpoint_id, network, port)
@@ -248,6 +252,20 @@ def _check_places(segment: Segment, network: str, asked: Sequence[Prefix], has: 
         subnets = ", ".join(str(subnet.prefix) for subnet in segment.subnets)
         where = f"is in no subnet of network {network} ({subnets}); ask for one of these, or for none and get one"
         raise InvalidRequest([Violation(f"port.addresses[{i}]", f"{prefix} {where}") for i, prefix in misplaced])
+
+
+def _check_publics(segment: Segment, claim: _Claim, has: _Claim) -> None:
+    """Check that public addresses are of the network's pool, and that each has an address of the endpoint's to lead to."""
+    pool = segment.addressing.public_pool
+    ranges = [parse_range(text) for text in pool]
+    for i, public in enumerate(claim.publics if pool else ()):
+        if not any(prefix.is_single and prefix.version == public.version for prefix in claim.prefixes):
+            what = f"{public} leads to nothing: the endpoint has no IPv{public.version} address of its own (port.addresses)"
+            raise InvalidRequest([Violation(f"port.public_addresses[{i}]", what)])
+        is_in_pool = any(one.version == public.version and one.first <= public.first <= one.last for one in ranges)
+        if public not in has.publics and not is_in_pool:
+            where = f"is not in the public_pool of network {claim.network} ({', '.join(pool)})"
+            raise NotAllowed(f"public address {public} {where}; ask for one of these")
 
 
 def _taken(asked: Prefix, taken: Prefix, holder: str, network: str) -> str:

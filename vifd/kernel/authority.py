@@ -24,6 +24,9 @@ _IDS = range((1 << 32) - 1)  # (uid_t)-1 means "nobody at all" to the kernel
 _QUEUES = range(1, 257)  # MAX_TAP_QUEUES, drivers/net/tun.c
 
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
 class BridgeGrant(Struct, frozen=True):
     """What one network lets the helper touch.
 
@@ -35,6 +38,7 @@ class BridgeGrant(Struct, frozen=True):
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
         nat: whether its guests reach what is outside under an address of the host's.
         nat_uplink: the only device that they get out by; empty: any.
+        public_pool: which public addresses its guests may have: ranges as first and last address.
     """
 
     bridge: str
@@ -44,6 +48,14 @@ class BridgeGrant(Struct, frozen=True):
     uplink_force: bool = False
     nat: bool = False
     nat_uplink: str = ""
+    public_pool: tuple[tuple[str, str], ...] = ()
+
+    def allows_public(self, public: Address, private: Address) -> bool:
+        """Tell whether a public address may lead to a guest's own."""
+        subnets = [ipaddress.ip_interface(address).network for address in self.addresses]
+        pool = [(ipaddress.ip_address(first), ipaddress.ip_address(last)) for first, last in self.public_pool]
+        in_pool = any(f.version == public.version and int(f) <= int(public) <= int(n) for f, n in pool)
+        return self.nat and in_pool and any(private in subnet for subnet in subnets)
 
 
 class UplinkGrant(Struct, frozen=True):
@@ -98,11 +110,13 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _require(ifname == made, f"{ifname!r} is no device of this plan")
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
                 check_port(port)
+                _check_publics(port, _grant(authority, network))
                 _check_vlan(plan, port, _grant(authority, network))
             case ops.ChangePort(endpoint_id, ifname, network, mac, before, port):
                 _require(not made, "a device that this plan makes needs no change")
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
                 _check_mac(mac, _grant(authority, network))
+                _check_publics(port, _grant(authority, network))
                 for one in (port,) if before is None else (port, before):
                     check_port(one)
     networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode)}
@@ -159,6 +173,29 @@ def check_port(port: Port) -> None:
     for limit in () if port.limits is None else (port.limits.from_vm, port.limits.to_vm):
         known = limit.rate_bps in _RATES_BPS and limit.burst_bytes in _NUMBERS and limit.rate_pps in _NUMBERS
         _require(known, f"the limit {limit}")
+
+
+def own_addresses(port: Port) -> list[Address]:
+    """Give the single addresses of a port; what is no address is left out."""
+    networks = [ipaddress.ip_network(text) for text in port.addresses if _is_network(text)]
+    return [network.network_address for network in networks if network.num_addresses == 1]
+
+
+def public_pairs(port: Port) -> dict[Address, Address]:
+    """Give, by public address, the port's own first address of the same family, that it leads to."""
+    own: dict[int, Address] = {}
+    for address in own_addresses(port):
+        own.setdefault(address.version, address)
+    publics = [ipaddress.ip_address(text) for text in port.public_addresses if _is_network(text) and "/" not in text]
+    return {public: own[public.version] for public in publics if public.version in own}
+
+
+def _check_publics(port: Port, grant: BridgeGrant | UplinkGrant) -> None:
+    """Check that public addresses are of the network's pool, and lead into it: no other address of the host's is to be had."""
+    found = public_pairs(port)
+    _require(len(found) == len(port.public_addresses), "a public address that leads to none of the port's own")
+    allowed = isinstance(grant, BridgeGrant) and all(grant.allows_public(*pair) for pair in found.items())
+    _require(not found or allowed, "a public address that the configuration doesn't allow")
 
 
 def _is_network(text: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import unpack_from
@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vifd.kernel import names
-from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.authority import Address, BridgeGrant
 from vifd.kernel.netlink import IFF_UP, Ifla, Link, RtnlSocket, delete_link, get_link
 from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 
@@ -139,15 +139,21 @@ def is_unchanged(rtnl: RtnlSocket, state: BridgeState) -> bool:
         return False
 
 
-def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> None:
+def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant, publics: Collection[Address] = ()) -> None:
     """Bring a network's bridge to what the configuration says: at start, and after a reload.
+
+    Args:
+        rtnl: the socket to ask through.
+        network: the network's name.
+        grant: what the configuration says of it.
+        publics: addresses of endpoints that it may have beside its own.
 
     Raises:
         BridgeError: it can't be.
     """
     state = ensure(rtnl, network, grant)
     if state.own and not state.created:
-        _make(network, grant, create=False, fresh=False)
+        _make(network, grant, create=False, fresh=False, publics=publics)
 
 
 def is_foreign(rtnl: RtnlSocket, ifname: str, networks: Iterable[str]) -> bool:
@@ -186,7 +192,7 @@ def _is_own(link: Link | None, network: str) -> bool:
     return alias == names.network_mark(network) or (not alias and mac == names.derived_mac(names.network_mark(network)))
 
 
-def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool) -> None:
+def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool, publics: Collection[Address] = ()) -> None:
     """Make the bridge, or finish one that is half made, or bring one up to date; every step can be repeated.
 
     Args:
@@ -194,6 +200,7 @@ def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool) -> Non
         grant: what the configuration says of it.
         create: whether it isn't there yet.
         fresh: whether nobody has used it yet.
+        publics: see prepare.
     """
     try:
         with IPRoute() as ipr:
@@ -210,7 +217,7 @@ def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool) -> Non
             if has_ipv6(grant.mtu_bytes) and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
                 spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
                 ipr.link("set", index=index, IFLA_AF_SPEC=spec)
-            _set_addresses(ipr, index, grant.addresses)
+            _set_addresses(ipr, index, grant.addresses, publics)
             ipr.link("set", index=index, state="up")
     except NetlinkError as error:
         raise BridgeError(f"can't make bridge {grant.bridge} of network {network}: {error.args[1]}", error.code) from error
@@ -228,13 +235,13 @@ def _shut_ipv6_autoconfiguration(grant: BridgeGrant) -> None:
             raise BridgeError(message, error.errno or 0) from error
 
 
-def _set_addresses(ipr: IPRoute, index: int, addresses: tuple[str, ...]) -> None:
+def _set_addresses(ipr: IPRoute, index: int, addresses: tuple[str, ...], publics: Collection[Address]) -> None:
     """Give the bridge the configured addresses, and take those that a former configuration gave it."""
     wanted = {ipaddress.ip_interface(address) for address in addresses}
     present = set()
     for message in ipr.get_addr(index=index):
         address = ipaddress.ip_interface(f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}")
-        if not address.is_link_local:
+        if not address.is_link_local and address.ip not in publics:
             present.add(address)
     for address in present - wanted:
         ipr.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)

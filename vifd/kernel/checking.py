@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pyroute2 import IPRoute
 
 from vifd.kernel import bridge, limitcheck, limits, macvtap, netlink, ops, ports
-from vifd.kernel.authority import Authority, BridgeGrant, bridge_grant, uplink_grant
+from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, uplink_grant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket, TunInfo
 from vifd.kernel.nft.devices import Guards
+from vifd.kernel.publics import Publics
 from vifd.model import Drift, DriftKind, Port, Vlan
 
 _NOBODY = (1 << 32) - 1
@@ -25,10 +26,11 @@ class Checker:
         guard: the guard's table.
         support: how this kernel keeps limits.
         macvtaps: knows their nodes.
+        publics: knows public addresses.
     """
 
-    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps) -> None:
-        self._rtnl, self._guard, self._support, self._macvtaps = rtnl, guard, support, macvtaps
+    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps, publics: Publics) -> None:
+        self._rtnl, self._guard, self._support, self._macvtaps, self._publics = rtnl, guard, support, macvtaps, publics
 
     def check(self, plans: Sequence[ops.Plan], authority: Authority) -> list[list[Drift]]:
         """Compare.
@@ -57,6 +59,7 @@ class Checker:
                     drifts += self._compare_macvtap(link, created, plan, authority)
                 elif configured is not None:
                     drifts += self._compare(link, created, configured.port, master)
+                    drifts += self._compare_publics(configured.port, authority[configured.network])
             result.append(drifts)
         return result
 
@@ -94,6 +97,12 @@ class Checker:
                     yield from self._compare_guard_and_limits(link, endpoint_id, port)
                 case _:
                     pass
+
+    def _compare_publics(self, port: Port, grant: BridgeGrant | UplinkGrant) -> Iterator[Drift]:
+        missing = self._publics.missing(grant, port) if port.public_addresses and isinstance(grant, BridgeGrant) else []
+        if missing:
+            lost = ", ".join(map(str, missing))
+            yield _drift(DriftKind.BINDING, ", ".join(port.public_addresses), "", f"public address {lost} doesn't lead to it")
 
     def _compare_guard_and_limits(self, link: Link, endpoint_id: str, port: Port) -> Iterator[Drift]:
         wanted = ports.wanted_limits(endpoint_id, link.ifindex, link.number(Ifla.MTU), port)

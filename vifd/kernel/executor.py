@@ -20,6 +20,7 @@ from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.guard import NOTHING
 from vifd.kernel.nft.nat import NatTable, NoNatTable
 from vifd.kernel.nodes import Nodes
+from vifd.kernel.publics import Publics
 from vifd.model import Drift, DriftKind, Kind
 
 _Create = ops.CreateTap | ops.CreateMacvtap
@@ -46,10 +47,11 @@ class Executor:
         nat_table: NatTable | NoNatTable,
     ) -> None:
         self._authority, self._guard, self._nat = authority, guard, nat_table
+        self._publics = Publics(nat_table)
         self._rtnl = RtnlSocket()
         self._macvtaps = Macvtaps(self._rtnl, nodes)
-        self._maker = Maker(self._rtnl, guard, support, self._macvtaps)
-        self._checker = Checker(self._rtnl, guard, support, self._macvtaps)
+        self._maker = Maker(self._rtnl, guard, support, self._macvtaps, self._publics)
+        self._checker = Checker(self._rtnl, guard, support, self._macvtaps, self._publics)
 
     def apply(self, groups: Iterable[ops.Group]) -> ops.ApplyAnswer:
         """Make groups of plans, each all or none; see Maker."""
@@ -86,6 +88,7 @@ class Executor:
                 answer[i] = _refusal(i, op, reply)
         self._guard.put({link.ifindex: NOTHING for i, _, link in found if answer[i] is None})
         gone = [plan for plan, refusal in zip(known, answer, strict=True) if refusal is None]
+        self._publics.release(op.port for plan in gone for op in plan if isinstance(op, ops.ConfigurePort))
         self._macvtaps.discard_vlans(op for plan in gone for op in plan if isinstance(op, ops.EnsureVlan))
         return answer
 
@@ -130,17 +133,18 @@ class Executor:
             By network, why that was not possible.
         """
         self._sweep()
+        publics = self._nat.publics
         problems = nat.prepare(self._rtnl, self._nat, self._authority())
         for network, grant in self._authority().items():
             try:
                 if isinstance(grant, UplinkGrant):
                     self._macvtaps.prepare(network, grant)
                 else:
-                    bridge.prepare(self._rtnl, network, grant)
+                    bridge.prepare(self._rtnl, network, grant, publics)
             except (bridge.BridgeError, macvtap.UplinkError) as error:
                 problems[network] = str(error)
         self._macvtaps.discard_stale_nodes()
-        return problems
+        return self._publics.settle(self._authority(), publics) | problems
 
     def _discard_nodes(self, wanted: list[_Create], found: list[Link]) -> None:
         """Delete the nodes of macvtaps that are about to be deleted, and of those that are gone already."""

@@ -21,6 +21,7 @@ from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.guard import NOTHING, Elements
 from vifd.kernel.nft.wire import NftError
+from vifd.kernel.publics import Publics, PublicsError
 from vifd.model import Port
 
 _EXFULL = 54  # net/bridge/br_if.c, find_portno: a bridge takes 1,023 ports
@@ -51,6 +52,7 @@ class _Run:
         self.created: ops.CreateTap | ops.CreateMacvtap | None = None
         self.target: _Target | None = None
         self.bridge: bridge.BridgeState | None = None
+        self.grant: BridgeGrant | None = None
         self.uplink: Uplink | None = None
         self.device_path = ""
         self.made = ops.Made()
@@ -100,10 +102,11 @@ class Maker:
         guard: the guard's table.
         support: how this kernel keeps limits.
         macvtaps: makes those.
+        publics: gives ports their public addresses.
     """
 
-    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps) -> None:
-        self._rtnl, self._guard, self._support, self._macvtaps = rtnl, guard, support, macvtaps
+    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps, publics: Publics) -> None:
+        self._rtnl, self._guard, self._support, self._macvtaps, self._publics = rtnl, guard, support, macvtaps, publics
         self._bridges: dict[str, bridge.BridgeState | bridge.BridgeError] = {}
 
     def apply(self, plans: Iterable[ops.Group], authority: Authority) -> ops.ApplyAnswer:
@@ -144,7 +147,7 @@ class Maker:
             if isinstance(state, bridge.BridgeError):
                 run.fail(op, bridge_grant(authority, op.network).bridge, state.errno, str(state), ops.NOT_READY)
             else:
-                run.bridge = state
+                run.bridge, run.grant = state, bridge_grant(authority, op.network)
                 run.made = ops.Made(0, state.mtu_bytes, state.name)
 
     def _find_bridge(self, network: str, grant: BridgeGrant) -> bridge.BridgeState | bridge.BridgeError:
@@ -260,6 +263,7 @@ class Maker:
         self._put_filters(runs)
         alive = [run for run in runs if run.refusal is None]
         self._exchange([(run, message) for run, messages in self._settings(alive) for message in messages])
+        self._put_publics([run for run in alive if run.refusal is None])
         self._set_links([run for run in alive if run.refusal is None])
         for run in runs:
             if run.refusal is not None and run.link is not None:
@@ -279,6 +283,17 @@ class Maker:
                     cause = ops.NOT_READY if error.errno == errno.EOPNOTSUPP else ops.KERNEL
                     message = f"port.guard or port.limits: {error.strerror}"
                     run.fail(run.last, run.made.bridge_name, error.errno or 0, message, cause)
+
+    def _put_publics(self, runs: Sequence[_Run]) -> None:
+        """Let ports have their public addresses; most have none, and neither had they."""
+        for run in runs:
+            target = _target_of(run)
+            if run.grant is not None and self._publics.concerns(target.port, target.before):
+                try:
+                    self._publics.change(run.grant, target.port, target.before)
+                except PublicsError as error:
+                    message = f"port.public_addresses: {error}"
+                    run.fail(run.last, run.grant.nat_uplink, error.errno, message, ops.NOT_READY)
 
     def _filters(self, run: _Run) -> Elements:
         target = _target_of(run)
@@ -362,6 +377,7 @@ class Maker:
         run.made = ops.Made(run.made.ifindex, mtu_bytes or (state.mtu_bytes if state else 0), run.made.bridge_name)
         run.refusal = None
         self._put_filters([run])
+        self._put_publics([run])
         self._exchange([(run, message) for _, messages in self._settings([run]) for message in messages])
         self._set_links([run])
         run.refusal = refusal
@@ -397,6 +413,7 @@ class Maker:
         limited = [run.target.endpoint_id for run in made if run.target is not None and run.target.port.limits is not None]
         self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
         self._guard.put({run.made.ifindex: NOTHING for run in made})
+        self._publics.release(run.target.port for run in made if run.target is not None)
 
     def _discard_bridges(self, groups: list[_Group]) -> None:
         """Delete bridges that this batch made for groups that failed, unless another group's port hangs on one."""

@@ -38,7 +38,8 @@ def prepare(rtnl: RtnlSocket, table: NatTable | NoNatTable, authority: Authority
             problems[network] = str(error)
     able = {network: grant for network, grant in wanted.items() if network not in problems}
     try:
-        table.configure(configuration(able, authority))
+        publics = {one: to for one, to in table.publics.items() if any(g.allows_public(one, to) for g in able.values())}
+        table.configure(configuration(able, authority), publics)
         for version, forward in ((4, _forward_ip4), (6, _forward_ip6)):
             if any(subnet.version == version for grant in able.values() for subnet in subnets_of(grant)):
                 forward()

@@ -45,6 +45,7 @@ _CHANGEABLE = {
     "mtu_bytes": "mtu_bytes",
     "link_up": "link_up",
     "tx_queue_length": "tx_queue_length",
+    "public_addresses": "public_addresses",
 }
 
 

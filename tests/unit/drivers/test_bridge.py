@@ -139,3 +139,22 @@ def test_nat_is_granted_with_its_way_out() -> None:
 )
 def test_nat_that_cant_be_is_refused(options: dict[str, object], field: str) -> None:
     assert violations(**options) == {field}
+
+
+PUBLIC = {"nat": True, "addresses": ("10.0.0.1/24",), "nat_uplink": "eth0", "public_pool": ("192.0.2.48/30", "192.0.2.99")}
+
+
+def test_public_addresses_are_offered_where_there_is_a_pool_of_them() -> None:
+    assert BridgeDriver.check_options(BridgeOptions("br-blue", **PUBLIC)) == []
+    (tap, bridge) = driver(**PUBLIC).offers(None)
+    assert (Feature.PUBLIC_ADDRESSES in tap.features, Feature.PUBLIC_ADDRESSES in bridge.features) == (True, False)
+    pool = BridgeDriver.grant(BridgeOptions("br-blue", **PUBLIC)).public_pool
+    assert pool == (("192.0.2.48", "192.0.2.51"), ("192.0.2.99", "192.0.2.99"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"nat": False, "nat_uplink": ""}, {"nat_uplink": ""}, {"public_pool": ("x",)}, {"public_pool": ("10.0.0.200-10.0.1.7",)}],
+)
+def test_a_pool_of_public_addresses_that_cant_be_is_refused(changed: dict[str, object]) -> None:
+    assert violations(**(PUBLIC | changed)) == {"public_pool"}

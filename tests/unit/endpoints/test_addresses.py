@@ -14,7 +14,7 @@ from vifd.endpoints.addresses import AddressBook, Settled
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import Policy
 from vifd.endpoints.segments import Prefix, parse_prefix
-from vifd.errors import AddressInUse, InvalidRequest, NetworkFull
+from vifd.errors import AddressInUse, InvalidRequest, NetworkFull, NotAllowed
 from vifd.model import Endpoint, IpConfig, Owner, Port, State
 
 SUBNETS = ("10.0.0.1/24", "fd00::1/64")
@@ -451,3 +451,14 @@ def test_a_prefix_is_read_as_it_is_written(text: str) -> None:
 )
 def test_link_local_is_what_ipv6_says(text: str, expected: bool) -> None:
     assert parse_prefix(text).is_link_local is expected
+
+
+def test_public_addresses_are_of_the_networks_pool_and_lead_to_an_address() -> None:
+    book = pooled("10.0.0.7-10.0.0.9", public_pool=("192.0.2.50-192.0.2.59", "2001:db8::50"))
+    assert settle(book, 1, public_addresses=("192.0.2.50",)).port.public_addresses == ("192.0.2.50",)
+    with pytest.raises(NotAllowed, match=r"192\.0\.2\.60 is not in the public_pool of network blue"):
+        settle(book, 2, public_addresses=("192.0.2.60",))
+    with pytest.raises(InvalidRequest, match="no IPv6 address of its own"):
+        settle(book, 2, public_addresses=("2001:db8::50",))
+    book.put(endpoint(3, "10.0.0.9", public_addresses=("192.0.2.99",)))
+    settle(book, 3, "10.0.0.9", public_addresses=("192.0.2.99",))  # it had that before the pool was another

@@ -266,3 +266,55 @@ def test_only_an_endpoints_own_device_is_changed(plan: Plan, why: str) -> None:
 def test_a_port_that_no_vifd_would_plan_is_rejected(port: dict[str, Any]) -> None:
     rejected(ENSURE, TAP, configure(ID, **port))
     rejected(ENSURE, change(ID, **port))
+
+
+NAT = BridgeGrant(
+    "br-blue",
+    addresses=("10.0.0.1/24", "fd00::1/64"),
+    nat=True,
+    nat_uplink="eth0",
+    public_pool=(("192.0.2.50", "192.0.2.59"), ("2001:db8::50", "2001:db8::50")),
+)
+
+
+def rejected_publics(grant: BridgeGrant | UplinkGrant, addresses: tuple[str, ...], publics: tuple[str, ...]) -> bool:
+    port = replace(PORT.port, addresses=addresses, public_addresses=publics)
+    for plan in ((ENSURE, TAP, replace(PORT, port=port)), (ENSURE, replace(change(ID), port=port))):
+        try:
+            check_plan(plan, {"blue": grant})
+        except PlanRejectedError:
+            continue
+        return False
+    return True
+
+
+@pytest.mark.parametrize("publics", [(), ("192.0.2.50",), ("192.0.2.59", "2001:db8::50", "192.0.2.51")])
+def test_public_addresses_of_the_pool_pass(publics: tuple[str, ...]) -> None:
+    assert not rejected_publics(NAT, ("10.0.0.7", "fd00::7"), publics)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "publics"),
+    [
+        (("10.0.0.7",), ("192.0.2.49",)),
+        (("10.0.0.7",), ("192.0.2.60",)),
+        (("10.0.0.7",), ("192.0.2.50", "192.0.2.1")),
+        (("10.0.0.7",), ("10.0.0.1",)),
+        (("10.0.0.7",), ("2001:db8::50",)),
+        (("10.0.0.7",), ("192.0.2.50/32",)),
+        (("10.0.0.7",), ("192.0.2.48/28",)),
+        (("10.0.0.7",), ("x",)),
+        (("fd00::7",), ("2001:db8::51",)),
+        ((), ("192.0.2.50",)),
+        (("10.0.0.0/28",), ("192.0.2.50",)),
+        (("10.0.1.7",), ("192.0.2.50",)),
+        (("127.0.0.1",), ("192.0.2.50",)),
+    ],
+)
+def test_no_other_public_address_is_to_be_had_nor_for_another_place(addresses: tuple[str, ...], publics: tuple[str, ...]) -> None:
+    assert rejected_publics(NAT, addresses, publics)
+
+
+@pytest.mark.parametrize("grant", [BridgeGrant("br-blue"), replace(NAT, nat=False), replace(NAT, public_pool=())])
+def test_no_public_address_is_to_be_had_without_nat_and_a_pool(grant: BridgeGrant) -> None:
+    assert rejected_publics(grant, ("10.0.0.7",), ("192.0.2.50",))

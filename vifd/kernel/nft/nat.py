@@ -9,7 +9,7 @@ import contextlib
 import errno
 import ipaddress
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from vifd.kernel.nft.natrules import BRIDGES, CLOSED, FREE, HAIRPINS, OWN, PRIVA
 from vifd.kernel.nft.wire import NLM_F_CREATE, Kind, Message, NftError, NftSocket, listed, nested, text
 
 _OWNER, _PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
+_NO_NFTABLES = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL}
 _ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
 _IFNAME_BYTES = 16
 
@@ -100,14 +101,23 @@ class NoNatTable:
     port_id = 0
     publics: Mapping[Address, Address] = {}
 
-    def configure(self, configuration: NatConfiguration) -> None:
+    def configure(self, configuration: NatConfiguration, publics: Mapping[Address, Address]) -> None:
         """Do nothing where there is nothing to do.
 
         Raises:
             NftError: a network has NAT.
         """
-        if configuration.networks:
+        if configuration.networks or publics:
             raise NftError(errno.EOPNOTSUPP, "this kernel has no nftables (CONFIG_NF_TABLES)")
+
+    def translate(self, privates: Collection[Address], publics: Mapping[Address, Address]) -> list[Address]:  # noqa: ARG002
+        """Do nothing where there is nothing to do.
+
+        Raises:
+            NftError: something is to be translated.
+        """
+        self.configure(NatConfiguration(), publics)
+        return []
 
     def restore(self) -> bool:
         """Nobody can have changed what isn't there."""
@@ -124,11 +134,13 @@ def open_nat_table(*, owned: bool) -> NatTable | NoNatTable:
         OSError: the kernel has nftables and refuses.
     """
     try:
-        return NatTable(owned=owned)
+        table = NatTable(owned=owned)
+        table.open()
     except OSError as error:
-        if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+        if error.errno in _NO_NFTABLES:
             return NoNatTable()
         raise
+    return table
 
 
 class NatTable:
@@ -144,7 +156,16 @@ class NatTable:
         self._lock = threading.Lock()
         self._configuration = NatConfiguration()
         self._publics: dict[Address, Address] = {}
-        self._flags: int | None = None
+        self._flags = 0
+
+    def open(self) -> None:
+        """Look what an earlier helper has left: public addresses lead on where they lead.
+
+        Raises:
+            NftError: the kernel refuses to say.
+        """
+        with self._lock:
+            self._publics = {} if self._find() is None else self._read_publics()
 
     def close(self) -> None:
         """Close this process's end of the socket."""
@@ -160,25 +181,48 @@ class NatTable:
         """By public address, the guest's own."""
         return dict(self._publics)
 
-    def configure(self, configuration: NatConfiguration) -> None:
+    def configure(self, configuration: NatConfiguration, publics: Mapping[Address, Address]) -> None:
         """Let the table be as the configuration says, in one transaction: each packet meets the old one or the new one.
 
-        Public addresses that it had, also of an earlier helper's, it has still if they lead into a subnet of a network with NAT.
+        Args:
+            configuration: the networks.
+            publics: the public addresses that it is to have from now on.
 
         Raises:
             NftError: the kernel refuses; nothing has changed.
         """
         with self._lock:
             found = self._find()
-            if self._flags is None and found is not None:
-                self._publics = self._read_publics()
-            self._configuration = configuration
-            subnets = [subnet for network in configuration.networks for subnet in network.subnets]
-            self._publics = {key: one for key, one in self._publics.items() if any(one in subnet for subnet in subnets)}
             if configuration.networks:
-                self._replace(found)
+                self._replace(found, configuration, publics)
             elif found is not None:
                 self._socket.commit([_delete_table()])
+            self._configuration, self._publics = configuration, dict(publics)
+
+    def translate(self, privates: Collection[Address], publics: Mapping[Address, Address]) -> list[Address]:
+        """Let some guests' addresses have what is given and no other public addresses, in one transaction.
+
+        Args:
+            privates: the guests' own.
+            publics: by public address, one of them.
+
+        Returns:
+            The public addresses that led to them and don't any more.
+
+        Raises:
+            NftError: the kernel refuses; nothing has changed.
+        """
+        with self._lock:
+            kept = {public: private for public, private in self._publics.items() if private not in privates}
+            removed = [public for public in self._publics if public not in kept and public not in publics]
+            now = kept | dict(publics)
+            before, after = elements_of(self._configuration, self._publics), elements_of(self._configuration, now)
+            if self._configuration.networks:
+                self._socket.commit([*_packed(Kind.DELSETELEM, before - after), *_packed(Kind.NEWSETELEM, after - before)])
+            elif publics:
+                raise NftError(errno.ENOENT, "no network has NAT")
+            self._publics = now
+            return removed
 
     def restore(self) -> bool:
         """Put the table back as it was if somebody has changed it; tell whether somebody had.
@@ -192,7 +236,7 @@ class NatTable:
             found = self._find()
             if found is not None and self._is_whole(found):
                 return False
-            self._replace(found)
+            self._replace(found, self._configuration, self._publics)
             return True
 
     # --- inside
@@ -207,12 +251,14 @@ class NatTable:
         is_complete = len(rules) == natrules.RULE_COUNT
         return is_current and is_complete and self._read() == elements_of(self._configuration, self._publics)
 
-    def _replace(self, found: dict[int, bytes] | None) -> None:
-        elements = elements_of(self._configuration, self._publics)
+    def _replace(
+        self, found: dict[int, bytes] | None, configuration: NatConfiguration, publics: Mapping[Address, Address]
+    ) -> None:
+        elements = elements_of(configuration, publics)
         deleted = [] if found is None else [_delete_table()]
         for flags in (_OWNER | _PERSIST, 0) if self._owned else (0,):
             try:
-                self._socket.commit([*deleted, *natrules.messages(flags), *_additions(elements)])
+                self._socket.commit([*deleted, *natrules.messages(flags), *_packed(Kind.NEWSETELEM, elements)])
             except NftError as error:
                 if flags == 0 or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
@@ -241,11 +287,11 @@ def _delete_table() -> Message:
     return Message(Kind.DELTABLE, natrules.FAMILY, text(1, natrules.TABLE))
 
 
-def _additions(elements: Iterable[Element]) -> list[Message]:
+def _packed(kind: Kind, elements: Iterable[Element]) -> list[Message]:
     by_set: dict[str, list[Element]] = {}
     for element in sorted(elements):
         by_set.setdefault(element.of, []).append(element)
-    return [message for of, some in by_set.items() for message in _messages(Kind.NEWSETELEM, of, some)]
+    return [message for of, some in by_set.items() for message in _messages(kind, of, some)]
 
 
 def _messages(kind: Kind, of: str, elements: list[Element]) -> Iterator[Message]:
