@@ -11,14 +11,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import in_flight, one_by_one, resident
+from tests.bench import guarded, in_flight, one_by_one, resident
 from tests.bench.contenders.vifd import BATCH_SIZE
 from tests.bench.machine import describe_machine
 from tests.bench.measure import Row
 from tests.bench.report import Report
 from tests.bench.targets import BURST, judge
 
-NAMES = (*one_by_one.NAMES, "in-flight", "memory", "cycles")
+NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,14 @@ class Size:
     burst_count: int = 25
     flight_rounds: int = 4
     flight_count: int = 512
+    guard_rounds: int = 60
     warm_up: int = 10_240
     cycles: int = 20_000
 
 
-QUICK = Size(rounds=20, burst_rounds=1, burst_count=10, flight_rounds=1, flight_count=128, warm_up=640, cycles=1_280)
+QUICK = Size(
+    rounds=20, burst_rounds=1, burst_count=10, flight_rounds=1, flight_count=128, guard_rounds=5, warm_up=640, cycles=1_280
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,6 +77,9 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
     if "in-flight" in names:
         turns = step("64 in flight", size.flight_rounds * in_flight.WAYS)
         rows += in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)
+    if "guard" in names:
+        turns = step("guard and limits", size.guard_rounds * 2 * len(guarded.RESIDENTS))
+        rows += guarded.measure_guarded(size.guard_rounds, turns)
     if "memory" in names:
         batches = resident.count_batches(resident.RESIDENT_COUNT)
         rows += resident.measure_memory(step(f"{resident.RESIDENT_COUNT:,} endpoints", batches))

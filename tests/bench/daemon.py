@@ -25,6 +25,7 @@ class Daemon:
 
     pid: int
     socket: str
+    fd_socket: str
     state: Path
 
     def footprint(self) -> Footprint:
@@ -37,5 +38,5 @@ def running_daemon() -> Iterator[Daemon]:
     """Start vifd, and stop it again."""
     with support.running(networks=_NETWORKS, daemon='log_level = "warning"') as vifd:
         assert vifd.process is not None
-        yield Daemon(vifd.process.pid, vifd.socket, vifd.state)
+        yield Daemon(vifd.process.pid, vifd.socket, vifd.fd_socket, vifd.state)
         vifd.stop()

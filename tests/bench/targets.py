@@ -6,12 +6,14 @@ A figure that wasn't measured is NaN: it runs through the arithmetic, and JSON s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tests.bench.guarded import RESIDENTS
 from tests.bench.measure import Row
 
 MEMORY_LIMIT_MIB = 120
+GUARD_FACTOR, GUARDED_RATE = 1.5, 0.9
 #: What the names of operations end with that come one after the other without a pause.
 BURST = ", in a row"
 # Over 20,000 cycles: what allocators and the page cache do by themselves, not a leak (100 bytes a cycle make 2 MiB).
@@ -61,6 +63,7 @@ def judge(rows: Sequence[Row]) -> list[Target]:
         Target("Release, 64 in flight: 1/10 of bare kernel one by one", vifd("delete, 64 in flight"), one_by_one / 10, "ms"),
         Target("Request, 64 in flight: 600/s", 1000 / vifd("make, 64 in flight"), 600, "/s", at_least=True),
         Target("BatchRequest of 64: 1,000/s", 1000 / vifd("make, batch of 64"), 1000, "/s", at_least=True),
+        *_judge_guard(vifd),
         Target("RSS of both processes, 1,000 endpoints", vifd("RSS, 1,000 endpoints"), MEMORY_LIMIT_MIB, "MiB"),
         Target("PSS of both processes, 1,000 endpoints", vifd("PSS, 1,000 endpoints"), MEMORY_LIMIT_MIB, "MiB"),
         Target("RSS growth over the cycles", vifd("RSS growth"), MEMORY_GROWTH_LIMIT_MIB, "MiB"),
@@ -68,3 +71,17 @@ def judge(rows: Sequence[Row]) -> list[Target]:
         Target("Open files growth over the cycles", vifd("open files growth"), 0, ""),
         Target("Database growth over the cycles", vifd("database growth"), DATABASE_GROWTH_LIMIT_MIB, "MiB"),
     ]
+
+
+def _judge_guard(vifd: Callable[[str], float]) -> list[Target]:
+    """Judge what the guard costs, with few and with many endpoints."""
+    targets = []
+    for count in RESIDENTS:
+        suffix = f", {count:,} resident"
+        made, limit = vifd(f"make guarded and limited{suffix}"), GUARD_FACTOR * vifd(f"make open{suffix}")
+        targets.append(Target(f"Request guarded and limited p50{suffix}: {GUARD_FACTOR} x open", made, limit, "ms"))
+        for size in ("small", "big"):
+            rate, least = vifd(f"{size} frames, guarded{suffix}"), GUARDED_RATE * vifd(f"{size} frames, open{suffix}")
+            name = f"{size.capitalize()} frames, guarded{suffix}: {GUARDED_RATE} x open"
+            targets.append(Target(name, rate, least, "/s", at_least=True))
+    return targets
