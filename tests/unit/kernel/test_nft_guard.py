@@ -1,0 +1,256 @@
+"""What the guard tells nf_tables, in which order; on a kernel that is made up."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from vifd.kernel.nft import guard as guard_module
+from vifd.kernel.nft import ruleset, wire
+from vifd.kernel.nft.guard import NOTHING, Element, Guard, guarded, limited, link_local, open_guard, port_of
+from vifd.kernel.nft.ruleset import BRIDGE, SETS
+from vifd.kernel.nft.wire import Kind, Message, NftError
+
+MAC, OTHER_MAC = "52:54:00:12:34:56", "52:54:00:12:34:57"
+
+
+class Kernel:
+    """Answers as an nf_tables with at most one table: it has what was committed, by set.
+
+    Args:
+        old: whether it knows no owned tables that persist.
+    """
+
+    port_id = 1
+
+    def __init__(self, *, old: bool = False) -> None:
+        self.old, self.refuses = old, 0
+        self.transactions: list[list[Message]] = []
+        self.table: dict[int, bytes] | None = None
+        self.elements: dict[str, dict[bytes, bytes]] = {}
+        self.rules = 0
+
+    def close(self) -> None:
+        pass
+
+    def commit(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        if self.refuses:
+            raise NftError(self.refuses, "refused")
+        for message in messages:
+            fields = wire.attributes_of(message.payload)
+            if message.kind == Kind.NEWTABLE and self.old and fields[2] != bytes(4):
+                raise NftError(errno.EOPNOTSUPP, "no such flags")
+        self.transactions.append(list(messages))
+        for message in messages:
+            self._apply(message)
+
+    def _apply(self, message: Message) -> None:
+        fields = wire.attributes_of(message.payload)
+        if message.kind == Kind.NEWTABLE:
+            self.table = fields
+        elif message.kind == Kind.DELTABLE:
+            self.table, self.rules, self.elements = None, 0, {}
+        elif message.kind == Kind.NEWRULE:
+            self.rules += 1
+        elif message.kind in (Kind.NEWSETELEM, Kind.DELSETELEM):
+            of = self.elements.setdefault(fields[2].rstrip(b"\0").decode(), {})
+            for item in wire.list_of(fields[3]):
+                if message.kind == Kind.NEWSETELEM:
+                    of[item] = item
+                else:
+                    del of[item]  # a kernel refuses to delete what isn't there
+
+    def ask(self, message: Message) -> dict[int, bytes] | None:
+        if message.kind == Kind.GETTABLE:
+            return self.table
+        fields = wire.attributes_of(message.payload)
+        (item,) = wire.list_of(fields[3])
+        return {} if item in self.elements.get(fields[2].rstrip(b"\0").decode(), {}) else None
+
+    def dump(self, message: Message) -> list[dict[int, bytes]]:
+        if message.kind == Kind.GETRULE:
+            return [{}] * self.rules
+        name = wire.attributes_of(message.payload)[2].rstrip(b"\0").decode()
+        return [{3: wire.listed(list(self.elements.get(name, {})))}]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(guard_module, "NftSocket", lambda: made)
+    return made
+
+
+@pytest.fixture
+def guard(kernel: Kernel) -> Iterator[Guard]:
+    made = Guard()
+    made.open()
+    kernel.transactions.clear()
+    yield made
+    made.close()
+
+
+def kinds(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Each message's kind, and the set, or the object's kind, that it is about."""
+    names: list[tuple[str, str]] = []
+    for message in messages:
+        name: Any = wire.attributes_of(message.payload)[2].rstrip(b"\0").decode()
+        names.append((Kind(message.kind).name, name.partition("-")[0]))
+    return names
+
+
+def test_a_port_has_its_macs_and_addresses() -> None:
+    elements = guarded(7, [MAC], ["10.0.0.1", "10.1.0.0/16", "fd00::1", "fd01::/64"], trunk=False)
+    by_set = {element.of: element for element in elements if element.of != ruleset.IP6}
+    assert by_set[ruleset.PORTS] == Element(ruleset.PORTS, struct.pack("=I", 7), value="access")
+    assert by_set[ruleset.MACS].key == struct.pack("=I", 7) + bytes.fromhex("5254001234560000")
+    assert by_set[ruleset.IP4].key == struct.pack("=I", 7) + bytes([10, 0, 0, 1])
+    prefix = by_set[ruleset.IP4_PREFIXES]
+    assert (prefix.key, prefix.end) == (bytes([0, 0, 0, 7, 10, 1, 0, 0]), bytes([0, 0, 0, 7, 10, 1, 255, 255]))
+    assert by_set[ruleset.IP6_PREFIXES].end == bytes([0, 0, 0, 7]) + bytes.fromhex("fd01000000000000") + b"\xff" * 8
+    assert {element.key[4:] for element in elements if element.of == ruleset.IP6} == {
+        bytes.fromhex("fd000000000000000000000000000001"),
+        bytes.fromhex("fe80000000000000505400fffe123456"),  # its own link-local address comes with any of IPv6
+    }
+    assert {port_of(element) for element in elements} == {7}
+
+
+def test_without_addresses_nothing_is_listed() -> None:
+    assert {element.of for element in guarded(7, [MAC], [], trunk=True)} == {ruleset.PORTS, ruleset.DROPS, ruleset.MACS}
+    assert not any(element.of == ruleset.IP6 for element in guarded(7, [MAC], ["10.0.0.1"], trunk=False))
+
+
+def test_a_prefix_of_one_address_is_an_address() -> None:
+    assert guarded(7, [MAC], ["10.0.0.1/32"], trunk=False) == guarded(7, [MAC], ["10.0.0.1"], trunk=False)
+
+
+@pytest.mark.parametrize(
+    ("mac", "address"),
+    [
+        (MAC, "fe80::5054:ff:fe12:3456"),
+        ("02:00:00:00:00:01", "fe80::ff:fe00:1"),
+        ("00:11:22:33:44:55", "fe80::211:22ff:fe33:4455"),
+    ],
+)
+def test_a_link_local_address_derives_from_the_mac(mac: str, address: str) -> None:
+    assert link_local(mac) == address
+
+
+def test_what_differs_is_one_transaction_with_removals_first(guard: Guard, kernel: Kernel) -> None:
+    guard.put({7: guarded(7, [MAC], ["10.0.0.1"], trunk=False), 8: guarded(8, [OTHER_MAC], [], trunk=False)})
+    guard.put({7: guarded(7, [MAC], ["10.0.0.2"], trunk=False), 8: NOTHING})
+    assert len(kernel.transactions) == 2
+    changed = kinds(kernel.transactions[1])
+    assert sorted(changed[:-1]) == [("DELSETELEM", of) for of in ("drops", "ip4", "macs", "ports")]
+    assert changed[-1] == ("NEWSETELEM", "ip4")
+    assert guard.ports == {7}
+
+
+def test_the_same_again_is_no_transaction(guard: Guard, kernel: Kernel) -> None:
+    wanted = {7: guarded(7, [MAC], ["10.0.0.1"], trunk=False)}
+    guard.put(wanted)
+    guard.put(wanted)
+    assert len(kernel.transactions) == 1
+
+
+def test_a_limit_is_made_before_what_leads_to_it_and_goes_after_it(guard: Guard, kernel: Kernel) -> None:
+    slow, fast = (frozenset([limited(7, ruleset.PPS_FROM_VM, rate, 64)]) for rate in (100, 200))
+    guard.put({7: slow})
+    guard.put({7: fast})
+    name = ruleset.PPS_FROM_VM
+    assert kinds(kernel.transactions[0]) == [("NEWOBJ", name), ("NEWSETELEM", name)]
+    assert kinds(kernel.transactions[1]) == [("DELSETELEM", name), ("DELOBJ", name), ("NEWOBJ", name), ("NEWSETELEM", name)]
+
+
+def test_what_is_refused_is_not_remembered(guard: Guard, kernel: Kernel) -> None:
+    before = {7: guarded(7, [MAC], [], trunk=False)}
+    guard.put(before)
+    kernel.refuses = errno.ENOMEM
+    with pytest.raises(NftError):
+        guard.put({7: NOTHING, 8: guarded(8, [OTHER_MAC], [], trunk=False)})
+    kernel.refuses = 0
+    assert guard.ports == {7}
+    assert guard.has(7, before[7])
+
+
+def test_many_elements_are_in_messages_that_they_fit_in(guard: Guard, kernel: Kernel) -> None:
+    guard.put({index: guarded(index, [MAC], [], trunk=False) for index in range(1, 1001)})
+    (messages,) = kernel.transactions
+    assert max(len(message.payload) for message in messages) < 1 << 16
+    assert len(kernel.elements[ruleset.MACS]) == 1000
+
+
+def test_a_port_that_lost_an_element_has_not_what_it_should(guard: Guard, kernel: Kernel) -> None:
+    wanted = guarded(7, [MAC], ["10.0.0.1"], trunk=False)
+    guard.put({7: wanted})
+    assert guard.has(7, wanted)
+    assert not guard.has(7, NOTHING)
+    kernel.elements[ruleset.IP4].clear()
+    assert not guard.has(7, wanted)
+
+
+def test_the_next_helper_takes_over_what_the_first_had(guard: Guard, kernel: Kernel) -> None:
+    wanted = guarded(7, [MAC], ["10.0.0.1", "10.1.0.0/16"], trunk=False) | {limited(7, ruleset.PPS_TO_VM, 100, 64)}
+    guard.put({7: wanted})
+    kernel.transactions.clear()
+    second = Guard()
+    second.open()
+    assert second.has(7, wanted)
+    assert [[message.kind for message in messages] for messages in kernel.transactions] == [[Kind.NEWTABLE]]
+
+
+def test_another_versions_table_is_replaced_with_all_that_it_has(guard: Guard, kernel: Kernel) -> None:
+    wanted = guarded(7, [MAC], ["10.0.0.1"], trunk=False)
+    guard.put({7: wanted})
+    assert kernel.table is not None
+    kernel.table = kernel.table | {6: b"\0\x05vifd\0"}
+    kernel.transactions.clear()
+    second = Guard()
+    second.open()
+    (messages,) = kernel.transactions
+    assert [message.kind for message in messages[:2]] == [Kind.DELTABLE, Kind.NEWTABLE]
+    assert second.has(7, wanted)
+
+
+@pytest.mark.parametrize("damage", ["table", "rule", "element", "added"])
+def test_what_somebody_changed_is_put_back_in_one_transaction(guard: Guard, kernel: Kernel, damage: str) -> None:
+    wanted = guarded(7, [MAC], ["10.0.0.1"], trunk=False)
+    guard.put({7: wanted})
+    assert not guard.restore()
+    if damage == "table":
+        kernel.table, kernel.elements, kernel.rules = None, {}, 0
+    elif damage == "rule":
+        kernel.rules -= 1
+    elif damage == "element":
+        kernel.elements[ruleset.MACS].clear()
+    else:
+        kernel.elements[ruleset.MACS] |= dict.fromkeys([wire.nested(1, wire.attribute(1, struct.pack("=I", 9) + bytes(8)))], b"")
+    kernel.transactions.clear()
+    assert guard.restore()
+    assert len(kernel.transactions) == 1
+    assert guard.has(7, wanted)
+    assert not guard.restore()
+
+
+def test_a_kernel_without_owned_tables_gets_a_plain_one(kernel: Kernel) -> None:
+    kernel.old = True
+    made = open_guard()
+    assert kernel.table is not None
+    assert kernel.table[2] == bytes(4)
+    made.put({7: guarded(7, [MAC], [], trunk=False)})
+
+
+def test_every_chain_is_made_before_the_rules_that_go_there() -> None:
+    made = set()
+    for message in BRIDGE.messages(0):
+        fields = wire.attributes_of(message.payload)
+        if message.kind == Kind.NEWCHAIN:
+            made.add(fields[3])
+    assert made == {name.encode() + b"\0" for name in BRIDGE.chains}
+    assert len(SETS) == len([m for m in BRIDGE.messages(0) if m.kind == Kind.NEWSET])
