@@ -1,0 +1,194 @@
+"""Live changes, over a kernel in memory and a real journal."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.messages import endpoint_id
+from tests.support.worlds import ALICE, BOB, BOOT, BRIDGE, World, asked, failure_of, world
+from vifd.endpoints.changes import Change, Changes
+from vifd.endpoints.mending import Mender
+from vifd.errors import KernelRefused, TryAgain, UnknownEndpoint, Unsupported, WrongState
+from vifd.model import DriftKind, Endpoint, Limits, Port, RateLimit
+
+LIMITS = Limits(from_vm=RateLimit(rate_bps=10**8), to_vm=RateLimit())
+
+
+@pytest.fixture
+def changes(one: World) -> Changes:
+    return changes_of(one)
+
+
+def changes_of(one: World) -> Changes:
+    return Changes(one.journal, one.room, one.registry, one.networks, one.engine)
+
+
+def mender_of(one: World) -> Mender:
+    return Mender(one.journal, one.room, one.registry, one.networks, one.engine.busy)
+
+
+def change(number: int = 1, **port: Any) -> Change:
+    return Change(endpoint_id(number), Port(**port), list(port))
+
+
+def current(one: World, number: int = 1) -> Endpoint:
+    found = one.registry.find(endpoint_id(number))
+    assert found is not None
+    return found
+
+
+async def test_a_change_is_in_the_kernel_the_journal_and_the_answer(one: World, changes: Changes) -> None:
+    await one.make()
+    changed = await changes.update(ALICE, change(isolated=True, limits=LIMITS))
+    assert (changed.port.isolated, changed.port.limits) == (True, LIMITS)
+    assert one.room.ports[endpoint_id(1)] == changed.port
+    assert one.recorded()[endpoint_id(1)].port == changed.port
+    assert current(one) == changed
+
+
+async def test_what_is_already_so_is_left_alone(one: World, changes: Changes) -> None:
+    (made,) = await one.make()
+    calls = len(one.room.calls)
+    assert await changes.update(ALICE, change(mtu_bytes=made.port.mtu_bytes)) == made
+    assert len(one.room.calls) == calls
+
+
+async def test_what_the_kernel_refuses_leaves_the_old_state(one: World, changes: Changes) -> None:
+    (made,) = await one.make()
+    one.room.fail_operation(2, KernelRefused("ChangePort", "vdt", errno.ENOMEM, "no memory"))
+    assert isinstance(await failure_of(changes.update(ALICE, change(isolated=True))), KernelRefused)
+    assert current(one) == made
+    assert one.recorded()[endpoint_id(1)].port == made.port
+    assert (await changes.update(ALICE, change(isolated=True))).port.isolated
+
+
+async def test_what_cannot_be_journaled_is_not_begun(one: World, changes: Changes) -> None:
+    (made,) = await one.make()
+    one.let_journal_write(allowed=False)
+    calls = len(one.room.calls)
+    assert isinstance(await failure_of(changes.update(ALICE, change(isolated=True))), TryAgain)
+    assert len(one.room.calls) == calls
+    one.let_journal_write(allowed=True)
+    assert current(one) == made
+    assert one.recorded()[endpoint_id(1)].port == made.port
+
+
+async def test_a_change_that_died_before_its_end_is_the_old_after_a_start(
+    one: World, changes: Changes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.journal.set_boot_id(BOOT)
+    (made,) = await one.make()
+    write, written = one.journal.write, []
+
+    def write_once(entries: Any) -> None:
+        if written:
+            raise TryAgain("the process is dead")
+        written.append(entries)
+        write(entries)
+
+    monkeypatch.setattr(one.journal, "write", write_once)
+    monkeypatch.setattr(changes, "_apply", one_way(changes))
+    assert isinstance(await failure_of(changes.update(ALICE, change(isolated=True))), TryAgain)
+    assert one.room.ports[endpoint_id(1)].isolated  # the new is in the kernel
+    one.crash()
+    with world(tmp_path / "journal.db", one.room) as second:
+        (found,) = await second.recover()
+        assert found.port == made.port
+        assert not second.room.ports[endpoint_id(1)].isolated
+
+
+def one_way(changes: Changes) -> Any:
+    """Who is dead takes nothing back: the second call does nothing."""
+    apply, applied = changes._apply, []
+
+    async def once(plan: Any) -> Any:
+        if not applied:
+            applied.append(plan)
+            return await apply(plan)
+        return None
+
+    return once
+
+
+async def test_others_have_nothing_to_change(one: World, changes: Changes) -> None:
+    await one.make()
+    assert isinstance(await failure_of(changes.update(BOB, change(isolated=True))), UnknownEndpoint)
+    assert isinstance(await failure_of(changes.update(ALICE, change(2, isolated=True))), UnknownEndpoint)
+
+
+async def test_a_bridge_has_no_port(one: World, changes: Changes) -> None:
+    await one.make(asked(acceptable=BRIDGE))
+    assert isinstance(await failure_of(changes.update(ALICE, change(isolated=True))), Unsupported)
+
+
+async def test_a_network_that_is_gone_changes_nothing(one: World, changes: Changes) -> None:
+    await one.make()
+    one.networks.configure({}, one.networks.policy)
+    assert isinstance(await failure_of(changes.update(ALICE, change(isolated=True))), WrongState)
+
+
+# --- drifts
+
+
+async def test_a_check_tells_and_a_repair_mends(one: World) -> None:
+    (made,) = await one.make()
+    mender = mender_of(one)
+    one.room.ports[endpoint_id(1)] = Port(mac=made.port.mac, guard_enabled=not made.port.guard_enabled)
+    drifts, told = await mender.check(ALICE, endpoint_id(1), repair=False)
+    assert [drift.kind for drift in drifts] == [DriftKind.GUARD]
+    assert told.drifts == drifts
+    drifts, mended = await mender.check(ALICE, endpoint_id(1), repair=True)
+    assert [drift.kind for drift in drifts] == [DriftKind.GUARD]
+    assert mended.drifts == ()
+    assert one.room.ports[endpoint_id(1)].guard_enabled == made.port.guard_enabled
+
+
+async def test_a_device_that_is_gone_is_made_again_and_journaled(one: World) -> None:
+    (made,) = await one.make()
+    del one.room.devices[endpoint_id(1)]
+    drifts, mended = await mender_of(one).check(ALICE, endpoint_id(1), repair=True)
+    assert [drift.kind for drift in drifts] == [DriftKind.DEVICE_MISSING]
+    assert mended.ifindex == one.room.devices[endpoint_id(1)].ifindex != made.ifindex
+    assert one.recorded()[endpoint_id(1)].ifindex == mended.ifindex
+    assert mended.generation == made.generation
+
+
+async def test_what_cannot_be_mended_is_told_with_the_reason(one: World) -> None:
+    await one.make()
+    del one.room.devices[endpoint_id(1)]
+    one.room.fail_operation(2, KernelRefused("CreateTap", "vdt", errno.EBUSY, "it is somebody's"))
+    _, left = await mender_of(one).check(ALICE, endpoint_id(1), repair=True)
+    (drift,) = left.drifts
+    assert drift.kind is DriftKind.DEVICE_MISSING
+    assert "it is somebody's" in drift.message
+
+
+async def test_what_is_heard_is_mended_without_being_asked(one: World) -> None:
+    await one.make(asked(1), asked(2))
+    mender = mender_of(one)
+    del one.room.devices[endpoint_id(2)]
+    mender.look([endpoint_id(1), endpoint_id(2), endpoint_id(3)])
+    assert mender._looking is not None
+    await mender._looking
+    assert endpoint_id(2) in one.room.devices
+    assert current(one, 2).drifts == ()
+
+
+async def test_a_table_that_was_changed_is_told_by_each_guarded_endpoint(one: World) -> None:
+    await one.make()
+    mender = mender_of(one)
+    await mender.on_ruleset()
+    before = current(one)
+    one.room.flushed = True
+    await mender.on_ruleset()
+    assert current(one) == before
+    assert not one.room.flushed
+
+
+async def test_only_its_owner_has_it_mended(one: World) -> None:
+    await one.make()
+    assert isinstance(await failure_of(mender_of(one).check(BOB, endpoint_id(1), repair=True)), UnknownEndpoint)
