@@ -201,7 +201,14 @@ def _chains(port: Field) -> dict[str, Chain]:
                 done(),
             )
         ),
-        "access": Chain((*(equal(_ETHERTYPE, be16(tag)) + _dropped("tag") for tag in (_TAG, *_OTHER_TAGS)), goto("sender"))),
+        # Most frames are IP, and that is told from a tag first.
+        "access": Chain(
+            (
+                *(equal(_ETHERTYPE, kind) + goto("sender") for kind in (_IP, _IPV6_TYPE)),
+                *(equal(_ETHERTYPE, be16(tag)) + _dropped("tag") for tag in (_TAG, *_OTHER_TAGS)),
+                goto("sender"),
+            )
+        ),
         "trunk": Chain(
             (
                 *(equal(_ETHERTYPE, be16(tag)) + _dropped("tag") for tag in _OTHER_TAGS),
