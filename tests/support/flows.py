@@ -66,6 +66,26 @@ def wired() -> Iterator[Wire]:
 
 
 @contextlib.contextmanager
+def guest_behind(fd: int, mac: str, address: str) -> Iterator[str]:
+    """Give the namespace of a guest whose device is at the other end of an open tap with a virtio-net header.
+
+    Args:
+        fd: the tap's; it is closed in the end.
+        mac: the guest's.
+        address: the guest's, with its prefix length.
+    """
+    with network_namespace() as guest:
+        device = kernel.open_tap(guest, GUEST_DEVICE)
+        for one in (fd, device):
+            fcntl.ioctl(one, _TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4)
+        kernel.run(guest, "link", "set", GUEST_DEVICE, "address", mac, "addrgenmode", "none")
+        kernel.run(guest, "link", "set", GUEST_DEVICE, "up")
+        kernel.run(guest, "address", "add", address, "dev", GUEST_DEVICE)
+        with _copied(fd, device):
+            yield guest
+
+
+@contextlib.contextmanager
 def _copied(first: int, second: int) -> Iterator[None]:
     """Copy frames between two taps; close them afterwards."""
     stop, stopping = os.pipe()
