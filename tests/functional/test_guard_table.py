@@ -1,0 +1,112 @@
+"""The guard's table in the kernel: owned or not, taken over, put back; and tags on a trunk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import frames, guests, kernel
+from tests.support.daemon import ip, network_namespace, wait_for
+from vifd.kernel.nft.guard import Guard, NoGuard, guarded, open_guard
+from vifd.kernel.nft.wire import NftError
+
+MAC, FOREIGN_MAC = "02:00:00:00:00:01", "02:00:00:00:00:66"
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    with network_namespace() as name:
+        yield name
+
+
+@contextlib.contextmanager
+def opened(netns: str, *, owned: bool = True) -> Iterator[Guard]:
+    made = kernel.inside(netns, lambda: open_guard(owned=owned))
+    assert not isinstance(made, NoGuard)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def nft(netns: str, *arguments: str) -> str:
+    done = subprocess.run(["ip", "netns", "exec", netns, "nft", *arguments], check=False, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else f"refused: {done.stderr}"
+
+
+def test_an_owned_table_is_nobody_elses_and_outlives_its_owner(netns: str) -> None:
+    wanted = guarded(1, [MAC], ["10.0.0.1", "10.1.0.0/16", "fd00::1"], trunk=False)
+    with opened(netns) as guard:
+        guard.put({1: wanted})
+        assert nft(netns, "flush", "ruleset") == ""
+        assert nft(netns, "delete", "table", "bridge", "vifd").startswith("refused")
+        assert guard.has(1, wanted)
+        assert not guard.restore()
+    with opened(netns) as second:
+        assert second.has(1, wanted)
+        assert second.ports == {1}
+
+
+def test_a_second_owner_is_refused(netns: str) -> None:
+    with opened(netns) as guard:
+        guard.put({1: guarded(1, [MAC], [], trunk=False)})
+        with pytest.raises(NftError), opened(netns):
+            pass
+        assert guard.has(1, guarded(1, [MAC], [], trunk=False))
+
+
+def test_a_table_that_is_not_owned_is_put_back(netns: str) -> None:
+    wanted = guarded(1, [MAC], ["10.0.0.1"], trunk=False)
+    with opened(netns, owned=False) as guard:
+        guard.put({1: wanted})
+        for damage in ("flush ruleset", "flush chain bridge vifd sender", "flush set bridge vifd macs"):
+            assert nft(netns, *damage.split()) == ""
+            assert guard.restore()
+            assert guard.has(1, wanted)
+            assert not guard.restore()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_table_changes_hands(netns: str, before: bool) -> None:
+    wanted = guarded(1, [MAC], [], trunk=False)
+    with opened(netns, owned=before) as first:
+        first.put({1: wanted})
+    with opened(netns, owned=not before) as second:
+        assert second.has(1, wanted)
+        assert nft(netns, "list", "table", "bridge", "vifd").count("flags owner") == (not before)
+
+
+def test_on_a_trunk_one_tag_passes_and_a_second_does_not(netns: str) -> None:
+    kernel.run(netns, "link", "add", "br0", "type", "bridge")
+    kernel.run(netns, "link", "set", "br0", "up")
+    with opened(netns) as guard, contextlib.ExitStack() as stack:
+        fds = []
+        for name in ("guest0", "far0"):
+            fds.append(kernel.open_tap(netns, name))
+            stack.callback(os.close, fds[-1])
+            os.set_blocking(fds[-1], False)
+            kernel.run(netns, "link", "set", name, "master", "br0", "up")
+        index = ip(netns, "link", "show", "guest0")[0]["ifindex"]
+        guard.put({index: guarded(index, [MAC], [], trunk=True)})
+        plain = frames.probe(MAC, 1)
+
+        def arrives(frame: bytes) -> bool:
+            os.write(fds[0], bytes(10) + frame)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    if os.read(fds[1], 2048)[10:] == frame:
+                        return True
+            return False
+
+        wait_for(lambda: arrives(plain))
+        assert arrives(frames.tagged(plain, (0x8100, 5)))
+        for tags in (((0x8100, 5), (0x8100, 6)), ((0x8100, 5), (0x88A8, 6)), ((0x88A8, 5),), ((0x88A8, 5), (0x8100, 6))):
+            assert not arrives(frames.tagged(plain, *tags))
+        assert not arrives(frames.tagged(frames.probe(FOREIGN_MAC, 2), (0x8100, 5)))
+        assert not arrives(frames.tagged(frames.router_advertisement(MAC, "fe80::1"), (0x8100, 5)))
+        assert guests.counters(netns)["tag"] == 4
+        assert arrives(plain)
