@@ -194,7 +194,7 @@ def test_a_network_is_ready_as_soon_as_what_was_in_its_way_is_gone(netns: str) -
 
 
 def test_a_bridge_that_was_deleted_is_made_again_at_the_next_request(netns: str) -> None:
-    with vifd_with(netns, network(addresses=["10.91.0.1/24"])) as (_, client):
+    with vifd_with(netns, network(addresses=["10.91.0.1/24"], repair="report")) as (_, client):
         old = make(client)
         kernel.run(netns, "link", "delete", "br-blue")
         new = make(client)
