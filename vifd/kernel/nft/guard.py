@@ -162,10 +162,13 @@ def open_guard(
     Raises:
         NftError: the kernel has nftables and refuses.
     """
+    guard: Guard | None = None
     try:
         guard = Guard(rules, owned=owned) if made is None else made()
         guard.open()
     except OSError as error:
+        if guard is not None:
+            guard.close()
         if error.errno in _NO_NFTABLES:
             name = rules.family.name.lower()
             return NoGuard(f"this kernel has no nftables for family {name} (CONFIG_NF_TABLES, CONFIG_NF_TABLES_{name.upper()})")
