@@ -9,6 +9,7 @@ endpoint's id.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  the helper takes no module in after the fork, and this one is taken in lazily
+import errno
 import os
 import signal
 import socket
@@ -67,7 +68,12 @@ class _Helper:
             self.nat = open_nat_table(owned=owned)
             self.support = _probe_limits()
         except OSError as error:
-            raise StartError(f"the guard's table of nftables can't be made: {error.strerror or error}") from error
+            owner = (
+                "; another process owns it: is there a second vifd in this network namespace?"
+                if error.errno == errno.EPERM
+                else ""
+            )
+            raise StartError(f"vifd's tables of nftables can't be made: {error.strerror or error}{owner}") from error
         self.nodes = _prepare_nodes(device_dir, self.authority)
         self.per_thread = threading.local()
 

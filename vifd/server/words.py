@@ -99,7 +99,8 @@ def port(value: model.Port) -> endpoint_pb2.PortSpec:
     if value.limits is not None:
         message.limits.SetInParent()
         for target, limit in ((message.limits.from_vm, value.limits.from_vm), (message.limits.to_vm, value.limits.to_vm)):
-            target.rate_bps, target.burst_bytes, target.rate_pps = limit.rate_bps, limit.burst_bytes, limit.rate_pps
+            if limit != model.RateLimit():  # a direction without a limit is unset, as a request has it
+                target.rate_bps, target.burst_bytes, target.rate_pps = limit.rate_bps, limit.burst_bytes, limit.rate_pps
     return message
 
 
