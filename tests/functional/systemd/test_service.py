@@ -123,7 +123,7 @@ def test_dhcp_is_served_within_the_sandbox(machine: Machine) -> None:
     machine.run(
         "sed",
         "-i",
-        's/^addresses = .*/addresses = ["192.168.177.1\\/24", "fd00:177::1\\/64"]\\ndhcp = true/',
+        's/^addresses = .*/addresses = ["192.168.177.1\\/24", "fd00:177::1\\/64"]/',
         "/etc/vifd/vifd.toml",
     )
     machine.systemctl("start", "vifd.service")
