@@ -66,13 +66,14 @@ class InvalidRequest(VifdError):
 
     Args:
         violations: every one of them.
+        endpoint_id: whose request it is, where it may be one of several.
     """
 
     reason = "INVALID_FIELD"
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
+    def __init__(self, violations: Sequence[Violation], endpoint_id: str = "") -> None:
         super().__init__(_lines(violations))
-        self.violations = tuple(violations)
+        self.violations, self.endpoint_id = tuple(violations), endpoint_id
 
 
 class IdInUse(VifdError):

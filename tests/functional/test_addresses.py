@@ -171,6 +171,15 @@ def test_what_is_in_no_subnet_of_the_network_is_refused(vifd: Daemon, as_alice: 
     assert (list(as_alice.list_endpoints()), kernel.snapshot(vifd.netns)) == ([], before)
 
 
+@pytest.mark.parametrize("validate_only", [False, True])
+def test_what_is_in_no_subnet_is_named_with_its_request_of_a_batch(as_alice: Client, validate_only: bool) -> None:
+    batch = [asked(port=port(*where), validate_only=validate_only) for where in ([], ["10.91.0.7", "192.0.2.1"], [])]
+    with refusal("INVALID_ARGUMENT", "INVALID_FIELD") as caught:
+        as_alice.batch_request_endpoints(batch)
+    assert [field for field, _ in caught.value.violations] == ["requests[1].port.addresses[1]"]
+    assert list(as_alice.list_endpoints()) == []
+
+
 def test_two_that_want_the_same_in_one_batch_are_refused(as_alice: Client) -> None:
     with refusal("FAILED_PRECONDITION", "ADDRESS_IN_USE"):
         as_alice.batch_request_endpoints([asked(network="plain", port=port("192.0.2.7")) for _ in range(2)])

@@ -26,6 +26,7 @@ from vifd.endpoints.registry import Registry
 from vifd.endpoints.works import Job, Works
 from vifd.errors import (
     IdInUse,
+    InvalidRequest,
     NotAllowed,
     StaleGeneration,
     TryAgain,
@@ -133,7 +134,7 @@ class Engine:
             self.check_running()
             self._check_quota(caller, missing)
             with self._registry.addresses.draft() as draft:
-                jobs = [self._plan(caller, request, draft) for request in missing]
+                jobs = [self._decide(caller, request, draft) for request in missing]
                 for job in jobs:
                     self._registry.add(job.endpoint, job.plan)
             made = await self.busy.start([job.endpoint for job in jobs], self._create(jobs), lambda e: e.spec_hash)
@@ -174,10 +175,17 @@ class Engine:
         endpoint = self._registry.find(request.endpoint_id)
         if endpoint is not None:
             self._check_same(request, endpoint)
-        job = self._plan(caller, request, draft, generation=0)
+        job = self._decide(caller, request, draft, generation=0)
         return Answer(job.endpoint, job.plan)
 
-    def _plan(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None = None) -> Job:
+    def _decide(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None = None) -> Job:
+        """Plan for one of several requests: what is wrong with its fields is told with its id."""
+        try:
+            return self._plan(caller, request, draft, generation)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.violations, request.endpoint_id) from error
+
+    def _plan(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None) -> Job:
         spec, driver = request.spec, self._networks.drivers[request.spec.network]
 
         def forbids(kind: Kind) -> bool:

@@ -131,6 +131,12 @@ def batch_request(
     return requests
 
 
+def of_batch(error: InvalidRequest, requests: Sequence[model.EndpointRequest]) -> InvalidRequest:
+    """Say where in a batch the fields are that were found wrong in one of its requests later on."""
+    index = next(i for i, request in enumerate(requests) if request.endpoint_id == error.endpoint_id)
+    return InvalidRequest([Violation(f"requests[{index}].{field}", message) for field, message in error.violations])
+
+
 def release(message: endpoint_service_pb2.ReleaseEndpointRequest) -> Release:
     """Check a release.
 

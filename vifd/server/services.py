@@ -15,7 +15,7 @@ from vifd.endpoints.engine import Answer, Engine
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.registry import Change
 from vifd.endpoints.views import Views
-from vifd.errors import Unsupported
+from vifd.errors import InvalidRequest, Unsupported
 from vifd.kernel.ops import describe
 from vifd.model import Caller, Endpoint, LimitsMechanism
 from vifd.server import requests, words
@@ -56,7 +56,11 @@ class EndpointService(EndpointServiceServicer):
     async def BatchRequestEndpoints(
         self, message: pb.BatchRequestEndpointsRequest, caller: Caller
     ) -> pb.BatchRequestEndpointsResponse:
-        answers = await self._engine.request(caller, requests.batch_request(message, caller))
+        wanted = requests.batch_request(message, caller)
+        try:
+            answers = await self._engine.request(caller, wanted)
+        except InvalidRequest as error:
+            raise requests.of_batch(error, wanted) from error
         return pb.BatchRequestEndpointsResponse(responses=[self._answer(answer) for answer in answers])
 
     @unary

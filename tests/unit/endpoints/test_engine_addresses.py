@@ -147,7 +147,9 @@ async def test_a_mac_of_another_is_refused_and_nothing_is_made(one: World) -> No
 
 
 async def test_an_address_in_no_subnet_is_refused_and_nothing_is_made(pooled: World) -> None:
-    assert isinstance(await failure_of(pooled.make(asked(1), want(2, "10.0.1.7"))), InvalidRequest)
+    failure = await failure_of(pooled.make(asked(1), want(2, "10.0.1.7")))
+    assert isinstance(failure, InvalidRequest)
+    assert failure.endpoint_id == endpoint_id(2)
     assert pooled.is_empty()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.support.messages import ID, endpoint_id, request, with_unknown_field
 from vif.v1 import endpoint_service_pb2 as pb
 from vifd.endpoints.engine import Release
-from vifd.errors import InvalidRequest, Unsupported
+from vifd.errors import InvalidRequest, Unsupported, Violation
 from vifd.model import Caller, Filter
 from vifd.server import requests
 
@@ -48,6 +48,14 @@ def test_a_batch_of_releases_lists_every_violation() -> None:
         "requests[0].endpoint_id",
         "requests[1].endpoint_id",
     ]
+
+
+def test_what_is_found_wrong_of_a_batch_later_on_is_named_with_its_request() -> None:
+    batch = [requests.endpoint_request(request(endpoint_id=endpoint_id(i)), CALLER) for i in (1, 2, 3)]
+    found = InvalidRequest([Violation("port.addresses[1]", "is odd"), Violation("port.mac", "is odd")], endpoint_id(3))
+    told = requests.of_batch(found, batch)
+    assert [violation.field for violation in told.violations] == ["requests[2].port.addresses[1]", "requests[2].port.mac"]
+    assert str(told).startswith("requests[2].port.addresses[1]: is odd; ")
 
 
 def test_a_request_for_one_endpoint_names_it() -> None:
