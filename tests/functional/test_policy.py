@@ -176,6 +176,18 @@ def test_a_kind_that_no_rule_gives_is_refused_when_nothing_else_would_do(as_user
     assert "policy" in caught.value.message
 
 
+def test_a_kind_that_cannot_be_guarded_is_not_for_who_has_to_be(as_user: AsUser) -> None:
+    answer = as_user(USER).request_endpoint(asked(acceptable=[BRIDGE, TAP]))
+    assert answer.endpoint.WhichOneof("location") == "tap"
+    assert answer.considered[0].outcome == ConsiderationOutcome.CONSIDERATION_OUTCOME_FORBIDDEN_BY_POLICY
+    with refusal("FAILED_PRECONDITION", "NO_ACCEPTABLE_KIND") as caught:
+        make(as_user(USER), acceptable=[BRIDGE])
+    assert "can't be guarded" in caught.value.message
+    assert "accept tap, or ask the administrator" in caught.value.message
+    assert 'guard = "optional"' in caught.value.message
+    assert "without it" not in caught.value.message
+
+
 def test_a_quota_is_kept_and_freed_by_a_release(as_user: AsUser) -> None:
     caller = as_user(LIMITED)
     ids = [make(caller).endpoint_id for _ in range(3)]

@@ -95,7 +95,8 @@ class Changes:
             raise WrongState(f"network {endpoint.network} is not configured any more; release the endpoint")
         fields = {field: getattr(change.port, field) for field in change.fields}
         port = msgspec.structs.replace(endpoint.port, **fields)
-        port = self._networks.policy.check_guard(caller, port, endpoint.network)
+        if "guard_enabled" in fields:
+            port = self._networks.policy.check_guard(caller, port, endpoint.network)
         kind = endpoint.location.kind if endpoint.location is not None else None
         offer = next((offer for offer in driver.offers(None) if offer.kind is kind), None)
         if offer is None:

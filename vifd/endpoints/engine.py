@@ -40,7 +40,6 @@ from vifd.model import (
     Caller,
     Endpoint,
     EndpointRequest,
-    Kind,
     State,
     TapDevice,
 )
@@ -187,14 +186,11 @@ class Engine:
 
     def _plan(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None) -> Job:
         spec, driver = request.spec, self._networks.drivers[request.spec.network]
-
-        def forbids(kind: Kind) -> bool:
-            return self._networks.policy.forbids_kind(caller, spec.network, kind)
-
         port = self._networks.policy.check_guard(caller, spec.port, spec.network)
         spec = msgspec.structs.replace(spec, port=port)
         offers = driver.offers(spec)
-        preference, considered = negotiation.choose(spec, offers, forbids)
+        forbidden = self._networks.policy.forbidden(caller, spec.network, offers)
+        preference, considered = negotiation.choose(spec, offers, forbidden)
         offer = next(offer for offer in offers if offer.kind is preference.kind)
         settled = draft.settle(request.endpoint_id, spec.network, negotiation.settle_port(port, offer))
         planned = driver.plan(request.endpoint_id, msgspec.structs.replace(spec, port=settled.port), preference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -12,14 +12,14 @@ from vifd.model import Consideration, EndpointSpec, Feature, Kind, Offer, Outcom
 
 
 def choose(
-    spec: EndpointSpec, offers: Sequence[Offer], forbids: Callable[[Kind], bool]
+    spec: EndpointSpec, offers: Sequence[Offer], forbidden: Mapping[Kind, str]
 ) -> tuple[Preference, tuple[Consideration, ...]]:
     """Choose the first preference that can be made as it is asked for.
 
     Args:
         spec: what is asked for.
         offers: what the network's driver can make now.
-        forbids: tells whether the operator's policy forbids a kind.
+        forbidden: which kinds the operator's policy forbids, and why.
 
     Returns:
         The preference, and every preference with its outcome.
@@ -30,7 +30,7 @@ def choose(
     """
     by_kind = {offer.kind: offer for offer in offers}
     considered = [
-        _consider(index, preference, spec, by_kind.get(preference.kind), forbids)
+        _consider(index, preference, spec, by_kind.get(preference.kind), forbidden)
         for index, preference in enumerate(spec.acceptable)
     ]
     chosen = next((c for c in considered if c.outcome is Outcome.CHOSEN), None)
@@ -73,7 +73,7 @@ def features_of(port: Port) -> dict[Feature, str]:
 
 
 def _consider(
-    index: int, preference: Preference, spec: EndpointSpec, offer: Offer | None, forbids: Callable[[Kind], bool]
+    index: int, preference: Preference, spec: EndpointSpec, offer: Offer | None, forbidden: Mapping[Kind, str]
 ) -> Consideration:
     kind = preference.kind
 
@@ -82,8 +82,8 @@ def _consider(
 
     if offer is None:
         return outcome(Outcome.KIND_NOT_OFFERED, f"network {spec.network} has no {kind} endpoints")
-    if forbids(kind):
-        return outcome(Outcome.FORBIDDEN_BY_POLICY, f"the policy allows this caller no {kind} on network {spec.network}")
+    if kind in forbidden:
+        return outcome(Outcome.FORBIDDEN_BY_POLICY, forbidden[kind])
     missing = [option for feature, option in needed_features(spec, preference).items() if feature not in offer.features]
     if missing:
         return outcome(Outcome.OPTION_UNSUPPORTED, f"{kind} on network {spec.network} can't do {', '.join(missing)}")

@@ -11,7 +11,7 @@ import msgspec
 
 from vifd.config import PolicyRule, Role
 from vifd.errors import NotAllowed, QuotaReached, UnknownNetwork
-from vifd.model import Caller, EndpointSpec, Kind, Owner, Port
+from vifd.model import Caller, EndpointSpec, Feature, Kind, Offer, Owner, Port
 
 _RANK = {role: rank for rank, role in enumerate(Role)}
 
@@ -65,11 +65,32 @@ class Policy:
             )
         self._check_owner(caller, spec)
 
-    def forbids_kind(self, caller: Caller, network: str, kind: Kind) -> bool:
-        """Tell whether no rule gives a caller this kind on this network."""
-        if self._open_to(caller):
-            return False
-        return not any(not rule.kinds or kind in rule.kinds for rule in self._using(caller, network))
+    def forbidden(self, caller: Caller, network: str, offers: Sequence[Offer]) -> dict[Kind, str]:
+        """Say which of the kinds that a network's driver offers a caller doesn't get, and why.
+
+        Args:
+            caller: who asks.
+            network: where.
+            offers: what the driver can make.
+        """
+        rules = self._using(caller, network)
+        open_to_all = self._open_to(caller) or any(not rule.kinds for rule in rules)
+        reasons = {
+            offer.kind: f"the policy allows this caller no {offer.kind} on network {network}"
+            for offer in offers
+            if not open_to_all and not any(offer.kind in rule.kinds for rule in rules)
+        }
+        if self._may_go_unguarded(caller, network):
+            return reasons
+        allowed = [offer for offer in offers if offer.kind not in reasons]
+        guarded = [offer.kind for offer in allowed if Feature.GUARD in offer.features]
+        way = f"accept {' or '.join(guarded)}, or ask" if guarded else "ask"
+        for kind in {offer.kind for offer in allowed}.difference(guarded):
+            reasons[kind] = (
+                f"{kind} on network {network} can't be guarded, and this caller's endpoints have to be; "
+                f'{way} the administrator for a policy with guard = "optional"'
+            )
+        return reasons
 
     def check_guard(self, caller: Caller, port: Port, network: str) -> Port:
         """Give the port as it is asked for in effect: who may not switch the guard off has it on, on every kind.

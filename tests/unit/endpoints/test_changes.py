@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.support.messages import endpoint_id
-from tests.support.worlds import ALICE, BOB, BOOT, BRIDGE, World, asked, failure_of, world
+from tests.support.worlds import ALICE, BOB, BOOT, BRIDGE, ROOT, World, asked, failure_of, world
 from vifd.endpoints.changes import Change, Changes
 from vifd.endpoints.mending import Mender
-from vifd.errors import KernelRefused, TryAgain, UnknownEndpoint, Unsupported, WrongState
+from vifd.endpoints.policy import Policy
+from vifd.errors import KernelRefused, NotAllowed, TryAgain, UnknownEndpoint, Unsupported, WrongState
 from vifd.model import DriftKind, Endpoint, Limits, Port, RateLimit
 
 LIMITS = Limits(from_vm=RateLimit(rate_bps=10**8), to_vm=RateLimit())
@@ -48,6 +49,15 @@ async def test_a_change_is_in_the_kernel_the_journal_and_the_answer(one: World, 
     assert one.room.ports[endpoint_id(1)] == changed.port
     assert one.recorded()[endpoint_id(1)].port == changed.port
     assert current(one) == changed
+
+
+async def test_what_leaves_the_guard_alone_is_for_who_has_to_have_it_too(one: World, changes: Changes) -> None:
+    one.networks.configure(dict(one.drivers), Policy(()))
+    await one.make(asked(port=Port(guard_enabled=False)), caller=ROOT)
+    changed = await changes.update(ALICE, change(isolated=True))
+    assert (changed.owner.uid, changed.port.isolated, changed.port.guard_enabled) == (ALICE.uid, True, False)
+    assert isinstance(await failure_of(changes.update(ALICE, change(guard_enabled=False))), NotAllowed)
+    assert (await changes.update(ALICE, change(guard_enabled=None))).port.guard_enabled
 
 
 async def test_what_is_already_so_is_left_alone(one: World, changes: Changes) -> None:

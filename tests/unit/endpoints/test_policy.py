@@ -3,11 +3,13 @@ import pytest
 from vifd.config import PolicyRule, Role
 from vifd.endpoints.policy import Policy
 from vifd.errors import NotAllowed, QuotaReached, UnknownNetwork
-from vifd.model import Caller, EndpointSpec, Kind, Owner
+from vifd.model import Caller, EndpointSpec, Feature, Kind, Offer, Owner
 
 ROOT = Caller(0, 0)
 ALICE = Caller(1000, 1000, frozenset({1000, 36}))
 BOB = Caller(1001, 1001)
+GUARD = frozenset({Feature.GUARD})
+GUARDED, UNGUARDED = [Offer(kind, GUARD) for kind in Kind], [Offer(kind) for kind in Kind]
 
 
 def rule(role: Role = Role.USE, *, uid: int = ALICE.uid, **fields: object) -> PolicyRule:
@@ -46,7 +48,7 @@ def test_root_may_do_everything_whatever_the_rules_say() -> None:
     assert allowed(policy, ROOT, spec(BOB.uid, 77))
     assert policy.may_see(ROOT, Owner(5), "blue")
     assert policy.may_change(ROOT, Owner(5), "blue")
-    assert not policy.forbids_kind(ROOT, "blue", Kind.TAP)
+    assert not policy.forbidden(ROOT, "blue", UNGUARDED)
     policy.check_quota(ROOT, "blue", 10_000)
 
 
@@ -136,23 +138,41 @@ def test_a_delegate_names_any_owner() -> None:
 
 
 def test_a_rule_without_kinds_forbids_none() -> None:
-    policy = Policy([rule()])
-    assert not any(policy.forbids_kind(ALICE, "blue", kind) for kind in Kind)
+    assert not Policy([rule()]).forbidden(ALICE, "blue", GUARDED)
 
 
 def test_a_rule_with_kinds_forbids_the_others() -> None:
     policy = Policy([rule(kinds=("tap", "bridge"))])
-    assert [kind for kind in Kind if not policy.forbids_kind(ALICE, "blue", kind)] == [Kind.BRIDGE, Kind.TAP]
+    assert set(Kind) - set(policy.forbidden(ALICE, "blue", GUARDED)) == {Kind.BRIDGE, Kind.TAP}
 
 
 def test_the_kinds_of_several_rules_add_up() -> None:
     policy = Policy([rule(kinds=("tap",)), PolicyRule(gid=36, kinds=("pci",))])
-    assert [kind for kind in Kind if not policy.forbids_kind(ALICE, "blue", kind)] == [Kind.TAP, Kind.PCI]
+    assert set(Kind) - set(policy.forbidden(ALICE, "blue", GUARDED)) == {Kind.TAP, Kind.PCI}
 
 
 def test_a_rule_that_only_reads_gives_no_kind() -> None:
     policy = Policy([rule(kinds=("tap",)), PolicyRule(gid=36, role=Role.READ)])
-    assert policy.forbids_kind(ALICE, "blue", Kind.PCI)
+    assert "no pci" in policy.forbidden(ALICE, "blue", GUARDED)[Kind.PCI]
+
+
+@pytest.mark.parametrize("rules", [[], [rule()], [rule(networks=("red",), guard="optional"), PolicyRule(gid=36)]])
+def test_a_kind_that_cant_be_guarded_is_forbidden_where_the_guard_has_to_be(rules: list[PolicyRule]) -> None:
+    found = Policy(rules).forbidden(ALICE, "blue", [Offer(Kind.TAP, GUARD), Offer(Kind.MACVTAP, GUARD), Offer(Kind.BRIDGE)])
+    assert found == {
+        Kind.BRIDGE: "bridge on network blue can't be guarded, and this caller's endpoints have to be; "
+        'accept tap or macvtap, or ask the administrator for a policy with guard = "optional"'
+    }
+
+
+@pytest.mark.parametrize("mine", [rule(guard="optional"), rule(Role.ADMIN)])
+def test_who_may_go_unguarded_gets_kinds_that_cant_be_guarded(mine: PolicyRule) -> None:
+    assert not Policy([mine]).forbidden(ALICE, "blue", UNGUARDED)
+
+
+def test_nobody_is_told_to_accept_a_kind_that_is_forbidden_as_well() -> None:
+    found = Policy([rule(kinds=("bridge",))]).forbidden(ALICE, "blue", [Offer(Kind.TAP, GUARD), Offer(Kind.BRIDGE)])
+    assert found[Kind.BRIDGE].endswith('have to be; ask the administrator for a policy with guard = "optional"')
 
 
 def test_a_quota_is_what_a_caller_may_have_at_most() -> None:
