@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import guests, kernel
+from tests.support import frames, guests, kernel
 from tests.support.asking import BRIDGE, make, refusal
 from tests.support.daemon import Daemon, ip, is_alive, running, wait_for
 from vifclient import Client, VifError
@@ -34,7 +34,7 @@ guard = "optional"
 [[policy]]
 uid = 20002
 """
-ADDRESS, OTHER_ADDRESS, PREFIX = "10.91.0.50", "10.91.0.51", "10.91.0.128/28"
+ADDRESS, OTHER_ADDRESS, PREFIX, FORGED_MAC = "10.91.0.50", "10.91.0.51", "10.91.0.128/28", "02:00:00:00:00:66"
 GUARD, NO_GUARD = GuardSpec(enabled=True), GuardSpec(enabled=False)
 LIMITS = LimitsSpec(from_vm=RateLimit(rate_bps=10**8, rate_pps=5000), to_vm=RateLimit(rate_bps=2 * 10**8))
 KILLS = 8
@@ -86,6 +86,23 @@ def test_the_guard_goes_and_comes(vifd: Daemon, client: Client, endpoint: Endpoi
     assert guests.listed(vifd.netns, "ports", endpoint.tap.ifname) == [endpoint.tap.ifname]
     assert port_of(vifd, endpoint)["group_fwd_mask"] == "0xfffd"
     assert is_as_recorded(client, endpoint)
+
+
+def test_whom_a_vm_pretended_to_be_is_forgotten_when_the_guard_comes(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client, port=PortSpec(guard=NO_GUARD))
+    with Client(vifd.socket, fd_socket_path=vifd.fd_socket) as holder, guests.guest(holder, endpoint) as guest:
+
+        def learned_of(mac: str) -> set[str]:
+            guest.send(frames.probe(mac, 1))
+            return guests.learned(vifd.netns, endpoint.tap.ifname)
+
+        wait_for(lambda: FORGED_MAC in learned_of(FORGED_MAC))
+        client.update_endpoint(endpoint.endpoint_id, PortSpec(isolated=True), ["isolated"])
+        assert FORGED_MAC in guests.learned(vifd.netns, endpoint.tap.ifname)
+        client.update_endpoint(endpoint.endpoint_id, PortSpec(guard=GUARD), ["guard"])
+        assert FORGED_MAC not in guests.learned(vifd.netns, endpoint.tap.ifname)
+        assert FORGED_MAC not in learned_of(FORGED_MAC)
+        wait_for(lambda: learned_of(endpoint.port.mac) == {endpoint.port.mac})
 
 
 def test_limits_come_and_go(vifd: Daemon, client: Client, endpoint: Endpoint) -> None:

@@ -342,7 +342,7 @@ class Maker:
         if run.link is not None and run.link.number(Ifla.MASTER) != state.ifindex:
             # A fresh port of a bridge learns from frames to reserved addresses, and isn't isolated, until it is told otherwise.
             messages.insert(0, netlink.set_link(ifindex, b"", up=False))
-        messages.append(ports.bridge_port(ifindex, target.port))
+        messages.append(ports.bridge_port(ifindex, target.before, target.port))
         vlan_before = None if target.before is None else target.before.vlan
         return messages + ([] if state.vlans.missing else ports.vlans(ifindex, vlan_before, target.port.vlan, state.vlans))
 

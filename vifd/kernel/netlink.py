@@ -59,6 +59,7 @@ class Ifla(IntEnum):
 class BridgePort(IntEnum):
     """Attributes of a bridge's port."""
 
+    FLUSH = 24
     GROUP_FWD_MASK = 31
     ISOLATED = 33
 
@@ -122,17 +123,18 @@ def set_link(ifindex: int, attributes: bytes, *, up: bool | None = None) -> byte
     return request(RTM_SETLINK, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, flags, change) + attributes)
 
 
-def set_bridge_port(ifindex: int, *, isolated: bool, group_forward_mask: int) -> bytes:
+def set_bridge_port(ifindex: int, *, isolated: bool, group_forward_mask: int, forget: bool) -> bytes:
     """Pack an RTM_SETLINK of AF_BRIDGE for a port of a bridge (linux/if_link.h, IFLA_BRPORT_*).
 
     Args:
         ifindex: the port.
         isolated: whether it reaches only ports that aren't isolated.
         group_forward_mask: which of the sixteen reserved addresses 01:80:c2:00:00:0X it takes in like others, a bit each.
+        forget: whether the bridge forgets whom it has learned behind it.
     """
-    settings = attribute(BridgePort.ISOLATED, bytes([isolated])) + attribute(
-        BridgePort.GROUP_FWD_MASK, pack("=H", group_forward_mask)
-    )
+    settings = attribute(BridgePort.ISOLATED, bytes([isolated]))
+    settings += attribute(BridgePort.GROUP_FWD_MASK, pack("=H", group_forward_mask))
+    settings += attribute(BridgePort.FLUSH, b"") if forget else b""
     body = _IFINFO.pack(socket.AF_BRIDGE, 0, ifindex, 0, 0) + nested(Ifla.PROTINFO, settings)
     return request(RTM_SETLINK, NLM_F_ACK, body)
 

@@ -82,9 +82,21 @@ def group_forward_mask(port: Port) -> int:
     return _RESERVED_TO_GUARD if port.guard_enabled else 0
 
 
-def bridge_port(ifindex: int, port: Port) -> bytes:
-    """Give the message that sets what the bridge has to know of its port."""
-    return netlink.set_bridge_port(ifindex, isolated=bool(port.isolated), group_forward_mask=group_forward_mask(port))
+def bridge_port(ifindex: int, before: Port | None, port: Port) -> bytes:
+    """Give the message that sets what the bridge has to know of its port, once the guard's table knows it.
+
+    Args:
+        ifindex: the device.
+        before: what it was like; None: it is new, or that isn't known.
+        port: what it is to be like.
+    """
+    unguarded_before = before is None or not before.guard_enabled
+    return netlink.set_bridge_port(
+        ifindex,
+        isolated=bool(port.isolated),
+        group_forward_mask=group_forward_mask(port),
+        forget=bool(port.guard_enabled) and unguarded_before,  # without it the VM may have pretended to be anybody
+    )
 
 
 def vlans(ifindex: int, before: Vlan | None, vlan: Vlan | None, bridge: BridgeVlans) -> list[bytes]:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_NEWLINKPROP, RTM_SETLINK
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge
 
 from vifd.kernel import netlink
-from vifd.kernel.netlink import Ifla
+from vifd.kernel.netlink import BridgePort, Ifla
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 
@@ -83,6 +83,18 @@ def test_a_device_is_asked_for_by_its_names_by_the_same_bytes(name: str) -> None
 
 def test_a_device_is_deleted_by_the_same_bytes() -> None:
     assert netlink.delete_link(7) == theirs(RTM_DELLINK, NLM_F_ACK, 7, [])
+
+
+@pytest.mark.parametrize("member", list(BridgePort))
+def test_the_attributes_of_a_bridges_port_are_pyroute2s(member: BridgePort) -> None:
+    assert protinfo_bridge.nla_map[member.value][0] == f"IFLA_BRPORT_{member.name}"
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_bridge_is_told_of_its_port(forget: bool) -> None:
+    port = decoded(netlink.set_bridge_port(7, isolated=True, group_forward_mask=0xFFFD, forget=forget)).get_attr("IFLA_PROTINFO")
+    assert (port.get_attr("IFLA_BRPORT_ISOLATED"), port.get_attr("IFLA_BRPORT_GROUP_FWD_MASK")) == (1, 0xFFFD)
+    assert ("IFLA_BRPORT_FLUSH" in dict(port["attrs"])) is forget
 
 
 def test_a_group_is_deleted_by_the_same_bytes() -> None:
