@@ -100,6 +100,9 @@ DAMAGES = {
         "ISOLATION",
         is_heard=False,
     ),
+    "a router of multicast": Damage(
+        lambda vifd, one: run(vifd, "bridge", "link", "set", "dev", one.tap.ifname, "mcast_router", "1"), "GUARD", is_heard=False
+    ),
     "another queue length": Damage(link("set", "{tap}", "txqlen", "77"), "TX_QUEUE_LENGTH"),
     "no limit at its egress": Damage(
         lambda vifd, one: run(vifd, "tc", "qdisc", "delete", "dev", one.tap.ifname, "root"), "LIMITS", is_heard=False

@@ -80,11 +80,11 @@ def test_the_guard_goes_and_comes(vifd: Daemon, client: Client, endpoint: Endpoi
     assert guests.listed(vifd.netns, "ports", endpoint.tap.ifname) == [endpoint.tap.ifname]
     assert not client.update_endpoint(endpoint.endpoint_id, PortSpec(guard=NO_GUARD), ["guard"]).port.guard.enabled
     assert guests.listed(vifd.netns, "ports", endpoint.tap.ifname) == []
-    assert port_of(vifd, endpoint)["group_fwd_mask"] == "0"
+    assert (port_of(vifd, endpoint)["group_fwd_mask"], port_of(vifd, endpoint)["multicast_router"]) == ("0", 1)
     assert is_as_recorded(client, endpoint)
     assert client.update_endpoint(endpoint.endpoint_id, PortSpec(guard=GUARD), ["guard"]).port.guard.enabled
     assert guests.listed(vifd.netns, "ports", endpoint.tap.ifname) == [endpoint.tap.ifname]
-    assert port_of(vifd, endpoint)["group_fwd_mask"] == "0xfffd"
+    assert (port_of(vifd, endpoint)["group_fwd_mask"], port_of(vifd, endpoint)["multicast_router"]) == ("0xfffd", 0)
     assert is_as_recorded(client, endpoint)
 
 

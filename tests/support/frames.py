@@ -12,7 +12,7 @@ import struct
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ALL_NODES, ALL_ROUTERS, ALL_DHCP, ALL_MLD = "ff02::1", "ff02::2", "ff02::1:2", "ff02::16"
 ARP, RARP, IPV4, IPV6 = 0x0806, 0x8035, 0x0800, 0x86DD
-TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+TCP, UDP, ICMP, IGMP, ICMPV6 = 6, 17, 1, 2, 58
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT, SOLICITATION, ADVERTISEMENT, REDIRECT = 133, 134, 135, 136, 137
 SOURCE_MAC, TARGET_MAC, NONCE = 1, 2, 14
@@ -122,6 +122,14 @@ def echo() -> bytes:
     return struct.pack(">BBHHH", 8, 0, 0xF7FE, 0, 1)
 
 
+def igmp_query(source: str, sender: str) -> bytes:
+    """Give an IGMPv2 question to all (RFC 2236): who has joined what? To be answered within a tenth of a second."""
+    body = bytes([0x11, 1, 0, 0]) + bytes(4)
+    message = body[:2] + struct.pack(">H", checksum(body)) + body[4:]
+    frame = ip4(source, sender, "224.0.0.1", IGMP, message, options=bytes([0x94, 4, 0, 0]))
+    return mac_bytes("01:00:5e:00:00:01") + frame[6:]
+
+
 # --- IPv6
 
 
@@ -196,6 +204,12 @@ def multicast_report(source: str, sender: str, group: str = "ff02::1:ff00:1") ->
     record = struct.pack(">HHBBH", 0, 1, 4, 0, 0) + ip_bytes(group)
     message = icmp6(sender, ALL_MLD, 143, record)
     return ip6(source, sender, ALL_MLD, HOP_BY_HOP, alert_header(ICMPV6) + message)
+
+
+def multicast_query(source: str, sender: str) -> bytes:
+    """Give an MLD question to all (RFC 2710): who has joined what? To be answered within a tenth of a second."""
+    message = icmp6(sender, ALL_NODES, 130, struct.pack(">HH", 100, 0) + bytes(16))
+    return ip6(source, sender, ALL_NODES, HOP_BY_HOP, alert_header(ICMPV6) + message)
 
 
 def router_advertisement(source: str, sender: str) -> bytes:

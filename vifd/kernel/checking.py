@@ -163,6 +163,11 @@ def _compare_port(link: Link, port: Port) -> Iterator[Drift]:
     if mask != ports.group_forward_mask(port):
         expected = f"{ports.group_forward_mask(port):#06x}"
         yield _drift(DriftKind.GUARD, expected, f"{mask:#06x}", "the bridge takes other reserved addresses in than it should")
+    router = ports.multicast_router(port)
+    (found,) = data.get(BridgePort.MULTICAST_ROUTER, bytes([router]))  # none where the kernel has no IGMP snooping
+    if found != router:
+        message = "the bridge takes it for a router of multicast when it should not, or the other way round"
+        yield _drift(DriftKind.GUARD, str(int(router)), str(found), message)
 
 
 def _compare_vlan(ifindex: int, vlan: Vlan | None) -> Iterator[Drift]:

@@ -60,8 +60,16 @@ class BridgePort(IntEnum):
     """Attributes of a bridge's port."""
 
     FLUSH = 24
+    MULTICAST_ROUTER = 25
     GROUP_FWD_MASK = 31
     ISOLATED = 33
+
+
+class MulticastRouter(IntEnum):
+    """When a bridge takes what is behind a port for a router of multicast (linux/if_bridge.h, MDB_RTR_TYPE_*)."""
+
+    NEVER = 0
+    IF_IT_ASKS = 1
 
 
 class TunInfo(IntEnum):
@@ -123,17 +131,21 @@ def set_link(ifindex: int, attributes: bytes, *, up: bool | None = None) -> byte
     return request(RTM_SETLINK, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, flags, change) + attributes)
 
 
-def set_bridge_port(ifindex: int, *, isolated: bool, group_forward_mask: int, forget: bool) -> bytes:
+def set_bridge_port(
+    ifindex: int, *, isolated: bool, group_forward_mask: int, multicast_router: MulticastRouter, forget: bool
+) -> bytes:
     """Pack an RTM_SETLINK of AF_BRIDGE for a port of a bridge (linux/if_link.h, IFLA_BRPORT_*).
 
     Args:
         ifindex: the port.
         isolated: whether it reaches only ports that aren't isolated.
         group_forward_mask: which of the sixteen reserved addresses 01:80:c2:00:00:0X it takes in like others, a bit each.
+        multicast_router: whether it gets multicast that nobody behind it has joined.
         forget: whether the bridge forgets whom it has learned behind it.
     """
     settings = attribute(BridgePort.ISOLATED, bytes([isolated]))
     settings += attribute(BridgePort.GROUP_FWD_MASK, pack("=H", group_forward_mask))
+    settings += attribute(BridgePort.MULTICAST_ROUTER, bytes([multicast_router]))
     settings += attribute(BridgePort.FLUSH, b"") if forget else b""
     body = _IFINFO.pack(socket.AF_BRIDGE, 0, ifindex, 0, 0) + nested(Ifla.PROTINFO, settings)
     return request(RTM_SETLINK, NLM_F_ACK, body)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vifd.kernel import netlink
 from vifd.kernel.bridge import BridgeVlans, has_ipv6
 from vifd.kernel.limits import Wanted
-from vifd.kernel.netlink import Ifla
+from vifd.kernel.netlink import Ifla, MulticastRouter
 from vifd.kernel.nft import ruleset
 from vifd.kernel.nft.guard import NOTHING, Element, Elements, guarded, limited
 from vifd.model import Limits, Port, RateLimit, Vlan
@@ -82,6 +82,11 @@ def group_forward_mask(port: Port) -> int:
     return _RESERVED_TO_GUARD if port.guard_enabled else 0
 
 
+def multicast_router(port: Port) -> MulticastRouter:
+    """Give whether the bridge may take the VM for a router: one that asks who has joined what would get everybody's multicast."""
+    return MulticastRouter.NEVER if port.guard_enabled else MulticastRouter.IF_IT_ASKS
+
+
 def bridge_port(ifindex: int, before: Port | None, port: Port) -> bytes:
     """Give the message that sets what the bridge has to know of its port, once the guard's table knows it.
 
@@ -95,6 +100,7 @@ def bridge_port(ifindex: int, before: Port | None, port: Port) -> bytes:
         ifindex,
         isolated=bool(port.isolated),
         group_forward_mask=group_forward_mask(port),
+        multicast_router=multicast_router(port),
         forget=bool(port.guard_enabled) and unguarded_before,  # without it the VM may have pretended to be anybody
     )
 

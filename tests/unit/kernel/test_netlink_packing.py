@@ -10,7 +10,7 @@ from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_NEW
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge
 
 from vifd.kernel import netlink
-from vifd.kernel.netlink import BridgePort, Ifla
+from vifd.kernel.netlink import BridgePort, Ifla, MulticastRouter
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 
@@ -92,8 +92,11 @@ def test_the_attributes_of_a_bridges_port_are_pyroute2s(member: BridgePort) -> N
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_a_bridge_is_told_of_its_port(forget: bool) -> None:
-    port = decoded(netlink.set_bridge_port(7, isolated=True, group_forward_mask=0xFFFD, forget=forget)).get_attr("IFLA_PROTINFO")
+    router = MulticastRouter.NEVER
+    message = netlink.set_bridge_port(7, isolated=True, group_forward_mask=0xFFFD, multicast_router=router, forget=forget)
+    port = decoded(message).get_attr("IFLA_PROTINFO")
     assert (port.get_attr("IFLA_BRPORT_ISOLATED"), port.get_attr("IFLA_BRPORT_GROUP_FWD_MASK")) == (1, 0xFFFD)
+    assert port.get_attr("IFLA_BRPORT_MULTICAST_ROUTER") == 0
     assert ("IFLA_BRPORT_FLUSH" in dict(port["attrs"])) is forget
 
 
