@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import kernel
+from tests.support import guests, kernel
 from tests.support.asking import make, refusal
-from tests.support.daemon import Daemon, network_namespace, running, taps, wait_for
+from tests.support.daemon import Daemon, ip, network_namespace, running, taps, wait_for
+from tests.support.frames import ICMPV6, SOLICITATION
 from vifclient import Client
 from vifclient.messages import PortSpec
 from vifclient.retry import NO_RETRY
@@ -145,6 +147,36 @@ def test_the_uplink_is_put_on_a_bridge_of_vifds_and_set_up(netns: str) -> None:
         assert (uplink["master"], "UP" in uplink["flags"]) == ("br-blue", True)
         make(client)
         assert kernel.settings(netns, "up1").get("master") is None
+
+
+def is_search_for_duplicates(frame: bytes) -> bool:
+    """Tell a neighbour solicitation from no address (RFC 4862, 5.4.2)."""
+    return frame[12:14] == b"\x86\xdd" and frame[22:38] == bytes(16) and frame[20] == ICMPV6 and frame[54] == SOLICITATION
+
+
+def test_the_gateways_ipv6_is_there_for_the_first_guest_at_once(netns: str) -> None:
+    """A search for duplicates would begin with the bridge's carrier: with the first guest."""
+
+    def settled() -> dict[str, bool]:
+        found = ip(netns, "address", "show", "br-blue")[0]["addr_info"]
+        return {a["scope"]: not a.get("tentative", False) for a in found if a["family"] == "inet6"}
+
+    with running(netns=netns, networks=network(addresses=["fd00:91::1/64"])) as vifd:
+        assert settled() == {"global": True}
+        with Client(vifd.socket, fd_socket_path=vifd.fd_socket) as client, guests.guest(client, make(client)) as guest:
+            # The link-local address comes with the carrier; router advertisements come from it.
+            wait_for(lambda: settled() == {"global": True, "link": True})
+            with contextlib.suppress(BlockingIOError):
+                while frame := guest.read():
+                    assert not is_search_for_duplicates(frame)
+
+
+@pytest.mark.parametrize("uplink", ["", "up0"])
+def test_duplicates_of_the_hosts_ipv6_are_searched_where_others_are(netns: str, uplink: str) -> None:
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    with vifd_with(netns, network(addresses=["fd00:91::1/64"], uplink=uplink)):
+        found = kernel.inside(netns, Path("/proc/sys/net/ipv6/conf/br-blue/accept_dad").read_text)
+    assert found.strip() == ("1" if uplink else "0")
 
 
 def test_the_uplink_is_put_on_a_foreign_bridge_and_nothing_else_of_it_changes(netns: str, foreign: Any) -> None:

@@ -213,7 +213,7 @@ def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool, public
                 # br_change_mtu); the kernel doesn't count one that is set to what it is.
                 ipr.link("set", index=index, mtu=grant.mtu_bytes ^ 1)
             ipr.link("set", index=index, ifalias=names.network_mark(network), mtu=grant.mtu_bytes)
-            _shut_ipv6_autoconfiguration(grant)
+            _set_ipv6(grant)
             if has_ipv6(grant.mtu_bytes) and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
                 spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
                 ipr.link("set", index=index, IFLA_AF_SPEC=spec)
@@ -223,15 +223,19 @@ def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool, public
         raise BridgeError(f"can't make bridge {grant.bridge} of network {network}: {error.args[1]}", error.code) from error
 
 
-def _shut_ipv6_autoconfiguration(grant: BridgeGrant) -> None:
-    """Keep the host from taking routes and addresses from router advertisements that a VM sends (accept_ra, ip-sysctl.rst)."""
+def _set_ipv6(grant: BridgeGrant) -> None:
+    """Let no VM decide on the host's addresses and routes (ip-sysctl.rst).
+
+    It takes none from router advertisements. On a bridge without an uplink its addresses are there at once: the search for
+    duplicates would begin with the first VM, for which the gateway then is silent for seconds, and let a VM take it away.
+    """
     if not has_ipv6(grant.mtu_bytes):
         return
-    for setting in ("accept_ra", "autoconf"):
+    for setting, value in (("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "1" if grant.uplink else "0")):
         try:
-            (_IPV6_CONF / grant.bridge / setting).write_text("0")
+            (_IPV6_CONF / grant.bridge / setting).write_text(value)
         except OSError as error:
-            message = f"can't switch {setting} off on bridge {grant.bridge} ({error.strerror}); let vifd write below {_IPV6_CONF}"
+            message = f"can't set {setting} of bridge {grant.bridge} ({error.strerror}); let vifd write below {_IPV6_CONF}"
             raise BridgeError(message, error.errno or 0) from error
 
 
