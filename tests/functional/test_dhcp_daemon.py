@@ -48,7 +48,6 @@ def test_guests_are_served_from_the_start_to_the_end() -> None:
         wait_for(lambda: "dhcp is served" in daemon.log())
         with guest(daemon.netns, "br-blue", "52:54:00:00:00:0a") as one:
             wait_for(one.default_routes6)
-            # The bridge's IPv6 address is in use only now that the bridge has a port.
             kernel.run(one.netns, "address", "add", "fd00:91::a/64", "dev", "eth0", "nodad")
             wait_for(lambda: answers(one))
         assert problem(client) == ""

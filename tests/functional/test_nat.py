@@ -14,7 +14,7 @@ import pytest
 from tests.support import kernel
 from tests.support.asking import make, refusal
 from tests.support.daemon import Daemon, running, wait_for
-from tests.support.outside import HOST, HOST6, OUTSIDE, OUTSIDE6, UPLINK, Cabled, ask, cabled, guest, join
+from tests.support.outside import HOST, HOST6, OUTSIDE, OUTSIDE6, UPLINK, Cabled, ask, cabled, guest, join, ping, talk
 from vifclient import Client
 from vifclient.messages import Endpoint, PortSpec
 from vifclient.retry import NO_RETRY
@@ -31,6 +31,18 @@ def network(name: str = "blue", **keys: Any) -> str:
 
 BLUE = network(addresses=["10.91.0.1/24", "fd00:91::1/64"], nat=True)
 RED = network("red", addresses=["10.92.0.1/24"], nat=True)
+
+
+def filter_bridges(netns: str, *, on: bool) -> None:
+    """Let br_netfilter show the host's tables what a bridge forwards, or not, where the kernel has it."""
+    directory = Path("/proc/sys/net/bridge")
+
+    def write() -> None:
+        if directory.exists():
+            for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+                (directory / name).write_text(str(int(on)))
+
+    kernel.inside(netns, write)
 
 
 @pytest.fixture
@@ -77,7 +89,6 @@ def setting(netns: str, name: str) -> str:
 def test_a_guest_gets_out_under_the_hosts_address_and_hears_the_answer(site: Cabled) -> None:
     with vifd_on(site), blue_guest(site) as netns:
         assert ask(netns, site.outside, OUTSIDE) == (HOST, OUTSIDE)
-        # The bridge makes sure first that its IPv6 address is its own (RFC 4862, 5.4).
         assert wait_for(lambda: ask(netns, site.outside, OUTSIDE6)) == (HOST6, OUTSIDE6)
 
 
@@ -256,6 +267,30 @@ def test_a_public_address_is_reached_from_the_host_and_from_guests_of_every_netw
         came_from, answer_from = ask(two, one, "10.91.0.5", to=PUBLIC) or ("", "")
         assert (came_from in {HOST, "10.91.0.1"}, answer_from) == (True, PUBLIC)
         assert ask(site.host, one, "10.91.0.5", to=PUBLIC) is not None
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_public_address_is_reached_from_inside_its_network(site: Cabled, filtered: bool) -> None:
+    filter_bridges(site.host, on=filtered)
+    with asking(site) as (_, client), blue_guest(site) as one, blue_guest(site, 6) as sibling:
+        made(client, PUBLIC, PUBLIC6)
+        for private, public, gateway in (("10.91.0.5", PUBLIC, GATEWAYS[0]), ("fd00:91::5", PUBLIC6, GATEWAYS[1])):
+            wait_for(lambda to=public: ping(sibling, to))
+            assert ask(sibling, one, private, to=public) == (gateway, public)
+            assert talk(sibling, one, private, to=public) == gateway
+        made(client, OTHER_PUBLIC)
+        assert talk(sibling, one, "10.91.0.5", to=PUBLIC) == OTHER_PUBLIC
+        assert talk(one, sibling, "10.91.0.6", to=OTHER_PUBLIC) == PUBLIC
+
+
+def test_a_guest_reaches_its_own_public_address(site: Cabled) -> None:
+    filter_bridges(site.host, on=False)
+    with asking(site) as (_, client), blue_guest(site) as one:
+        made(client, PUBLIC, PUBLIC6)
+        for private, public in (("10.91.0.5", PUBLIC), ("fd00:91::5", PUBLIC6)):
+            wait_for(lambda to=public: ping(one, to))
+            assert ask(one, one, private, to=public) == (public, public)
+            assert talk(one, one, private, to=public) == public
 
 
 def test_only_the_public_address_gets_in(site: Cabled) -> None:

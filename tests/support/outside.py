@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ HOST, OUTSIDE, HOST6, OUTSIDE6 = "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:
 UPLINK, OUTSIDE_DEVICE, GUEST_DEVICE = "up0", "eth0", "eth0"
 _PORT = 9000
 _SECONDS = 0.3  # by when a packet that isn't dropped has crossed two namespaces of one machine
+_CONNECTION_SECONDS = 10
 
 
 class Cabled(NamedTuple):
@@ -86,3 +88,37 @@ def ask(source: str, netns: str, address: str, *, to: str = "", by: str = "") ->
             return came_from[0], asker.recvfrom(16)[1][0]
         except OSError:
             return None
+
+
+def talk(source: str, netns: str, address: str, *, to: str) -> str:
+    """Connect by TCP and send a word each way; give the address that the connection came from.
+
+    Args:
+        source: who connects.
+        netns: who answers.
+        address: where it listens.
+        to: what is connected to.
+
+    Raises:
+        OSError: it did not come to that.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = kernel.inside(netns, lambda: socket.create_server((address, _PORT), family=family))
+    caller = kernel.inside(source, lambda: socket.socket(family, socket.SOCK_STREAM))
+    with listener, caller:
+        for one in (listener, caller):
+            one.settimeout(_CONNECTION_SECONDS)
+        caller.connect((to, _PORT))
+        answerer, came_from = listener.accept()
+        with answerer:
+            answerer.settimeout(_CONNECTION_SECONDS)
+            for sender, receiver in ((caller, answerer), (answerer, caller)):
+                sender.sendall(b"word")
+                assert receiver.recv(16) == b"word"
+        return str(came_from[0])
+
+
+def ping(netns: str, address: str) -> bool:
+    """Tell whether an address answers ICMP's echo."""
+    argv = ["ip", "netns", "exec", netns, "ping", "-c", "1", "-W", "1", address]
+    return subprocess.run(argv, check=False, capture_output=True).returncode == 0

@@ -129,7 +129,8 @@ def _to_privates(version: int) -> bytes:
 def _from_guests(version: int) -> tuple[bytes, ...]:
     """Give the rules that let guests' packets have an address of the host's, or their public one."""
     this, source = _of(version), _FROM[version]
-    # A guest that speaks to a public address of its own network: the answer has to come back through the host.
+    # A guest that speaks to a public address of its own network: the answer has to come back through the host. With
+    # br_netfilter a bridge forwards by the translated address, and never to where a frame came from: not to the guest itself.
     hairpin = this + member(BRIDGES, OIFNAME) + has_any(CT_STATUS, _DESTINATION_TRANSLATED)
     hairpin += member(f"{OWN}{version}", OIFNAME, source)
     public = from_mapped(f"{PRIVATES}{version}", _PROTOCOL[version], source)
