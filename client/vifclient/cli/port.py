@@ -3,7 +3,7 @@
 import ipaddress
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import click
 
@@ -15,7 +15,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 _VIDS = range(1, 4095)
 _VID = click.IntRange(_VIDS.start, _VIDS.stop - 1)
 _MAX_RATE_BPS, _MAX_UINT32 = 2**40, 2**32 - 1
-_DIRECTIONS = {"from_vm": "the VM sends", "to_vm": "the VM receives"}
+_DIRECTIONS: dict[Literal["from_vm", "to_vm"], str] = {"from_vm": "the VM sends", "to_vm": "the VM receives"}
 _LIMIT_FIELDS = {"rate": "rate_bps", "burst": "burst_bytes", "pps": "rate_pps"}
 
 
@@ -193,7 +193,7 @@ class Port:
                 if value is not None:
                     setattr(limit, name, value)
             if not limit.ListFields():
-                limits.ClearField(direction)  # type: ignore[arg-type]
+                limits.ClearField(direction)
         return limits
 
     def _limit(self, word: str, direction: str) -> int | None:

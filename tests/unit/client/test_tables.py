@@ -191,12 +191,12 @@ def test_quantities_are_shown_exactly(number: int, text: str) -> None:
         (LimitsMechanism.LIMITS_MECHANISM_IFB, "ifb: what a VM sends too much of waits"),
         (LimitsMechanism.LIMITS_MECHANISM_NFTABLES, "nftables: what a VM sends too much of is dropped"),
         (LimitsMechanism.LIMITS_MECHANISM_UNSPECIFIED, "can't limit what VMs send"),
-        (77, "77"),
+        (LimitsMechanism.ValueType(77), "77"),
     ],
 )
-def test_a_host_says_how_it_keeps_limits(mechanism: int, line: str) -> None:
+def test_a_host_says_how_it_keeps_limits(mechanism: LimitsMechanism.ValueType, line: str) -> None:
     tables, file = make_tables()
-    tables.host(GetHostInfoResponse(limits_mechanism=mechanism))  # type: ignore[arg-type]
+    tables.host(GetHostInfoResponse(limits_mechanism=mechanism))
     assert line in file.getvalue()
 
 

@@ -65,7 +65,7 @@ class Kernel:
     ],
 )
 def test_the_best_mechanism_is_found(kernel: Kernel, support: Support) -> None:
-    assert limits._probe(kernel, DEVICE) == support  # type: ignore[arg-type]
+    assert limits._probe(kernel, DEVICE) == support  # type: ignore[arg-type]  # it asks, and needs no socket
 
 
 @pytest.mark.parametrize(
