@@ -209,6 +209,12 @@ def test_nat_is_put_back_when_another_program_flushes_the_ruleset(site: Cabled) 
         assert "Traceback" not in daemon.log()
 
 
+def test_an_earlier_vifds_table_with_other_sets_is_replaced(site: Cabled) -> None:
+    listed(site.host, "add", "table", "inet", "vifd_nat")
+    with vifd_on(site), blue_guest(site) as netns:
+        assert ask(netns, site.outside, OUTSIDE) == (HOST, OUTSIDE)
+
+
 def test_nat_on_somebody_elses_bridge_is_refused_and_nothing_of_it_is_judged(site: Cabled) -> None:
     kernel.run(site.host, "link", "add", "br-blue", "type", "bridge")
     with vifd_on(site) as daemon:

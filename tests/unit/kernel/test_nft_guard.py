@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from vifd.kernel.nft import guard as guard_module
-from vifd.kernel.nft import ruleset, wire
-from vifd.kernel.nft.guard import NOTHING, Element, Guard, guarded, limited, link_local, open_guard, port_of
-from vifd.kernel.nft.ruleset import BRIDGE, SETS
+from vifd.kernel.nft import ruleset, table, wire
+from vifd.kernel.nft.guard import NOTHING, Element, Guard, NoGuard, guarded, limited, link_local, open_guard, port_of
+from vifd.kernel.nft.ruleset import BRIDGE, NETDEV, SETS
 from vifd.kernel.nft.wire import Kind, Message, NftError
 
 MAC, OTHER_MAC = "52:54:00:12:34:56", "52:54:00:12:34:57"
@@ -28,14 +27,14 @@ class Kernel:
     port_id = 1
 
     def __init__(self, *, old: bool = False) -> None:
-        self.old, self.refuses = old, 0
+        self.old, self.refuses, self.closed = old, 0, False
         self.transactions: list[list[Message]] = []
         self.table: dict[int, bytes] | None = None
         self.elements: dict[str, dict[bytes, bytes]] = {}
         self.rules = 0
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
     def commit(self, messages: Sequence[Message]) -> None:
         if not messages:
@@ -83,7 +82,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(guard_module, "NftSocket", lambda: made)
+    monkeypatch.setattr(table, "NftSocket", lambda: made)
     return made
 
 
@@ -244,6 +243,14 @@ def test_a_kernel_without_owned_tables_gets_a_plain_one(kernel: Kernel) -> None:
     assert kernel.table is not None
     assert kernel.table[2] == bytes(4)
     made.put({7: guarded(7, [MAC], [], trunk=False)})
+
+
+def test_a_table_that_is_refused_leaves_the_socket_to_the_one_that_it_shares_it_with(kernel: Kernel, guard: Guard) -> None:
+    kernel.refuses = errno.EOPNOTSUPP
+    assert isinstance(open_guard(NETDEV, made=lambda: Guard(NETDEV, shared=guard)), NoGuard)
+    assert not kernel.closed
+    guard.close()
+    assert kernel.closed
 
 
 def test_every_chain_is_made_before_the_rules_that_go_there() -> None:

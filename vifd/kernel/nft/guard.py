@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from struct import pack, unpack_from
 from typing import NamedTuple
@@ -17,12 +16,12 @@ from typing import NamedTuple
 from vifd.kernel.nft import ruleset, wire
 from vifd.kernel.nft.rules import Verdict, verdict_data
 from vifd.kernel.nft.ruleset import SETS, TABLE, Ruleset
+from vifd.kernel.nft.table import PERSIST, Table, open_table
 from vifd.kernel.nft.wire import (
     NLM_F_CREATE,
     Kind,
     Message,
     NftError,
-    NftSocket,
     attribute,
     listed,
     nested,
@@ -31,9 +30,6 @@ from vifd.kernel.nft.wire import (
     text,
 )
 
-_OWNER, _PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
-_NO_NFTABLES = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL}
-_ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
 _LIMIT_OBJECT, _LIMIT_PACKETS, _LIMIT_BYTES, _LIMIT_OVER = 4, 0, 1, 1
 
 
@@ -162,21 +158,14 @@ def open_guard(
     Raises:
         NftError: the kernel has nftables and refuses.
     """
-    guard: Guard | None = None
-    try:
-        guard = Guard(rules, owned=owned) if made is None else made()
-        guard.open()
-    except OSError as error:
-        if guard is not None:
-            guard.close()
-        if error.errno in _NO_NFTABLES:
-            name = rules.family.name.lower()
-            return NoGuard(f"this kernel has no nftables for family {name} (CONFIG_NF_TABLES, CONFIG_NF_TABLES_{name.upper()})")
-        raise
+    guard = open_table(made or (lambda: Guard(rules, owned=owned)))
+    if guard is None:
+        name = rules.family.name.lower()
+        return NoGuard(f"this kernel has no nftables for family {name} (CONFIG_NF_TABLES, CONFIG_NF_TABLES_{name.upper()})")
     return guard
 
 
-class Guard:
+class Guard(Table):
     """One table, and what it has of each port. Any thread may call.
 
     Args:
@@ -186,30 +175,9 @@ class Guard:
     """
 
     def __init__(self, rules: Ruleset = ruleset.BRIDGE, *, owned: bool = True, shared: Guard | None = None) -> None:
-        self._rules, self._owned = rules, owned
-        self._socket = NftSocket() if shared is None else shared.socket
-        self._lock = threading.Lock() if shared is None else shared.lock
+        super().__init__(rules.family, TABLE, owned=owned, shared=shared)
+        self._rules = rules
         self._ports: dict[int, Elements] = {}
-        self._flags = 0
-
-    @property
-    def socket(self) -> NftSocket:
-        """The socket that owns the table."""
-        return self._socket
-
-    @property
-    def lock(self) -> threading.Lock:
-        """What keeps the socket to one thread at a time."""
-        return self._lock
-
-    def close(self) -> None:
-        """Close this process's end of the socket."""
-        self._socket.close()
-
-    @property
-    def port_id(self) -> int:
-        """The number by which events tell that this caused them."""
-        return self._socket.port_id
 
     @property
     def ports(self) -> frozenset[int]:
@@ -225,15 +193,7 @@ class Guard:
         with self._lock:
             found = self._find_table()
             self._ports = {} if found is None else self._read_ports()
-            for flags in (_OWNER | _PERSIST, 0) if self._owned else (0,):
-                try:
-                    self._take(found, flags)
-                except NftError as error:
-                    if flags == 0 or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                        raise
-                else:
-                    self._flags = flags
-                    return
+            self._own(lambda flags: self._taking(found, flags))
 
     def put(self, ports: Mapping[int, Elements]) -> None:
         """Let ports have what is given and nothing else, all in one transaction.
@@ -272,13 +232,10 @@ class Guard:
             found = self._find_table()
             if found is not None and self._is_whole(found) and self._read_ports() == self._ports:
                 return False
-            self._replace(found, self._flags)
+            self._socket.commit(self._replacing(found, self._flags))
             return True
 
     # --- inside
-
-    def _find_table(self) -> dict[int, bytes] | None:
-        return self._socket.ask(Message(Kind.GETTABLE, self._rules.family, text(1, TABLE)))
 
     def _is_current(self, table: dict[int, bytes]) -> bool:
         return self._rules.version.encode() in table.get(6, b"")
@@ -293,19 +250,15 @@ class Guard:
     def _count_rules(self) -> int:
         return len(self._socket.dump(Message(Kind.GETRULE, self._rules.family, text(1, TABLE))))
 
-    def _take(self, found: dict[int, bytes] | None, flags: int) -> None:
-        is_persistent = found is not None and bool(unpack_from(">I", found.get(2, bytes(4)))[0] & _PERSIST)
-        if found is not None and self._is_whole(found) and is_persistent == bool(flags & _PERSIST):
-            self._socket.commit([self._rules.table(flags)])
-        else:
-            self._replace(found, flags)
+    def _taking(self, found: dict[int, bytes] | None, flags: int) -> list[Message]:
+        is_persistent = found is not None and bool(unpack_from(">I", found.get(2, bytes(4)))[0] & PERSIST)
+        if found is not None and self._is_whole(found) and is_persistent == bool(flags & PERSIST):
+            return [self._rules.table(flags)]
+        return self._replacing(found, flags)
 
-    def _replace(self, found: dict[int, bytes] | None, flags: int) -> None:
-        """Make the table anew with all that it has, in one transaction: each packet meets the old one or the new one."""
-        messages = [] if found is None else [Message(Kind.DELTABLE, self._rules.family, text(1, TABLE))]
-        messages += self._rules.messages(flags)
-        messages += self._contents()
-        self._socket.commit(messages)
+    def _replacing(self, found: dict[int, bytes] | None, flags: int) -> list[Message]:
+        """Give what makes the table anew with all that it has: each packet meets the old one or the new one."""
+        return [*([] if found is None else [self._deletion()]), *self._rules.messages(flags), *self._contents()]
 
     def _contents(self) -> list[Message]:
         """Give what makes all that the table has of its ports."""
@@ -314,18 +267,9 @@ class Guard:
     def _read_ports(self) -> dict[int, Elements]:
         ports: dict[int, set[Element]] = {}
         for name in SETS:
-            for element in self._read_set(name):
+            for element in (_parse(name, item) for item in self._read_set(name)):
                 ports.setdefault(port_of(element), set()).add(element)
         return {ifindex: frozenset(elements) for ifindex, elements in ports.items()}
-
-    def _read_set(self, name: str) -> list[Element]:
-        try:
-            answers = self._socket.dump(Message(Kind.GETSETELEM, self._rules.family, text(1, TABLE) + text(2, name)))
-        except NftError as error:
-            if error.errno == errno.ENOENT:  # another vifd's table
-                return []
-            raise
-        return [_parse(name, item) for answer in answers for item in wire.list_of(answer.get(3, b""))]
 
     def _is_there(self, element: Element) -> bool:
         payload = text(1, TABLE) + text(2, element.of) + nested(3, listed([_pack(element)]))
@@ -334,23 +278,16 @@ class Guard:
     def _additions(self, elements: Iterable[Element]) -> list[Message]:
         by_set = _by_set(elements)
         limits = [self._limit(element) for of, some in by_set.items() if SETS[of].is_limit for element in some]
-        return limits + self._elements(Kind.NEWSETELEM, by_set)
+        return limits + self._packed(Kind.NEWSETELEM, by_set)
 
     def _removals(self, elements: Iterable[Element]) -> list[Message]:
         by_set = _by_set(elements)
         limits = [element for of, some in by_set.items() if SETS[of].is_limit for element in some]
         objects = [Message(Kind.DELOBJ, self._rules.family, _object(element)) for element in limits]
-        return self._elements(Kind.DELSETELEM, by_set) + objects
+        return self._packed(Kind.DELSETELEM, by_set) + objects
 
-    def _elements(self, kind: Kind, by_set: Mapping[str, list[Element]]) -> list[Message]:
-        """Pack elements, those of one set together, as many as an attribute can hold."""
-        messages = []
-        for of, elements in by_set.items():
-            for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
-                packed = listed([_pack(element) for element in elements[start : start + _ELEMENTS_A_MESSAGE]])
-                payload = text(1, TABLE) + text(2, of) + nested(3, packed)
-                messages.append(Message(kind, self._rules.family, payload, NLM_F_CREATE))
-        return messages
+    def _packed(self, kind: Kind, by_set: Mapping[str, list[Element]]) -> list[Message]:
+        return [message for of, some in by_set.items() for message in self._elements(kind, of, list(map(_pack, some)))]
 
     def _limit(self, element: Element) -> Message:
         rate, burst = (int(part) for part in element.value.split("-")[2:])

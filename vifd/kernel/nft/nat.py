@@ -5,21 +5,17 @@ Like the guard's table, the helper owns it where the kernel can, and puts it bac
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from struct import unpack_from
 from typing import NamedTuple
 
 from vifd.kernel.nft import natrules, wire
 from vifd.kernel.nft.natrules import BRIDGES, CLOSED, FREE, HAIRPINS, OWN, PRIVATES, PUBLICS, SETS, SUBNETS, WAYS, Element
-from vifd.kernel.nft.wire import NLM_F_CREATE, Kind, Message, NftError, NftSocket, listed, nested, text
+from vifd.kernel.nft.table import Table, open_table
+from vifd.kernel.nft.wire import Kind, Message, NftError, text
 
-_OWNER, _PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
-_NO_NFTABLES = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL}
-_ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
 _IFNAME_BYTES = 16
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -133,17 +129,10 @@ def open_nat_table(*, owned: bool) -> NatTable | NoNatTable:
     Raises:
         OSError: the kernel has nftables and refuses.
     """
-    try:
-        table = NatTable(owned=owned)
-        table.open()
-    except OSError as error:
-        if error.errno in _NO_NFTABLES:
-            return NoNatTable()
-        raise
-    return table
+    return open_table(lambda: NatTable(owned=owned)) or NoNatTable()
 
 
-class NatTable:
+class NatTable(Table):
     """The table. Any thread may call.
 
     Args:
@@ -151,12 +140,9 @@ class NatTable:
     """
 
     def __init__(self, *, owned: bool = True) -> None:
-        self._owned = owned
-        self._socket = NftSocket()
-        self._lock = threading.Lock()
+        super().__init__(natrules.FAMILY, natrules.TABLE, owned=owned)
         self._configuration = NatConfiguration()
         self._publics: dict[Address, Address] = {}
-        self._flags = 0
 
     def open(self) -> None:
         """Look what an earlier helper has left: public addresses lead on where they lead.
@@ -165,16 +151,7 @@ class NatTable:
             NftError: the kernel refuses to say.
         """
         with self._lock:
-            self._publics = {} if self._find() is None else self._read_publics()
-
-    def close(self) -> None:
-        """Close this process's end of the socket."""
-        self._socket.close()
-
-    @property
-    def port_id(self) -> int:
-        """The number by which events tell that this caused them."""
-        return self._socket.port_id
+            self._publics = {} if self._find_table() is None else self._read_publics()
 
     @property
     def publics(self) -> Mapping[Address, Address]:
@@ -192,11 +169,11 @@ class NatTable:
             NftError: the kernel refuses; nothing has changed.
         """
         with self._lock:
-            found = self._find()
+            found = self._find_table()
             if configuration.networks:
                 self._replace(found, configuration, publics)
             elif found is not None:
-                self._socket.commit([_delete_table()])
+                self._socket.commit([self._deletion()])
             self._configuration, self._publics = configuration, dict(publics)
 
     def translate(self, privates: Collection[Address], publics: Mapping[Address, Address]) -> list[Address]:
@@ -218,7 +195,9 @@ class NatTable:
             now = kept | dict(publics)
             before, after = elements_of(self._configuration, self._publics), elements_of(self._configuration, now)
             if self._configuration.networks:
-                self._socket.commit([*_packed(Kind.DELSETELEM, before - after), *_packed(Kind.NEWSETELEM, after - before)])
+                self._socket.commit(
+                    [*self._packed(Kind.DELSETELEM, before - after), *self._packed(Kind.NEWSETELEM, after - before)]
+                )
             elif publics:
                 raise NftError(errno.ENOENT, "no network has NAT")
             self._publics = now
@@ -233,16 +212,13 @@ class NatTable:
         with self._lock:
             if not self._configuration.networks:
                 return False
-            found = self._find()
+            found = self._find_table()
             if found is not None and self._is_whole(found):
                 return False
             self._replace(found, self._configuration, self._publics)
             return True
 
     # --- inside
-
-    def _find(self) -> dict[int, bytes] | None:
-        return self._socket.ask(Message(Kind.GETTABLE, natrules.FAMILY, text(1, natrules.TABLE)))
 
     def _is_whole(self, table: dict[int, bytes]) -> bool:
         """Tell whether the table has the elements that it should, and as many rules (nothing tells them one by one)."""
@@ -255,50 +231,24 @@ class NatTable:
         self, found: dict[int, bytes] | None, configuration: NatConfiguration, publics: Mapping[Address, Address]
     ) -> None:
         elements = elements_of(configuration, publics)
-        deleted = [] if found is None else [_delete_table()]
-        for flags in (_OWNER | _PERSIST, 0) if self._owned else (0,):
-            try:
-                self._socket.commit([*deleted, *natrules.messages(flags), *_packed(Kind.NEWSETELEM, elements)])
-            except NftError as error:
-                if flags == 0 or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
-            else:
-                self._flags = flags
-                return
+        deleted = [] if found is None else [self._deletion()]
+        self._own(lambda flags: [*deleted, *natrules.messages(flags), *self._packed(Kind.NEWSETELEM, elements)])
 
     def _read(self) -> frozenset[Element]:
-        return frozenset(element for name in SETS for element in self._read_set(name))
+        return frozenset(_parse(name, item) for name in SETS for item in self._read_set(name))
 
     def _read_publics(self) -> dict[Address, Address]:
         return {
             ipaddress.ip_address(element.key): ipaddress.ip_address(element.value)
             for version in (4, 6)
-            for element in self._read_set(f"{PUBLICS}{version}")
+            for element in (_parse(PUBLICS, item) for item in self._read_set(f"{PUBLICS}{version}"))
         }
 
-    def _read_set(self, name: str) -> list[Element]:
-        question = Message(Kind.GETSETELEM, natrules.FAMILY, text(1, natrules.TABLE) + text(2, name))
-        with contextlib.suppress(FileNotFoundError):  # another vifd's table
-            return [_parse(name, item) for answer in self._socket.dump(question) for item in wire.list_of(answer.get(3, b""))]
-        return []
-
-
-def _delete_table() -> Message:
-    return Message(Kind.DELTABLE, natrules.FAMILY, text(1, natrules.TABLE))
-
-
-def _packed(kind: Kind, elements: Iterable[Element]) -> list[Message]:
-    by_set: dict[str, list[Element]] = {}
-    for element in sorted(elements):
-        by_set.setdefault(element.of, []).append(element)
-    return [message for of, some in by_set.items() for message in _messages(kind, of, some)]
-
-
-def _messages(kind: Kind, of: str, elements: list[Element]) -> Iterator[Message]:
-    for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
-        packed = listed([natrules.pack_element(element) for element in elements[start : start + _ELEMENTS_A_MESSAGE]])
-        payload = text(1, natrules.TABLE) + text(2, of) + nested(3, packed)
-        yield Message(kind, natrules.FAMILY, payload, NLM_F_CREATE)
+    def _packed(self, kind: Kind, elements: Iterable[Element]) -> list[Message]:
+        by_set: dict[str, list[bytes]] = {}
+        for element in sorted(elements):
+            by_set.setdefault(element.of, []).append(natrules.pack_element(element))
+        return [message for of, packed in by_set.items() for message in self._elements(kind, of, packed)]
 
 
 def _parse(name: str, item: bytes) -> Element:
