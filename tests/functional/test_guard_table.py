@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -68,6 +69,48 @@ def test_a_table_that_is_not_owned_is_put_back(netns: str) -> None:
             assert guard.restore()
             assert guard.has(1, wanted)
             assert not guard.restore()
+
+
+def handles(netns: str, chain: str) -> list[str]:
+    """The handles of a chain's rules, in order, as nft shows them."""
+    return re.findall(
+        r"# handle (\d+)$", nft(netns, "-a", "list", "chain", "bridge", "vifd", chain).split("\n", 2)[2], re.MULTILINE
+    )
+
+
+#: What leaves as many rules as there were, or all of them; {0} and {1} are the first rules of chain `sender`.
+EXCHANGES = (
+    "replace rule bridge vifd sender handle {0} accept",
+    "delete rule bridge vifd sender handle {0}; insert rule bridge vifd sender accept",
+    "delete rule bridge vifd sender handle {0}; add rule bridge vifd trunk accept",
+    "chain bridge vifd prerouting {{ policy drop; }}",
+    "add chain bridge vifd other {{ type filter hook prerouting priority 0; policy drop; }}",
+    "add chain bridge vifd other",
+)
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_rule_or_policy_that_is_exchanged_for_another_is_put_back(netns: str, exchange: str) -> None:
+    wanted = guarded(1, [MAC], ["10.0.0.1"], trunk=False)
+    with opened(netns, owned=False) as guard:
+        guard.put({1: wanted})
+        before = nft(netns, "-s", "list", "table", "bridge", "vifd")
+        assert nft(netns, exchange.format(*handles(netns, "sender"))) == ""
+        assert guard.restore()
+        assert guard.has(1, wanted)
+        assert not guard.restore()
+        assert nft(netns, "-s", "list", "table", "bridge", "vifd") == before
+
+
+def test_a_rule_that_was_exchanged_while_nobody_looked_is_put_back_at_the_next_start(netns: str) -> None:
+    wanted = guarded(1, [MAC], [], trunk=False)
+    with opened(netns, owned=False) as guard:
+        guard.put({1: wanted})
+    assert nft(netns, f"replace rule bridge vifd sender handle {handles(netns, 'sender')[0]} accept") == ""
+    with opened(netns, owned=False) as guard:
+        assert "accept" not in nft(netns, "list", "chain", "bridge", "vifd", "sender")
+        assert guard.has(1, wanted)
+        assert not guard.restore()
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -213,6 +214,17 @@ def test_an_earlier_vifds_table_with_other_sets_is_replaced(site: Cabled) -> Non
     listed(site.host, "add", "table", "inet", "vifd_nat")
     with vifd_on(site), blue_guest(site) as netns:
         assert ask(netns, site.outside, OUTSIDE) == (HOST, OUTSIDE)
+
+
+def test_a_rule_of_nat_that_is_exchanged_for_another_is_put_back(site: Cabled) -> None:
+    with running(netns=site.host, networks=BLUE, daemon="own_nftables = false") as daemon:
+        before = listed(site.host, "-s", "list", "table", "inet", "vifd_nat")
+        handle = re.findall(
+            r"# handle (\d+)$", listed(site.host, "-a", "list", "chain", "inet", "vifd_nat", "forward"), re.MULTILINE
+        )[-1]
+        listed(site.host, "replace", "rule", "inet", "vifd_nat", "forward", "handle", handle, "accept")
+        wait_for(lambda: listed(site.host, "-s", "list", "table", "inet", "vifd_nat") == before)
+        assert "Traceback" not in daemon.log()
 
 
 def test_nat_on_somebody_elses_bridge_is_refused_and_nothing_of_it_is_judged(site: Cabled) -> None:

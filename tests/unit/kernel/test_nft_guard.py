@@ -31,7 +31,8 @@ class Kernel:
         self.transactions: list[list[Message]] = []
         self.table: dict[int, bytes] | None = None
         self.elements: dict[str, dict[bytes, bytes]] = {}
-        self.rules = 0
+        self.rules: list[dict[int, bytes]] = []
+        self.chains: dict[bytes, dict[int, bytes]] = {}
 
     def close(self) -> None:
         self.closed = True
@@ -54,9 +55,13 @@ class Kernel:
         if message.kind == Kind.NEWTABLE:
             self.table = fields
         elif message.kind == Kind.DELTABLE:
-            self.table, self.rules, self.elements = None, 0, {}
+            self.table, self.rules, self.chains, self.elements = None, [], {}, {}
         elif message.kind == Kind.NEWRULE:
-            self.rules += 1
+            self.rules.append(fields)
+        elif message.kind == Kind.NEWCHAIN:
+            self.chains[fields[3]] = fields | ({5: struct.pack(">I", 1)} if 4 in fields else {})
+        elif message.kind == Kind.DELCHAIN:
+            del self.chains[fields[3]]
         elif message.kind in (Kind.NEWSETELEM, Kind.DELSETELEM):
             of = self.elements.setdefault(fields[2].rstrip(b"\0").decode(), {})
             for item in wire.list_of(fields[3]):
@@ -74,7 +79,9 @@ class Kernel:
 
     def dump(self, message: Message) -> list[dict[int, bytes]]:
         if message.kind == Kind.GETRULE:
-            return [{}] * self.rules
+            return self.rules
+        if message.kind == Kind.GETCHAIN:
+            return list(self.chains.values())
         name = wire.attributes_of(message.payload)[2].rstrip(b"\0").decode()
         return [{3: wire.listed(list(self.elements.get(name, {})))}]
 
@@ -217,15 +224,23 @@ def test_another_versions_table_is_replaced_with_all_that_it_has(guard: Guard, k
     assert second.has(7, wanted)
 
 
-@pytest.mark.parametrize("damage", ["table", "rule", "element", "added"])
+@pytest.mark.parametrize("damage", ["table", "rule", "other rule", "order", "chain", "policy", "element", "added"])
 def test_what_somebody_changed_is_put_back_in_one_transaction(guard: Guard, kernel: Kernel, damage: str) -> None:
     wanted = guarded(7, [MAC], ["10.0.0.1"], trunk=False)
     guard.put({7: wanted})
     assert not guard.restore()
     if damage == "table":
-        kernel.table, kernel.elements, kernel.rules = None, {}, 0
+        kernel.table, kernel.elements, kernel.rules, kernel.chains = None, {}, [], {}
     elif damage == "rule":
-        kernel.rules -= 1
+        kernel.rules.pop()
+    elif damage == "other rule":
+        kernel.rules[3].pop(7)
+    elif damage == "order":
+        kernel.rules.reverse()
+    elif damage == "chain":
+        kernel.chains[b"another\0"] = {1: b"vifd\0", 3: b"another\0", 5: struct.pack(">I", 0)}
+    elif damage == "policy":
+        kernel.chains[b"prerouting\0"][5] = struct.pack(">I", 0)
     elif damage == "element":
         kernel.elements[ruleset.MACS].clear()
     else:

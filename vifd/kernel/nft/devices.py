@@ -12,12 +12,12 @@ from vifd.kernel.nft import ruleset
 from vifd.kernel.nft.guard import NOTHING, Element, Elements, Guard, NoGuard, open_guard
 from vifd.kernel.nft.rules import IIF, OIF, verdict_of
 from vifd.kernel.nft.ruleset import TABLE
+from vifd.kernel.nft.seals import Chains
 from vifd.kernel.nft.wire import NLM_F_CREATE, Kind, Message, nested, number, text
 
 _INGRESS, _EGRESS = 0, 1  # linux/netfilter.h, enum nf_dev_hooks
 _OUT = (verdict_of(ruleset.PORTS, OIF), *ruleset.limit_rules(OIF, ruleset.PPS_FROM_VM, ruleset.BPS_FROM_VM))
 _IN = ruleset.limit_rules(IIF, ruleset.PPS_TO_VM, ruleset.BPS_TO_VM)
-_RULES_A_DEVICE = len(_OUT) + len(_IN)
 
 
 class DeviceGuard(Guard):
@@ -48,7 +48,7 @@ class DeviceGuard(Guard):
                 ifname = socket.if_indextoname(ifindex)
             except OSError:
                 continue  # it is gone, and the sweep forgets it
-            for chain, hook, rules in ((f"out-{ifindex}", _EGRESS, _OUT), (f"in-{ifindex}", _INGRESS, _IN)):
+            for chain, hook, rules in _chains_of(ifindex):
                 where = nested(4, number(1, hook), number(2, 0), text(3, ifname))
                 payload = text(1, TABLE) + text(3, chain) + where + number(5, 1) + text(7, "filter")
                 messages.append(Message(Kind.NEWCHAIN, self._rules.family, payload, NLM_F_CREATE))
@@ -57,16 +57,21 @@ class DeviceGuard(Guard):
 
     def _unhooked(self, ports: Iterable[int]) -> list[Message]:
         """Give what deletes the chains of devices. Before Linux 6.16 the kernel has done so itself when a device is gone."""
-        names = [f"{direction}-{ifindex}" for ifindex in ports for direction in ("out", "in")]
-        payloads = [text(1, TABLE) + text(3, name) for name in names]
+        payloads = [text(1, TABLE) + text(3, name) for ifindex in ports for name, *_ in _chains_of(ifindex)]
         there = [p for p in payloads if self._socket.ask(Message(Kind.GETCHAIN, self._rules.family, p)) is not None]
         return [Message(Kind.DELCHAIN, self._rules.family, payload) for payload in there]
 
-    def _rule_count(self) -> int:
-        return super()._rule_count() + _RULES_A_DEVICE * len(self._ports)
+    def _chains(self) -> Chains:
+        hooked = {name: (rules, True) for ifindex in self._ports for name, _, rules in _chains_of(ifindex)}
+        return {**super()._chains(), **hooked}
 
     def _contents(self) -> list[Message]:
         return [*super()._contents(), *self._hooked(self._ports)]
+
+
+def _chains_of(ifindex: int) -> tuple[tuple[str, int, tuple[bytes, ...]], ...]:
+    """Give the chains of a device: name, hook and rules."""
+    return (f"out-{ifindex}", _EGRESS, _OUT), (f"in-{ifindex}", _INGRESS, _IN)
 
 
 class Guards:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from struct import pack, unpack_from
 from typing import NamedTuple
 
-from vifd.kernel.nft import ruleset, wire
+from vifd.kernel.nft import ruleset, seals, wire
 from vifd.kernel.nft.rules import Verdict, verdict_data
 from vifd.kernel.nft.ruleset import SETS, TABLE, Ruleset
 from vifd.kernel.nft.table import PERSIST, Table, open_table
@@ -241,14 +241,11 @@ class Guard(Table):
         return self._rules.version.encode() in table.get(6, b"")
 
     def _is_whole(self, table: dict[int, bytes]) -> bool:
-        """Tell whether the table has as many objects as it was made with, and as many rules (nothing tells them one by one)."""
-        return self._is_current(table) and self._count_rules() == self._rule_count()
+        """Tell whether the table has the rules that it was made with."""
+        return self._is_current(table) and seals.is_whole(self._socket, self._rules.family, TABLE, self._chains())
 
-    def _rule_count(self) -> int:
-        return sum(len(chain.rules) for chain in self._rules.chains.values())
-
-    def _count_rules(self) -> int:
-        return len(self._socket.dump(Message(Kind.GETRULE, self._rules.family, text(1, TABLE))))
+    def _chains(self) -> seals.Chains:
+        return {name: (chain.rules, chain.hook is not None) for name, chain in self._rules.chains.items()}
 
     def _taking(self, found: dict[int, bytes] | None, flags: int) -> list[Message]:
         is_persistent = found is not None and bool(unpack_from(">I", found.get(2, bytes(4)))[0] & PERSIST)

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from struct import unpack_from
 from typing import NamedTuple
 
-from vifd.kernel.nft import natrules, wire
+from vifd.kernel.nft import natrules, seals, wire
 from vifd.kernel.nft.natrules import BRIDGES, CLOSED, FREE, HAIRPINS, OWN, PRIVATES, PUBLICS, SETS, SUBNETS, WAYS, Element
 from vifd.kernel.nft.table import Table, open_table
-from vifd.kernel.nft.wire import Kind, Message, NftError, text
+from vifd.kernel.nft.wire import Kind, Message, NftError
 
 _IFNAME_BYTES = 16
 
@@ -221,11 +221,11 @@ class NatTable(Table):
     # --- inside
 
     def _is_whole(self, table: dict[int, bytes]) -> bool:
-        """Tell whether the table has the elements that it should, and as many rules (nothing tells them one by one)."""
-        rules = self._socket.dump(Message(Kind.GETRULE, natrules.FAMILY, text(1, natrules.TABLE)))
+        """Tell whether the table has the rules and elements that it should."""
+        chains = {name: (chain.rules, chain.hook is not None) for name, chain in natrules.CHAINS.items()}
         is_current = natrules.VERSION.encode() in table.get(6, b"")
-        is_complete = len(rules) == natrules.RULE_COUNT
-        return is_current and is_complete and self._read() == elements_of(self._configuration, self._publics)
+        is_complete = is_current and seals.is_whole(self._socket, natrules.FAMILY, natrules.TABLE, chains)
+        return is_complete and self._read() == elements_of(self._configuration, self._publics)
 
     def _replace(
         self, found: dict[int, bytes] | None, configuration: NatConfiguration, publics: Mapping[Address, Address]

@@ -38,6 +38,7 @@ from vifd.kernel.nft.rules import (
     network,
     to_mapped,
 )
+from vifd.kernel.nft.seals import sealed
 from vifd.kernel.nft.wire import (
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -184,7 +185,6 @@ CHAINS: Mapping[str, Chain] = {
     "postrouting": Chain((*_from_guests(4), *_from_guests(6)), 4, 100, "nat"),
 }
 
-RULE_COUNT = sum(len(chain.rules) for chain in CHAINS.values())
 VERSION = hashlib.sha256(repr((list(CHAINS.items()), list(SETS.items()), COUNTERS)).encode()).hexdigest()[:16]
 
 
@@ -264,4 +264,5 @@ def _chain(name: str, chain: Chain) -> Message:
 
 
 def _rule(chain: str, rule: bytes) -> Message:
-    return Message(Kind.NEWRULE, FAMILY, text(1, TABLE) + text(2, chain) + nested(4, rule), NLM_F_CREATE | NLM_F_APPEND)
+    payload = text(1, TABLE) + text(2, chain) + nested(4, rule) + sealed(rule)
+    return Message(Kind.NEWRULE, FAMILY, payload, NLM_F_CREATE | NLM_F_APPEND)

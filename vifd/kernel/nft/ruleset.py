@@ -43,6 +43,7 @@ from vifd.kernel.nft.rules import (
     transport,
     verdict_of,
 )
+from vifd.kernel.nft.seals import sealed
 from vifd.kernel.nft.wire import NLM_F_APPEND, NLM_F_CREATE, Family, Kind, Message, listed, nested, number, text
 
 TABLE = "vifd"
@@ -364,7 +365,8 @@ class Ruleset(NamedTuple):
 
     def rule(self, chain: str, rule: bytes) -> Message:
         """Give what appends a rule to a chain."""
-        return Message(Kind.NEWRULE, self.family, text(1, TABLE) + text(2, chain) + nested(4, rule), NLM_F_CREATE | NLM_F_APPEND)
+        payload = text(1, TABLE) + text(2, chain) + nested(4, rule) + sealed(rule)
+        return Message(Kind.NEWRULE, self.family, payload, NLM_F_CREATE | NLM_F_APPEND)
 
 
 def signed(kind: int, value: int) -> bytes:
