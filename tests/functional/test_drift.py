@@ -88,7 +88,7 @@ def guard_element(*command: str) -> Callable[[Daemon, Endpoint], None]:
 DAMAGES = {
     "deleted": Damage(link("delete", "{tap}"), "DEVICE_MISSING"),
     "let go by its owner": Damage(let_go, "DEVICE_MISSING"),
-    "given away": Damage(give_away, "OWNER", is_heard=False, is_mended=False),
+    "given away": Damage(give_away, "OWNER", is_heard=False),
     "another MAC by its holder": Damage(change_mac, "MAC"),
     "another MTU": Damage(link("set", "{tap}", "mtu", "1400"), "MTU"),
     "on no bridge": Damage(link("set", "{tap}", "nomaster"), "MASTER"),

@@ -16,7 +16,7 @@ from tests.support.daemon import network_namespace, taps
 from tests.support.owner import RAISED, RETURNED, OwnedFront
 from tests.support.plans import configure
 from vifd.kernel import helper, names, ops
-from vifd.kernel.ops import ConfigurePort, CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, Plan, Refusal
+from vifd.kernel.ops import ConfigurePort, CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, EnsureOwner, Plan, Refusal
 from vifd.model import Kind, MacvtapMode
 
 ENTRY_POINTS = {"apply", "check", "restore_guard", "revert", "inspect", "open_queues", "reload"}
@@ -48,6 +48,10 @@ def macvtap(endpoint_id: str = ONE, *, network: str = "blue") -> CreateMacvtap:
 
 def node(endpoint_id: str = ONE, *, ifname: str = "") -> EnsureNode:
     return EnsureNode(endpoint_id, ifname or names.device_name(Kind.MACVTAP, endpoint_id), 20001, None)
+
+
+def owner(endpoint_id: str = ONE, uid: int = 20002, gid: int | None = None, *, ifname: str = "") -> EnsureOwner:
+    return EnsureOwner(endpoint_id, ifname or names.device_name(Kind.TAP, endpoint_id), uid, gid)
 
 
 HOSTILE: dict[str, Plan] = {
@@ -88,6 +92,12 @@ HOSTILE: dict[str, Plan] = {
     "a node for a device": (node(ifname="eth0"),),
     "a node outside": (node("../../etc/passwd"),),
     "a node beside a tap": (BLUE, tap(), node(), port()),
+    "a foreign device to be given away": (owner(ifname="eth0"),),
+    "another endpoint's tap to be given away": (owner(ifname=names.device_name(Kind.TAP, new_id())),),
+    "a tap that isn't there to be given away": (owner(),),
+    "a tap that isn't there to be root's": (owner(uid=0),),
+    "a tap to be given to nobody at all": (owner(uid=(1 << 32) - 1),),
+    "a tap to be given to the group of nobody at all": (owner(gid=(1 << 32) - 1),),
     "two taps in a plan": (BLUE, tap(), tap(new_id()), port()),
 }
 
@@ -226,6 +236,44 @@ def test_queues_of_a_foreign_tap_are_not_opened(netns: str, front: OwnedFront) -
         assert front.call("open_queues", ONE, 1, True, bytes(16)) == 19  # ENODEV
     finally:
         kernel.run(netns, "link", "delete", tap().ifname)
+
+
+@pytest.mark.parametrize("alias", ["", "vifd:", f"vifd:{ONE} ", "vifd:network:blue", f"vifd:{new_id()}"])
+@pytest.mark.parametrize("uid", [0, 20002])
+def test_a_tap_without_the_endpoints_mark_is_not_given_away(netns: str, front: OwnedFront, alias: str, uid: int) -> None:
+    kernel.make_tap(netns, tap().ifname, alias=alias)
+    kernel.run(netns, "link", "property", "add", "dev", tap().ifname, "altname", names.altname(ONE))
+    try:
+        before = kernel.settings(netns, tap().ifname)
+        (answer,) = front.apply(((owner(uid=uid, gid=uid),),))
+        assert isinstance(answer, Refusal)
+        assert kernel.settings(netns, tap().ifname) == before
+    finally:
+        kernel.run(netns, "link", "delete", tap().ifname)
+
+
+def test_a_device_that_is_no_tap_is_not_given_away_whatever_it_is_called(netns: str, front: OwnedFront) -> None:
+    kernel.run(netns, "link", "add", tap().ifname, "type", "veth", "peer", "name", "peer0")
+    kernel.run(netns, "link", "set", tap().ifname, "alias", names.mark(ONE))
+    try:
+        before = kernel.settings(netns, tap().ifname)
+        (answer,) = front.apply(((owner(),),))
+        assert isinstance(answer, Refusal)
+        assert kernel.settings(netns, tap().ifname) == before
+    finally:
+        kernel.run(netns, "link", "delete", tap().ifname)
+
+
+@pytest.mark.parametrize("uid", [0, 20002])
+def test_who_owns_the_front_process_gives_away_what_it_could_make_anew_and_nothing_else(
+    netns: str, front: OwnedFront, uid: int
+) -> None:
+    other = new_id()
+    front.apply(((BLUE, tap(), port()),), ((BLUE, tap(other), port(other)),))
+    before = kernel.settings(netns, tap(other).ifname)
+    assert isinstance(front.apply(((owner(uid=uid),),))[0], list)
+    assert kernel.settings(netns, tap(other).ifname) == before
+    front.revert((tap(),), (tap(other),))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class FakeRoom:
         self.ports: dict[str, Port] = {}
         #: Whether somebody has changed the guard's table since it was last put back.
         self.flushed = False
+        #: Taps that were given away, and whether their only queue is held.
+        self.given_away: dict[str, bool] = {}
         #: Every call with its number of plans or ids: ("apply", 3).
         self.calls: list[tuple[str, int]] = []
         self._failures: dict[int, VifdError] = {}
@@ -90,6 +92,10 @@ class FakeRoom:
     def change_mtu(self, endpoint_id: str, mtu_bytes: int) -> None:
         """Change a device behind vifd's back."""
         self.devices[endpoint_id] = replace(self.devices[endpoint_id], mtu_bytes=mtu_bytes)
+
+    def give_away(self, endpoint_id: str, *, held: bool) -> None:
+        """Give a tap to somebody else, as its holder may."""
+        self.given_away[endpoint_id] = held
 
     def put(self, endpoint_id: str, *, carrier: bool = False) -> None:
         """Put a marked device there that nobody knows of."""
@@ -164,6 +170,10 @@ class FakeRoom:
                     made = replace(made, ifindex=self._create(operation))
                 case ops.ConfigurePort():
                     made = replace(made, mtu_bytes=self._configure(operation))
+                case ops.EnsureOwner():
+                    if self.given_away.get(operation.endpoint_id):
+                        raise HostNotReady("its only queue is held")
+                    self.given_away.pop(operation.endpoint_id, None)
                 case ops.ChangePort():
                     ifindex = self._living(operation.endpoint_id).ifindex
                     made = replace(made, ifindex=ifindex, mtu_bytes=self._configure(operation))
@@ -182,6 +192,8 @@ class FakeRoom:
                         drifts.append(Drift(DriftKind.MTU, str(wanted), str(device.mtu_bytes), "its MTU differs"))
                     if self.ports.get(endpoint_id, port) != port:
                         drifts.append(Drift(DriftKind.GUARD, "", "", "its guard differs"))
+                    if endpoint_id in self.given_away:
+                        drifts.append(Drift(DriftKind.OWNER, "uid 1000", "uid 4242", "it belongs to uid 4242"))
                 case _:
                     pass
         return drifts

@@ -35,6 +35,8 @@ class Follower:
             state = State.ACTIVE if endpoint.state is State.ACTIVE else State.ATTACHED
         if state is not endpoint.state:
             self._registry.update(msgspec.structs.replace(endpoint, state=state))
+        if endpoint.drifts:
+            self._suspect(endpoint.endpoint_id)  # a tap that was given away can be given back when it is let go
 
     def on_change(self, ifindex: int) -> None:
         """Note that something of a device was changed, nobody knows by whom."""

@@ -47,18 +47,39 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
         drifts: what differs.
 
     Returns:
-        The endpoint, whose device may be a new one, and what differs still.
+        The endpoint, whose device may be a new one, and what differs still, with the reason.
     """
-    plan = entry.plan if any(d.kind is DriftKind.DEVICE_MISSING for d in drifts) else change_plan(None, entry)
-    (made,) = await room.apply([(plan,)])
+    kinds = {drift.kind for drift in drifts}
+    is_missing = DriftKind.DEVICE_MISSING in kinds
+    plan = entry.plan if is_missing else change_plan(None, entry) or entry.plan
+    # By itself, for what else differs is mended also where a tap can't be given back now.
+    owner = _owner_plan(entry) if DriftKind.OWNER in kinds and not is_missing else ()
+    made, *given = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
     if isinstance(made, VifdError):
         _log.error("an endpoint can't be mended", extra={"endpoint_id": entry.endpoint.endpoint_id, "error": str(made)})
-        return entry, tuple(msgspec.structs.replace(d, message=f"{d.message}; it can't be mended: {made}") for d in drifts)
-    if plan is entry.plan:
+    else:
+        entry = Entry(_moved(entry.endpoint, made[0].ifindex, made[0].device_path), entry.plan)
+    if is_missing:
         await room.restore_guard()  # it has the device that is gone still
-    entry = Entry(_moved(entry.endpoint, made[0].ifindex, made[0].device_path), entry.plan)
     (left,) = await find_drifts(room, [entry])
-    return entry, left
+    return entry, tuple(_with_reason(drift, *(given if drift.kind is DriftKind.OWNER else []), made) for drift in left)
+
+
+def _owner_plan(entry: Entry) -> ops.Plan:
+    """Give the plan that gives a tap back to its owner; a macvtap's node is part of its change."""
+    taps = [op for op in entry.plan if isinstance(op, ops.CreateTap)]
+    return tuple(ops.EnsureOwner(op.endpoint_id, op.ifname, op.owner_uid, op.owner_gid) for op in taps)
+
+
+def _with_reason(drift: Drift, *answers: list[ops.Made] | VifdError) -> Drift:
+    """Say of a drift why it is there still."""
+    reason = next((answer for answer in answers if isinstance(answer, VifdError)), None)
+    return drift if reason is None else msgspec.structs.replace(drift, message=f"{drift.message}; it can't be mended: {reason}")
+
+
+def _facts(drifts: Iterable[Drift]) -> list[tuple[DriftKind, str, str]]:
+    """Give what differs, without the words."""
+    return [(drift.kind, drift.expected, drift.actual) for drift in drifts]
 
 
 def _moved(endpoint: Endpoint, ifindex: int, device_path: str) -> Endpoint:
@@ -155,9 +176,12 @@ class Mender:
             found = await find_drifts(self._room, [self._entry(endpoint) for endpoint in endpoints])
             for endpoint, drifts in zip(endpoints, found, strict=True):
                 now = self._registry.find(endpoint.endpoint_id)
-                if now is not None and self._may_look_at(now) and now.port == endpoint.port and drifts != now.drifts:
-                    driver = self._networks.drivers.get(now.network)
-                    repair = driver is not None and driver.repairs
+                if now is None or not self._may_look_at(now) or now.port != endpoint.port:
+                    continue
+                driver = self._networks.drivers.get(now.network)
+                repair = driver is not None and driver.repairs
+                # What couldn't be mended before may be now.
+                if _facts(drifts) != _facts(now.drifts) or (drifts and repair):
                     await self._busy.start([now], self._settle(now, repair=repair))
 
     def _may_look_at(self, endpoint: Endpoint) -> bool:
@@ -170,12 +194,12 @@ class Mender:
         driver = self._networks.drivers.get(endpoint.network)
         if driver is not None:
             drifts = (*drifts, *await driver.check(endpoint))
-        self._tell(endpoint.endpoint_id, drifts)
+        is_news = self._tell(endpoint.endpoint_id, drifts)
         if not drifts or not repair or not endpoint.state.is_live:
             return drifts
-        _log.warning(
-            "an endpoint is mended", extra={"endpoint_id": endpoint.endpoint_id, "drifts": [str(d.kind) for d in drifts]}
-        )
+        if is_news:
+            kinds = [str(drift.kind) for drift in drifts]
+            _log.warning("an endpoint is mended", extra={"endpoint_id": endpoint.endpoint_id, "drifts": kinds})
         mended, left = await mend(self._room, entry, drifts)
         if mended.endpoint.location != endpoint.location:
             self._journal.write([Entry(msgspec.structs.replace(mended.endpoint, drifts=()), entry.plan)])
@@ -183,13 +207,17 @@ class Mender:
         if now is not None:
             location, state = mended.endpoint.location, mended.endpoint.state
             fields = {"location": location, "state": state} if location != endpoint.location else {}
-            self._registry.update(msgspec.structs.replace(now, drifts=left, **fields))
+            if fields or left != now.drifts:
+                self._registry.update(msgspec.structs.replace(now, drifts=left, **fields))
         return drifts
 
-    def _tell(self, endpoint_id: str, drifts: tuple[Drift, ...]) -> None:
+    def _tell(self, endpoint_id: str, drifts: tuple[Drift, ...]) -> bool:
+        """Tell what differs, unless that is known; give whether it was news."""
         now = self._registry.find(endpoint_id)
-        if now is not None and now.drifts != drifts:
+        is_news = now is not None and _facts(now.drifts) != _facts(drifts)
+        if now is not None and is_news:
             self._registry.update(msgspec.structs.replace(now, drifts=drifts))
+        return is_news
 
     def _entry(self, endpoint: Endpoint) -> Entry:
         return Entry(endpoint, self._plan_of(endpoint))

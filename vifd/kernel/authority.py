@@ -102,10 +102,11 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _require(not made, "two devices in one plan")
                 _check_macvtap(operation, authority)
                 made = operation.ifname
-            case ops.EnsureNode(endpoint_id, ifname, uid, gid):
-                _require(made in ("", ifname), f"{ifname!r} is no device of this plan")
-                check_identity(endpoint_id, ifname, Kind.MACVTAP)
-                _check_owner(uid, gid)
+            case ops.EnsureNode() | ops.EnsureOwner():
+                _require(made in ("", operation.ifname), f"{operation.ifname!r} is no device of this plan")
+                kind = Kind.MACVTAP if isinstance(operation, ops.EnsureNode) else Kind.TAP
+                check_identity(operation.endpoint_id, operation.ifname, kind)
+                _check_owner(operation.owner_uid, operation.owner_gid)
             case ops.ConfigurePort(endpoint_id, ifname, network, port):
                 _require(ifname == made, f"{ifname!r} is no device of this plan")
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
@@ -119,7 +120,7 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _check_publics(port, _grant(authority, network))
                 for one in (port,) if before is None else (port, before):
                     check_port(one)
-    networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode)}
+    networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode | ops.EnsureOwner)}
     _require(len(networks) <= 1, "two networks in one plan")
 
 

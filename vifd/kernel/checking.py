@@ -10,12 +10,11 @@ from vifd.kernel import bridge, limitcheck, limits, macvtap, netlink, ops, ports
 from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, uplink_grant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.marks import is_device_of, look_up
-from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket, TunInfo
+from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket
 from vifd.kernel.nft.devices import Guards
+from vifd.kernel.owner import NOBODY, owner_of
 from vifd.kernel.publics import Publics
 from vifd.model import Drift, DriftKind, Port, Vlan
-
-_NOBODY = (1 << 32) - 1
 
 
 class Checker:
@@ -88,7 +87,7 @@ class Checker:
             match op:
                 case ops.EnsureNode(_, _, uid, gid):
                     if (problem := self._macvtaps.compare_node(link, uid, gid)) is not None:
-                        yield _drift(DriftKind.OWNER, _owner_in_words(uid, _NOBODY if gid is None else gid), "", problem)
+                        yield _drift(DriftKind.OWNER, _owner_in_words(uid, NOBODY if gid is None else gid), "", problem)
                 case ops.ConfigurePort(endpoint_id, _, _, port):
                     yield from _compare_link(link, created, port, None)
                     if uplink is not None and not port.mtu_bytes and link.number(Ifla.MTU) != uplink.number(Ifla.MTU):
@@ -145,10 +144,8 @@ def _compare_link(link: Link, created: ops.CreateTap | ops.CreateMacvtap, port: 
 
 def _compare_owner(link: Link, created: ops.CreateTap) -> Iterator[Drift]:
     """Compare who may open it: whoever has a queue open can give it away, and no event tells (drivers/net/tun.c)."""
-    data = link.data
-    uid, gid = (int.from_bytes(data.get(kind, b"\xff" * 4), "little") for kind in (TunInfo.OWNER, TunInfo.GROUP))
-    expected = _owner_in_words(created.owner_uid, _NOBODY if created.owner_gid is None else created.owner_gid)
-    actual = _owner_in_words(uid, gid)
+    expected = _owner_in_words(created.owner_uid, NOBODY if created.owner_gid is None else created.owner_gid)
+    actual = _owner_in_words(*owner_of(link))
     if actual != expected:
         yield _drift(DriftKind.OWNER, expected, actual, f"it belongs to {actual}")
 
@@ -202,8 +199,8 @@ def _name_of(ifindex: int) -> str:
 
 
 def _owner_in_words(uid: int, gid: int) -> str:
-    who = "nobody" if uid == _NOBODY else f"uid {uid}"
-    return who if gid == _NOBODY else f"{who}, gid {gid}"
+    who = "nobody" if uid == NOBODY else f"uid {uid}"
+    return who if gid == NOBODY else f"{who}, gid {gid}"
 
 
 def _drift(kind: DriftKind, expected: str, actual: str, message: str) -> Drift:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, ports, tap
+from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, owner, ports, tap
 from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, UplinkGrant, bridge_grant, check_plan
 from vifd.kernel.direct import Macvtaps, vlan_lock
 from vifd.kernel.macvtap import Failure, Uplink
@@ -128,6 +128,9 @@ class Maker:
             self._create_tap(run, create)
         with vlan_lock:
             self._create_macvtaps(groups, authority)
+        for run, ensure in _alive(groups, ops.EnsureOwner):
+            if (failure := owner.ensure(self._rtnl, ensure)) is not None:
+                run.fail_as(ensure, ensure.ifname, failure)
         for run, configure in _alive(groups, ops.ConfigurePort):
             self._prepare_new(run, configure)
         self._find_living(_alive(groups, ops.ChangePort))

@@ -77,6 +77,7 @@ class TunInfo(IntEnum):
 
     OWNER = 1
     GROUP = 2
+    PI = 4
     VNET_HDR = 5
     MULTI_QUEUE = 7
 

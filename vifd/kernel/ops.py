@@ -107,6 +107,26 @@ class EnsureNode(Struct, frozen=True, tag="ensure_node", forbid_unknown_fields=T
         return f"make sure that {self.ifname} has a device node for uid {self.owner_uid}{group}"
 
 
+class EnsureOwner(Struct, frozen=True, tag="ensure_owner", forbid_unknown_fields=True):
+    """Give the tap of a living endpoint back to its owner, if its holder has given it to somebody else. It has no undo.
+
+    Args:
+        endpoint_id: the endpoint.
+        ifname: the tap's name.
+        owner_uid: who may open it.
+        owner_gid: the group that the opener must be in as well; None: no matter.
+    """
+
+    endpoint_id: str
+    ifname: str
+    owner_uid: int
+    owner_gid: int | None
+
+    def __str__(self) -> str:
+        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
+        return f"make sure that {self.ifname} is for uid {self.owner_uid}{group}"
+
+
 class ConfigurePort(Struct, frozen=True, tag="configure_port", forbid_unknown_fields=True):
     """Put a device that this plan made on its network as the port says: guard and limits first, up last. Undone with the device.
 
@@ -149,10 +169,19 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
         return f"change {self.ifname} on network {self.network} to {describe_port(self.port)}"
 
 
-Operation = EnsureBridge | EnsureVlan | CreateTap | CreateMacvtap | EnsureNode | ConfigurePort | ChangePort
+Operation = EnsureBridge | EnsureVlan | CreateTap | CreateMacvtap | EnsureNode | EnsureOwner | ConfigurePort | ChangePort
 
 #: The order in which the helper runs the operations of a batch, and in which each plan has them.
-STAGES: tuple[type[Operation], ...] = (EnsureBridge, EnsureVlan, CreateTap, CreateMacvtap, EnsureNode, ConfigurePort, ChangePort)
+STAGES: tuple[type[Operation], ...] = (
+    EnsureBridge,
+    EnsureVlan,
+    CreateTap,
+    CreateMacvtap,
+    EnsureNode,
+    EnsureOwner,
+    ConfigurePort,
+    ChangePort,
+)
 
 Plan = tuple[Operation, ...]
 

@@ -8,8 +8,9 @@ import struct
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454CE
-_TUNSETCARRIER = 0x400454E2  # since Linux 5.0
+_TUNGETIFF, _TUNSETCARRIER = 0x800454D2, 0x400454E2  # the latter since Linux 5.0
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
+_IFF_NO_CARRIER = 0x0040  # since Linux 6.1; before, no flag that isn't known is looked at
 SIOCGIFINDEX, SIOCGIFMTU = 0x8933, 0x8921  # linux/sockios.h
 
 
@@ -34,13 +35,37 @@ def create(ifname: str, *, uid: int, gid: int | None, multi_queue: bool, vnet_hd
     fd = _attach(ifname, _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr) | _IFF_TUN_EXCL)
     try:
         fcntl.ioctl(fd, _TUNSETCARRIER, struct.pack("i", 0))
-        fcntl.ioctl(fd, _TUNSETOWNER, _as_int(uid))
-        if gid is not None:
-            fcntl.ioctl(fd, _TUNSETGROUP, _as_int(gid))
+        set_owner(fd, uid=uid, gid=gid)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def set_owner(fd: int, *, uid: int, gid: int | None) -> None:
+    """Say who may open a tap.
+
+    Args:
+        fd: a queue of it.
+        uid: who (TUNSETOWNER).
+        gid: the group that the opener must be in as well (TUNSETGROUP), None: that stays as it is.
+
+    Raises:
+        OSError: EBADFD where the tap is gone.
+    """
+    fcntl.ioctl(fd, _TUNSETOWNER, _as_int(uid))
+    if gid is not None:
+        fcntl.ioctl(fd, _TUNSETGROUP, _as_int(gid))
+
+
+def name_of(fd: int) -> str:
+    """Give the name that the tap of a queue has now (TUNGETIFF).
+
+    Raises:
+        OSError: EBADFD where the tap is gone.
+    """
+    name: bytes = struct.unpack_from("16s", fcntl.ioctl(fd, _TUNGETIFF, bytes(40)))[0]
+    return name.rstrip(b"\0").decode(errors="replace")
 
 
 def persist(fd: int) -> None:
@@ -51,16 +76,24 @@ def persist(fd: int) -> None:
         os.close(fd)
 
 
-def open_queue(ifname: str, *, multi_queue: bool, vnet_hdr: bool) -> int:
-    """Open a queue of a tap that exists.
+def open_queue(ifname: str, *, multi_queue: bool, vnet_hdr: bool, packet_info: bool = False, carrier: bool = True) -> int:
+    """Open a queue of a tap that exists, asked for as it is: else the kernel changes it, or refuses.
 
     The caller checks with `device_number` that it is the one meant: if that has gone in the meantime, the kernel has just made a
     new one, which goes with the descriptor.
 
+    Args:
+        ifname: the tap.
+        multi_queue: whether several may be opened.
+        vnet_hdr: whether frames carry a virtio-net header.
+        packet_info: whether frames carry four bytes of the tap's own.
+        carrier: whether the tap has carrier from now on, if nobody else has it open.
+
     Raises:
         OSError: EBUSY where a tap with one queue is open already.
     """
-    return _attach(ifname, _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr))
+    flags = _flags(multi_queue=multi_queue, vnet_hdr=vnet_hdr, packet_info=packet_info)
+    return _attach(ifname, flags | (0 if carrier else _IFF_NO_CARRIER))
 
 
 def device_number(socket_fd: int, request: int, ifname: str) -> int:
@@ -79,8 +112,9 @@ def device_number(socket_fd: int, request: int, ifname: str) -> int:
     return number
 
 
-def _flags(*, multi_queue: bool, vnet_hdr: bool) -> int:
-    return _IFF_TAP | _IFF_NO_PI | (_IFF_MULTI_QUEUE if multi_queue else 0) | (_IFF_VNET_HDR if vnet_hdr else 0)
+def _flags(*, multi_queue: bool, vnet_hdr: bool, packet_info: bool = False) -> int:
+    form = _IFF_TAP | (0 if packet_info else _IFF_NO_PI)
+    return form | (_IFF_MULTI_QUEUE if multi_queue else 0) | (_IFF_VNET_HDR if vnet_hdr else 0)
 
 
 def _attach(ifname: str, flags: int) -> int:

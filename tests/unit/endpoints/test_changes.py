@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,51 @@ async def test_what_is_heard_is_mended_without_being_asked(one: World) -> None:
     await mender._looking
     assert endpoint_id(2) in one.room.devices
     assert current(one, 2).drifts == ()
+
+
+async def look(mender: Mender, *numbers: int) -> None:
+    mender.look(map(endpoint_id, numbers))
+    while mender._looking is not None:
+        await mender._looking
+
+
+async def test_a_tap_that_was_given_away_is_given_back(one: World) -> None:
+    await one.make()
+    one.room.give_away(endpoint_id(1), held=False)
+    await look(mender_of(one), 1)
+    assert (one.room.given_away, current(one).drifts) == ({}, ())
+
+
+async def test_a_tap_that_is_held_is_given_back_later_and_told_of_once(one: World) -> None:
+    (made,) = await one.make()
+    mender = mender_of(one)
+    one.room.give_away(endpoint_id(1), held=True)
+    one.room.change_mtu(endpoint_id(1), 1400)
+    told: list[Endpoint] = []
+    one.registry.listen(lambda _, endpoint: told.append(endpoint))
+    for _ in range(3):
+        await look(mender, 1)
+    assert [[drift.kind for drift in endpoint.drifts] for endpoint in told] == [
+        [DriftKind.MTU, DriftKind.OWNER],
+        [DriftKind.OWNER],
+    ]
+    assert current(one).drifts[0].message == "it belongs to uid 4242; it can't be mended: its only queue is held"
+    assert one.room.devices[endpoint_id(1)].mtu_bytes == 1500
+    one.room.give_away(endpoint_id(1), held=False)
+    await look(mender, 1)
+    assert current(one) == made
+
+
+async def test_the_patrol_looks_at_every_endpoint_by_itself(one: World) -> None:
+    await one.make(asked(1), asked(2))
+    mender, mended = mender_of(one), asyncio.Event()
+    one.room.give_away(endpoint_id(2), held=False)
+    one.registry.listen(lambda _, endpoint: None if endpoint.drifts else mended.set())
+    patrol = asyncio.create_task(mender.patrol(0))
+    await mended.wait()
+    patrol.cancel()
+    await mender.close()
+    assert one.room.given_away == {}
 
 
 async def test_a_table_that_was_changed_is_told_by_each_guarded_endpoint(one: World) -> None:

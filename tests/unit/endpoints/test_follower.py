@@ -1,11 +1,13 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.messages import endpoint_id
 from tests.support.worlds import World, asked, released
+from vifd.endpoints.follower import Follower
 from vifd.kernel.room import HelperLostError
-from vifd.model import DriftKind, Endpoint, State, TapPreference
+from vifd.model import Drift, DriftKind, Endpoint, State, TapPreference
 
 TAPS = [TapPreference()]
 
@@ -32,6 +34,16 @@ async def test_a_tap_that_somebody_closes_is_ready_again(one: World) -> None:
     one.follower.on_carrier(endpoint.ifindex, carrier=True)
     one.follower.on_carrier(endpoint.ifindex, carrier=False)
     assert state(one) is State.READY
+
+
+async def test_a_tap_that_differs_is_looked_at_again_when_it_is_opened_or_closed(one: World) -> None:
+    endpoint, suspects = await make(one), list[str]()
+    follower = Follower(one.registry, one.room, suspects.append)
+    follower.on_carrier(endpoint.ifindex, carrier=True)
+    assert suspects == []
+    one.registry.update(replace(endpoint, drifts=(Drift(DriftKind.OWNER, "", "", ""),)))
+    follower.on_carrier(endpoint.ifindex, carrier=False)
+    assert suspects == [endpoint.endpoint_id]
 
 
 async def test_an_event_of_a_device_that_is_nobodys_is_ignored(one: World) -> None:

@@ -9,7 +9,7 @@ from tests.support.messages import ID, endpoint_id
 from tests.support.plans import change, configure
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant, PlanRejectedError, UplinkGrant, check_identity, check_plan
-from vifd.kernel.ops import CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, EnsureVlan, Plan
+from vifd.kernel.ops import CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, EnsureOwner, EnsureVlan, Plan
 from vifd.model import Kind, Limits, MacvtapMode, Port, RateLimit, Vlan
 
 AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red"), "lan": UplinkGrant("eth0"), "wan": UplinkGrant("eth1")}
@@ -19,6 +19,7 @@ TAP = CreateTap(ID, NAME, "fe:54:00:12:34:56", 1000, None, 1, vnet_hdr=True)
 PORT = configure(ID)
 MACVTAP = CreateMacvtap(ID, names.device_name(Kind.MACVTAP, ID), "lan", "52:54:00:12:34:56", MacvtapMode.BRIDGE)
 NODE = EnsureNode(ID, MACVTAP.ifname, 1000, None)
+OWNER = EnsureOwner(ID, NAME, 1000, None)
 STANDING = configure(ID, "lan", ifname=MACVTAP.ifname)
 CHANGED = change(ID, "lan", ifname=MACVTAP.ifname, mac=MACVTAP.mac)
 
@@ -31,7 +32,17 @@ def rejected(*plan: object) -> str:
 
 @pytest.mark.parametrize(
     "plan",
-    [(), (ENSURE,), (TAP,), (ENSURE, TAP, PORT), (ENSURE, change(ID)), (MACVTAP, NODE, STANDING), (NODE, CHANGED), (NODE,)],
+    [
+        (),
+        (ENSURE,),
+        (TAP,),
+        (ENSURE, TAP, PORT),
+        (ENSURE, change(ID)),
+        (MACVTAP, NODE, STANDING),
+        (NODE, CHANGED),
+        (NODE,),
+        (OWNER,),
+    ],
 )
 def test_what_a_driver_would_plan_passes(plan: Plan) -> None:
     check_plan(plan, AUTHORITY)
@@ -318,3 +329,19 @@ def test_no_other_public_address_is_to_be_had_nor_for_another_place(addresses: t
 @pytest.mark.parametrize("grant", [BridgeGrant("br-blue"), replace(NAT, nat=False), replace(NAT, public_pool=())])
 def test_no_public_address_is_to_be_had_without_nat_and_a_pool(grant: BridgeGrant) -> None:
     assert rejected_publics(grant, ("10.0.0.7",), ("192.0.2.50",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"ifname": "eth0"}, "is not the name of"),
+        ({"ifname": names.device_name(Kind.TAP, endpoint_id(1))}, "is not the name of"),
+        ({"ifname": MACVTAP.ifname}, "is not the name of"),
+        ({"endpoint_id": "../../etc"}, "endpoint id"),
+        ({"owner_uid": (1 << 32) - 1}, "uid"),
+        ({"owner_uid": -1}, "uid"),
+        ({"owner_gid": 1 << 32}, "gid"),
+    ],
+)
+def test_a_tap_is_given_back_under_its_own_name_and_to_somebody(changed: dict[str, Any], problem: str) -> None:
+    assert problem in rejected(replace(OWNER, **changed))

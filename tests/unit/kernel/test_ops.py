@@ -20,6 +20,7 @@ OPERATIONS = (
     | st.builds(ops.CreateMacvtap, TEXT, TEXT, TEXT, TEXT, st.sampled_from(MacvtapMode))
     | st.builds(ops.EnsureVlan, TEXT, NUMBER)
     | st.builds(ops.EnsureNode, TEXT, TEXT, NUMBER, st.none() | NUMBER)
+    | st.builds(ops.EnsureOwner, TEXT, TEXT, NUMBER, st.none() | NUMBER)
     | st.builds(ops.ConfigurePort, TEXT, TEXT, TEXT, PORTS)
     | st.builds(ops.ChangePort, TEXT, TEXT, TEXT, TEXT, st.none() | PORTS, PORTS)
 )
