@@ -66,6 +66,7 @@ class DaemonConfig(Struct, frozen=True):
     dhcp_user: str = "vifd-dhcp"
     netns: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""
     own_nftables: bool = True
+    patrol_seconds: Annotated[float, Meta(ge=0.1, le=3600)] = 10
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -52,7 +52,6 @@ _RUN = Path("/run/vifd")
 _GRACE_SECONDS = 10.0
 _OBJECTS_A_COLLECTION = 20_000
 _HELPER_ANSWERS_SECONDS = 10.0
-_PATROL_SECONDS = 10.0
 
 
 class Setup(NamedTuple):
@@ -232,8 +231,10 @@ class _Daemon:
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
         registry = self._registry
         # What is heard before the mender is there, the recovery looks at itself.
-        follower = Follower(registry, self._room, lambda endpoint_id: mender.look([endpoint_id]))
-        monitor = LinkMonitor(follower.on_carrier, follower.on_change, follower.on_gone, lambda: self._keep(follower.resync()))
+        follower = Follower(registry, self._networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
+        monitor = LinkMonitor(
+            follower.on_carrier, follower.on_change, follower.on_port, follower.on_gone, lambda: self._keep(follower.resync())
+        )
         engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
         mender = Mender(journal, self._room, registry, self._networks, engine.busy)
         changes = Changes(journal, self._room, registry, self._networks, engine)
@@ -243,7 +244,7 @@ class _Daemon:
         self._dhcp.start()
         monitor.start()
         rulesets = self._watch_rulesets(mender)
-        patrol = loop.create_task(mender.patrol(_PATROL_SECONDS))
+        patrol = loop.create_task(mender.patrol(daemon.patrol_seconds))
         relaying = relay.Relay(self._sockets.upstream)
         server = self._build_server(engine, changes, mender, relaying)
         await server.start()

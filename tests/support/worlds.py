@@ -104,7 +104,7 @@ class World:
         )
         self.views = Views(self.registry, self.networks)
         self.queues = Queues(self.registry, self.networks, self.room)
-        self.follower = Follower(self.registry, self.room)
+        self.follower = Follower(self.registry, self.networks, self.room)
 
     async def make(self, *requests: EndpointRequest, caller: Caller = ALICE) -> list[Endpoint]:
         """Request endpoints; the default is one tap on blue."""

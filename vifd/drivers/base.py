@@ -80,6 +80,11 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return True
 
     @property
+    def bridge_name(self) -> str:
+        """The bridge that its endpoints are on; empty: none."""
+        return ""
+
+    @property
     def mtu_bytes(self) -> int:
         """The MTU of an endpoint that asks for none; 0: known only when one is made."""
         return 0

@@ -112,6 +112,11 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
         return self.config.repair == "auto"
 
     @property
+    def bridge_name(self) -> str:
+        """See NetworkDriver."""
+        return self.config.bridge
+
+    @property
     def mtu_bytes(self) -> int:
         """See NetworkDriver."""
         return self.config.mtu

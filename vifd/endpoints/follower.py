@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from vifd.endpoints.networks import Networks
 from vifd.endpoints.registry import Registry
+from vifd.kernel import ports
+from vifd.kernel.netlink import PortState
 from vifd.kernel.room import Room
 from vifd.model import Drift, DriftKind, State, TapDevice
 
@@ -16,12 +19,15 @@ class Follower:
 
     Args:
         registry: the endpoints.
+        networks: says which bridge is whose.
         room: the kernel, to look afresh when events were lost.
         suspect: called with an endpoint that may differ from its record.
     """
 
-    def __init__(self, registry: Registry, room: Room, suspect: Callable[[str], None] = lambda _endpoint_id: None) -> None:
-        self._registry, self._room, self._suspect = registry, room, suspect
+    def __init__(
+        self, registry: Registry, networks: Networks, room: Room, suspect: Callable[[str], None] = lambda _endpoint_id: None
+    ) -> None:
+        self._registry, self._networks, self._room, self._suspect = registry, networks, room, suspect
 
     def on_carrier(self, ifindex: int, carrier: bool) -> None:
         """Note that somebody has opened a tap, or has closed it. A macvtap's carrier is its uplink's, and tells neither."""
@@ -35,8 +41,6 @@ class Follower:
             state = State.ACTIVE if endpoint.state is State.ACTIVE else State.ATTACHED
         if state is not endpoint.state:
             self._registry.update(msgspec.structs.replace(endpoint, state=state))
-        if endpoint.drifts:
-            self._suspect(endpoint.endpoint_id)  # a tap that was given away can be given back when it is let go
 
     def on_change(self, ifindex: int) -> None:
         """Note that something of a device was changed, nobody knows by whom."""
@@ -44,8 +48,24 @@ class Follower:
         if endpoint is not None and endpoint.state.is_live:
             self._suspect(endpoint.endpoint_id)
 
-    def on_gone(self, ifindex: int) -> None:
-        """Note that a device went away behind vifd's back."""
+    def on_port(self, ifindex: int, port: PortState) -> None:
+        """Note what a bridge tells of a port: whenever something of it changes, by itself as well.
+
+        It doesn't say in which VLANs it is.
+        """
+        endpoint = self._registry.find_by_ifindex(ifindex)
+        if endpoint is not None:
+            router = None if port.multicast_router is None else ports.multicast_router(endpoint.port)
+            wanted = PortState(bool(endpoint.port.isolated), ports.group_forward_mask(endpoint.port), router)
+            if port != wanted or endpoint.port.vlan is not None:
+                self.on_change(ifindex)
+
+    def on_gone(self, ifindex: int, ifname: str = "") -> None:
+        """Note that a device went away behind vifd's back, or a bridge, with which all of its networks' endpoints differ."""
+        lost = {network for network, driver in self._networks.drivers.items() if ifname and driver.bridge_name == ifname}
+        for one in self._registry if lost else ():
+            if one.network in lost and one.state.is_live:
+                self._suspect(one.endpoint_id)
         endpoint = self._registry.find_by_ifindex(ifindex)
         if endpoint is None or not endpoint.state.is_live:
             return

@@ -1,7 +1,8 @@
 """Drifts: what of an endpoint somebody else has changed, and how it is mended.
 
 They are looked for when the kernel tells of something (`look`), when a caller asks (`check`), at each start, and now and then for
-what no event tells, like a tap that was given away. A repair touches no device that doesn't carry the endpoint's mark.
+what no event tells, like a tap that was given away. What couldn't be mended is tried again each time. A repair touches no device
+that doesn't carry the endpoint's mark.
 """
 
 from __future__ import annotations
@@ -55,14 +56,20 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
     # By itself, for what else differs is mended also where a tap can't be given back now.
     owner = _owner_plan(entry) if DriftKind.OWNER in kinds and not is_missing else ()
     made, *given = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
-    if isinstance(made, VifdError):
-        _log.error("an endpoint can't be mended", extra={"endpoint_id": entry.endpoint.endpoint_id, "error": str(made)})
-    else:
+    if not isinstance(made, VifdError):
         entry = Entry(_moved(entry.endpoint, made[0].ifindex, made[0].device_path), entry.plan)
     if is_missing:
         await room.restore_guard()  # it has the device that is gone still
     (left,) = await find_drifts(room, [entry])
     return entry, tuple(_with_reason(drift, *(given if drift.kind is DriftKind.OWNER else []), made) for drift in left)
+
+
+def tell_of_mending(endpoint: Endpoint, drifts: Iterable[Drift], left: Iterable[Drift]) -> None:
+    """Log that an endpoint was mended, and what of it couldn't be."""
+    about = {"endpoint_id": endpoint.endpoint_id}
+    _log.warning("an endpoint is mended", extra=about | {"drifts": [str(drift.kind) for drift in drifts]})
+    for drift in left:
+        _log.error("a drift is left", extra=about | {"drift": str(drift.kind), "error": drift.message})
 
 
 def _owner_plan(entry: Entry) -> ops.Plan:
@@ -197,10 +204,9 @@ class Mender:
         is_news = self._tell(endpoint.endpoint_id, drifts)
         if not drifts or not repair or not endpoint.state.is_live:
             return drifts
-        if is_news:
-            kinds = [str(drift.kind) for drift in drifts]
-            _log.warning("an endpoint is mended", extra={"endpoint_id": endpoint.endpoint_id, "drifts": kinds})
         mended, left = await mend(self._room, entry, drifts)
+        if is_news:
+            tell_of_mending(endpoint, drifts, left)
         if mended.endpoint.location != endpoint.location:
             self._journal.write([Entry(msgspec.structs.replace(mended.endpoint, drifts=()), entry.plan)])
         now = self._registry.find(endpoint.endpoint_id)

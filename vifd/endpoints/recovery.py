@@ -11,7 +11,7 @@ import msgspec
 
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
-from vifd.endpoints.mending import find_drifts, mend
+from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import CreateMacvtap, CreateTap, Device, Plan
@@ -101,9 +101,9 @@ async def _mend(journal: Journal, room: Room, drivers: Mapping[str, NetworkDrive
 async def _settle(room: Room, drivers: Mapping[str, NetworkDriver[Any]], entry: Entry, drifts: tuple[Drift, ...]) -> Entry:
     driver = drivers.get(entry.endpoint.network)
     if drifts and driver is not None and (entry.changing or driver.repairs):
-        kinds = [str(drift.kind) for drift in drifts]
-        _log.warning("an endpoint is mended", extra={"endpoint_id": entry.endpoint.endpoint_id, "drifts": kinds})
-        entry, drifts = await mend(room, entry, drifts)
+        found = drifts
+        entry, drifts = await mend(room, entry, found)
+        tell_of_mending(entry.endpoint, found, drifts)
     return _replace(entry, drifts=drifts)
 
 

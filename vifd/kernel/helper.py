@@ -247,7 +247,8 @@ def apply(request: bytes) -> bytes:
     """Make groups of plans, each all or none.
 
     Needs CAP_NET_ADMIN: it makes taps and bridges (TUNSETIFF, RTM_SETLINK), limits them (RTM_NEWQDISC) and guards them
-    (NFT_MSG_NEWSETELEM).
+    (NFT_MSG_NEWSETELEM); and it gives taps back to their owners (TUNSETOWNER through a queue of its own, see `owner`): nobody
+    else may open a tap that its holder gave away. Who sends plans could as well delete a tap and have it made for another uid.
 
     Args:
         request: an encoded `ops.ApplyRequest`.

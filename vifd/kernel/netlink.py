@@ -7,8 +7,11 @@ Numbers are from linux/netlink.h, linux/rtnetlink.h and linux/if_link.h; rtnetli
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import socket
+import sys
 from enum import IntEnum
 from struct import Struct, pack, unpack_from
 from typing import NamedTuple
@@ -32,6 +35,9 @@ IFF_UP, IFF_LOWER_UP = 1, 0x10000
 _IFLA_BRIDGE_VLAN_INFO, _VLAN_PVID, _VLAN_UNTAGGED = 2, 2, 4
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 
+#: The upper half of the numbers of vifd's sockets: events of traffic control bear that of who caused them (nlmsg_pid). The kernel
+#: itself gives none of these: it takes process ids, or negative ones (net/netlink/af_netlink.c, netlink_autobind).
+OWN_PORTS = 0x7666
 _MESSAGES_A_SEND = 64
 _RECEIVE_BYTES = 1 << 16
 _BUFFER_BYTES = 1 << 20
@@ -280,20 +286,33 @@ def parse_link(data: bytes) -> Link:
     return Link(ifindex, flags, parse_attributes(data[_LINK_HEADER_BYTES:]))
 
 
+class PortState(NamedTuple):
+    """What a bridge tells of a port; see `set_bridge_port`. A kernel without IGMP snooping tells of no routers."""
+
+    isolated: bool
+    group_forward_mask: int
+    multicast_router: int | None = None
+
+
 class LinkEvent(NamedTuple):
-    """A change of a link: enough of it to know whose it is and whether somebody has it open."""
+    """A change of a link: enough of it to know whose it is and whether somebody has it open.
+
+    Args:
+        port: what its bridge tells of the port that it is there; None: it is the device that is told of.
+    """
 
     ifindex: int
     ifname: bytes
     flags: int
     deleted: bool
+    port: PortState | None = None
 
 
 def parse_events(data: bytes) -> list[LinkEvent]:
     """Take a packet of multicast link messages apart.
 
     IFLA_IFNAME is the first attribute of every link message (net/core/rtnetlink.c, rtnl_fill_ifinfo), so the others, a kilobyte
-    and more, aren't looked at. Messages of AF_BRIDGE are left out: they tell of a port, and repeat what the device's own say.
+    and more, aren't looked at. That a port left its bridge is left out: the device's own messages say so as well.
     """
     events, offset = [], 0
     while offset + _LINK_HEADER_BYTES + 4 <= len(data):
@@ -304,10 +323,21 @@ def parse_events(data: bytes) -> list[LinkEvent]:
             family, _, ifindex, flags, _ = _IFINFO.unpack_from(data, offset + _HEADER.size)
             start = offset + _LINK_HEADER_BYTES
             size, name_kind = _ATTRIBUTE.unpack_from(data, start)
-            if family == socket.AF_UNSPEC and name_kind == Ifla.IFNAME:
-                events.append(LinkEvent(ifindex, data[start + 4 : start + size].rstrip(b"\0"), flags, kind == RTM_DELLINK))
+            name, deleted = data[start + 4 : start + size].rstrip(b"\0"), kind == RTM_DELLINK
+            if name_kind == Ifla.IFNAME and family == socket.AF_UNSPEC:
+                events.append(LinkEvent(ifindex, name, flags, deleted))
+            elif name_kind == Ifla.IFNAME and family == socket.AF_BRIDGE and not deleted:
+                events.append(LinkEvent(ifindex, name, flags, deleted, _parse_port(data[start : offset + length])))
         offset += (length + 3) & ~3
     return events
+
+
+def _parse_port(attributes: bytes) -> PortState:
+    port = parse_attributes(parse_attributes(attributes).get(Ifla.PROTINFO, b""))
+    mask = port.get(BridgePort.GROUP_FWD_MASK, b"")
+    router = port.get(BridgePort.MULTICAST_ROUTER, b"")
+    isolated, forwarded = any(port.get(BridgePort.ISOLATED, b"")), int.from_bytes(mask[:2], sys.byteorder)
+    return PortState(isolated, forwarded, router[0] if router else None)
 
 
 class RtnlSocket:
@@ -318,8 +348,19 @@ class RtnlSocket:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        self._socket.bind((0, 0))
+        self._bind()
         self._sequence = 0
+
+    def _bind(self) -> None:
+        """Take a number of vifd's own that no other socket of this namespace has."""
+        while True:
+            try:
+                self._socket.bind((OWN_PORTS << 16 | secrets.randbelow(1 << 16), 0))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return
 
     def fileno(self) -> int:
         """Give the descriptor, through which netdevice(7) ioctls can be asked as well."""

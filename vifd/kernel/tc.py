@@ -32,7 +32,9 @@ _MIRRED = Struct("=IIiiiiI")  # struct tc_mirred: index, capab, action, refcnt, 
 _HEADER_BYTES = 16 + _TCMSG.size
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
-RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
+#: Messages that tell of a change.
+EVENTS = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
 
 _TC_H_ROOT, _TC_H_INGRESS, _INGRESS_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
 _FILTER_HANDLE = 0x80000800  # 800::800, the first of u32's own
@@ -220,6 +222,19 @@ def parse(answer: bytes) -> Shown:
         elif name == b"mirred" and len(settings.get(_Tca.MIRRED_PARMS, b"")) >= _MIRRED.size:
             shown = shown._replace(redirect=_MIRRED.unpack_from(settings[_Tca.MIRRED_PARMS])[-1])
     return shown
+
+
+def changed_devices(packet: bytes) -> set[int]:
+    """Give the indexes of the devices that a packet of multicast messages tells a change of."""
+    found, offset = set(), 0
+    while offset + _HEADER_BYTES <= len(packet):
+        length, kind = unpack_from("=IH", packet, offset)
+        if length < _HEADER_BYTES:
+            break
+        if kind in EVENTS:
+            found.add(_TCMSG.unpack_from(packet, offset + 16)[1])
+        offset += (length + 3) & ~3
+    return found
 
 
 def _replace(kind: int, header: bytes, name: str, options: bytes) -> bytes:

@@ -66,6 +66,10 @@ def test_each_key_is_read(key: str, value: str) -> None:
         ("log_level", '"loud"'),
         ("log_format", '"xml"'),
         ("user", "true"),
+        ("patrol_seconds", "0"),
+        ("patrol_seconds", "3601"),
+        ("patrol_seconds", "nan"),
+        ("patrol_seconds", '"10"'),
         ("socket_group", "[]"),
     ],
 )

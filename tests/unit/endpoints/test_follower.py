@@ -6,8 +6,10 @@ from msgspec.structs import replace
 from tests.support.messages import endpoint_id
 from tests.support.worlds import World, asked, released
 from vifd.endpoints.follower import Follower
+from vifd.kernel import ports
+from vifd.kernel.netlink import PortState
 from vifd.kernel.room import HelperLostError
-from vifd.model import Drift, DriftKind, Endpoint, State, TapPreference
+from vifd.model import DriftKind, Endpoint, State, TapPreference, Vlan
 
 TAPS = [TapPreference()]
 
@@ -36,16 +38,6 @@ async def test_a_tap_that_somebody_closes_is_ready_again(one: World) -> None:
     assert state(one) is State.READY
 
 
-async def test_a_tap_that_differs_is_looked_at_again_when_it_is_opened_or_closed(one: World) -> None:
-    endpoint, suspects = await make(one), list[str]()
-    follower = Follower(one.registry, one.room, suspects.append)
-    follower.on_carrier(endpoint.ifindex, carrier=True)
-    assert suspects == []
-    one.registry.update(replace(endpoint, drifts=(Drift(DriftKind.OWNER, "", "", ""),)))
-    follower.on_carrier(endpoint.ifindex, carrier=False)
-    assert suspects == [endpoint.endpoint_id]
-
-
 async def test_an_event_of_a_device_that_is_nobodys_is_ignored(one: World) -> None:
     endpoint = await make(one)
     one.follower.on_carrier(endpoint.ifindex + 1, carrier=True)
@@ -63,6 +55,33 @@ async def test_a_device_that_went_away_is_a_drift(one: World) -> None:
     assert found.state is State.READY
     assert (drift.kind, drift.expected) == (DriftKind.DEVICE_MISSING, found.location.ifname)
     assert "release the endpoint and request it again" in drift.message
+
+
+async def test_a_port_that_differs_makes_its_endpoint_a_suspect(one: World) -> None:
+    endpoint, suspects = await make(one), list[str]()
+    follower = Follower(one.registry, one.networks, one.room, suspects.append)
+    as_it_is = PortState(isolated=bool(endpoint.port.isolated), group_forward_mask=ports.group_forward_mask(endpoint.port))
+    follower.on_port(endpoint.ifindex, as_it_is)
+    follower.on_port(endpoint.ifindex, as_it_is._replace(multicast_router=ports.multicast_router(endpoint.port)))
+    follower.on_port(endpoint.ifindex + 1, as_it_is._replace(isolated=True))
+    assert suspects == []
+    follower.on_port(endpoint.ifindex, as_it_is._replace(isolated=not as_it_is.isolated))
+    follower.on_port(endpoint.ifindex, as_it_is._replace(group_forward_mask=1))
+    follower.on_port(endpoint.ifindex, as_it_is._replace(multicast_router=2))
+    one.registry.update(replace(endpoint, port=replace(endpoint.port, vlan=Vlan(vid=5))))
+    follower.on_port(endpoint.ifindex, as_it_is)
+    assert suspects == [endpoint.endpoint_id] * 4
+
+
+async def test_a_bridge_that_went_away_makes_its_networks_endpoints_suspects(one: World) -> None:
+    for number, network in ((1, "blue"), (2, "red"), (3, "fake"), (4, "blue")):
+        await one.make(asked(number, network=network))
+    suspects: list[str] = []
+    follower = Follower(one.registry, one.networks, one.room, suspects.append)
+    for ifname in ("br-blu", "br-blue", ""):
+        follower.on_gone(99, ifname)
+    assert suspects == [endpoint_id(1), endpoint_id(4)]
+    assert [endpoint.drifts for endpoint in one.registry] == [()] * 4
 
 
 async def test_a_device_that_goes_away_because_it_is_released_is_no_drift(one: World) -> None:

@@ -10,7 +10,7 @@ from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWLINK, RTM_NEWNEIGH
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vifd.kernel import netlink
-from vifd.kernel.netlink import Ifla, LinkEvent, TunInfo
+from vifd.kernel.netlink import BridgePort, Ifla, LinkEvent, PortState, TunInfo
 
 ACK_TLVS, CAPPED = 0x200, 0x100
 
@@ -63,8 +63,18 @@ def test_events_of_a_packet_are_read_in_order() -> None:
     ]
 
 
-def test_events_of_a_bridge_about_its_port_are_left_out() -> None:
-    assert netlink.parse_events(link(family=7)) == []
+def test_a_bridge_tells_of_its_port_and_not_of_its_leaving() -> None:
+    for state in (
+        PortState(isolated=True, group_forward_mask=0xFFFD, multicast_router=1),
+        PortState(isolated=False, group_forward_mask=0),
+    ):
+        settings = netlink.attribute(BridgePort.ISOLATED, bytes([state.isolated]))
+        settings += netlink.attribute(BridgePort.GROUP_FWD_MASK, struct.pack("=H", state.group_forward_mask))
+        settings += netlink.attribute(BridgePort.MULTICAST_ROUTER, b"\1") if state.multicast_router else b""
+        message = link(("IFLA_MTU", 1500), family=7) + netlink.nested(Ifla.PROTINFO, settings)
+        message = struct.pack("=I", len(message)) + message[4:]
+        assert netlink.parse_events(message) == [LinkEvent(7, b"vdtx", 0x10043, deleted=False, port=state)]
+    assert netlink.parse_events(link(family=7, kind=RTM_DELLINK)) == []
 
 
 def test_events_of_other_things_are_left_out() -> None:

@@ -148,3 +148,18 @@ def test_what_is_packed_is_read_back(rate: int) -> None:
 
 def test_an_unknown_qdisc_has_a_kind_alone() -> None:
     assert tc.parse(tc.ensure_ingress(3)) == Shown("ingress")
+
+
+def event(kind: int, ifindex: int) -> bytes:
+    return struct.pack("=IHHIIBxxxiIII", 36, kind, 0, 0, 0, 0, ifindex, 0, 0, 0)
+
+
+def test_a_packet_tells_which_devices_have_changed() -> None:
+    packet = b"".join(event(kind, 7 + place) for place, kind in enumerate(tc.EVENTS))
+    assert tc.changed_devices(packet) == {7, 8, 9, 10}
+    assert tc.changed_devices(event(16, 7) + event(tc.RTM_DELQDISC, 8)) == {8}
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reading_of_changes(data: bytes) -> None:
+    assert isinstance(tc.changed_devices(data), set)

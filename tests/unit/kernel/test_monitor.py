@@ -1,0 +1,64 @@
+"""What the monitor tells of events, which a test sends in the kernel's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vifd.kernel.monitor import LinkMonitor
+from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState
+
+UP = 1
+
+
+class Told(LinkMonitor):
+    """A monitor that keeps what it tells."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        super().__init__(
+            lambda ifindex, carrier: self.told.append(("carrier", ifindex, carrier)),
+            lambda ifindex: self.told.append(("change", ifindex)),
+            lambda ifindex, port: self.told.append(("port", ifindex, port)),
+            lambda ifindex, ifname: self.told.append(("gone", ifindex, ifname)),
+            lambda: self.told.append(("overflow",)),
+        )
+
+    def hear(self, flags: int = UP, *, ifname: bytes = b"vdt", deleted: bool = False, port: PortState | None = None) -> Any:
+        """Hear of an event; give what is told of it."""
+        self.told.clear()
+        self._note(LinkEvent(7, ifname, flags, deleted, port))
+        return list(self.told)
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    one = Told()
+    yield one
+    one._socket.close()
+
+
+def test_the_first_event_of_a_new_device_is_no_change(told: Told) -> None:
+    assert told.hear() == [("carrier", 7, False)]
+    assert told.hear() == [("change", 7)]
+
+
+@pytest.mark.parametrize("flags", [UP, UP | IFF_LOWER_UP])
+def test_what_changes_with_the_carrier_is_not_missed(told: Told, flags: int) -> None:
+    told.hear(flags ^ IFF_LOWER_UP)
+    assert told.hear(flags) == [("carrier", 7, bool(flags & IFF_LOWER_UP)), ("change", 7)]
+    assert told.has_carrier(7) == bool(flags & IFF_LOWER_UP)
+
+
+def test_a_port_says_nothing_of_carrier(told: Told) -> None:
+    state = PortState(isolated=True, group_forward_mask=0)
+    assert told.hear(UP | IFF_LOWER_UP, port=state) == [("port", 7, state)]
+    assert not told.has_carrier(7)
+
+
+def test_an_end_is_told_with_the_name(told: Told) -> None:
+    told.hear(UP | IFF_LOWER_UP)
+    assert told.hear(0, ifname=b"br-blue", deleted=True) == [("gone", 7, "br-blue")]
+    assert not told.has_carrier(7)
