@@ -22,6 +22,7 @@ from vifd.dhcp.dnsmasq import Files
 from vifd.dhcp.network import DhcpNetwork
 from vifd.dhcp.servers import DhcpServers
 from vifd.drivers import catalog
+from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Engine
 from vifd.endpoints.follower import Follower
@@ -238,6 +239,7 @@ class _Daemon:
         engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
         mender = Mender(journal, self._room, registry, self._networks, engine.busy)
         changes = Changes(journal, self._room, registry, self._networks, engine)
+        activation = Activation(journal, self._room, registry, self._networks, engine.busy)
         self._configure(self._setup.config, problems)
         for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
             registry.add(entry.endpoint, entry.plan)
@@ -246,7 +248,7 @@ class _Daemon:
         rulesets = self._watch_rulesets(mender)
         patrol = loop.create_task(mender.patrol(daemon.patrol_seconds))
         relaying = relay.Relay(self._sockets.upstream)
-        server = self._build_server(engine, changes, mender, relaying)
+        server = self._build_server(engine, changes, mender, activation, relaying)
         await server.start()
         door = Door(self._networks.admits)
         door.open(self._sockets.rpc, relaying.serve, relay.refuse)
@@ -264,6 +266,7 @@ class _Daemon:
         await server.stop(_GRACE_SECONDS)
         patrol.cancel()
         await mender.close()
+        await activation.close()
         await engine.close()
         await self._dhcp.close()
         await door.close()
@@ -281,7 +284,9 @@ class _Daemon:
         monitor.start()
         return monitor
 
-    def _build_server(self, engine: Engine, changes: Changes, mender: Mender, relaying: relay.Relay) -> Server:
+    def _build_server(
+        self, engine: Engine, changes: Changes, mender: Mender, activation: Activation, relaying: relay.Relay
+    ) -> Server:
         from vifd.server.app import Server  # noqa: PLC0415  grpc must not exist before the helper is forked
         from vifd.server.services import EndpointService, HostFacts, HostService, UseCases  # noqa: PLC0415  as above
 
@@ -289,7 +294,7 @@ class _Daemon:
         mechanism = None if self._channels is None else self._channels.support.ingress
         facts = HostFacts(_boot_id(), sorted(self._setup.drivers), daemon.fd_socket, mechanism)
         host = HostService(views, relaying.find_caller, facts)
-        use_cases = UseCases(engine, views, changes, mender)
+        use_cases = UseCases(engine, views, changes, mender, activation)
         endpoints = EndpointService(use_cases, relaying.find_caller, netns.path_of(daemon.netns))
         return Server(self._sockets.upstream, endpoints, host)
 

@@ -41,7 +41,7 @@ class State(StrEnum):
     @property
     def at_rest(self) -> State:
         """The state as a journal has it, that can't know who has a device open."""
-        return State.READY if self.is_live else self
+        return State.READY if self is State.ATTACHED else self
 
 
 class Feature(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vifd.kernel import helper, names, ops
 from vifd.kernel.ops import ConfigurePort, CreateMacvtap, CreateTap, EnsureBridge, EnsureNode, EnsureOwner, Plan, Refusal
 from vifd.model import Kind, MacvtapMode
 
-ENTRY_POINTS = {"apply", "check", "restore_guard", "revert", "inspect", "open_queues", "reload"}
+ENTRY_POINTS = {"announce", "apply", "check", "restore_guard", "revert", "inspect", "open_queues", "reload"}
 ONE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 BLUE = EnsureBridge("blue")
 
@@ -168,6 +169,39 @@ def test_the_same_plan_twice_in_a_group_leaves_nothing(front: OwnedFront) -> Non
     plan = (BLUE, tap(), port())
     (answer,) = front.apply((plan, plan))
     assert isinstance(answer, Refusal)
+
+
+FOREIGN_TAP = new_id()
+OUTSIDE = EnsureBridge("outside")
+SPOOFS: dict[str, Plan] = {
+    "an endpoint that isn't there": (OUTSIDE, tap(new_id()), port(new_id(), "outside")),
+    "a device on another network": (OUTSIDE, tap(), port(network="outside")),
+    "another VM's MAC": (OUTSIDE, tap(mac="fe:54:00:00:00:99"), port(network="outside", mac="52:54:00:00:00:99")),
+    "a device that has only the name": (OUTSIDE, tap(FOREIGN_TAP), port(FOREIGN_TAP, "outside")),
+    "a foreign device": (OUTSIDE, configure(ONE, "outside", ifname="eth0")),
+    "a plan that would be refused": HOSTILE["no bridge before its port"],
+}
+
+
+@pytest.fixture
+def two_taps(netns: str, front: OwnedFront) -> Iterator[None]:
+    """An endpoint's on blue, and one that only has the name of an endpoint's."""
+    plan = (BLUE, tap(), port())
+    front.apply((plan,))
+    ifname = names.device_name(Kind.TAP, FOREIGN_TAP)
+    kernel.make_tap(netns, ifname)
+    yield
+    kernel.run(netns, "link", "delete", ifname)
+    front.revert(plan)
+
+
+@pytest.mark.usefixtures("two_taps")
+@pytest.mark.parametrize("case", SPOOFS)
+def test_nothing_is_announced_that_isnt_there(netns: str, front: OwnedFront, case: str) -> None:
+    with contextlib.closing(kernel.packet_socket(netns, "eth1", 3)) as far_end:
+        (answer,) = front.announce(SPOOFS[case])
+        assert answer
+        assert select.select([far_end], [], [], 0.1)[0] == []
 
 
 def test_an_endpoint_that_exists_is_not_made_anew(netns: str, front: OwnedFront) -> None:

@@ -25,7 +25,6 @@ from vifclient.messages import (
 )
 
 CALLS: dict[str, Callable[[Client, str], object]] = {
-    "ActivateEndpoint": lambda client, one: client.activate_endpoint(one),
     "CollectGarbage": lambda client, _: client.collect_garbage([], allow_empty=True),
 }
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,11 @@ from oslo_privsep import comm
 from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority, BridgeGrant
 
-AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red", mtu_bytes=9000)}
+AUTHORITY = {
+    "blue": BridgeGrant("br-blue"),
+    "red": BridgeGrant("br-red", mtu_bytes=9000),
+    "outside": BridgeGrant("br-outside", uplink="eth0"),
+}
 
 
 def load() -> tuple[str, Authority]:

@@ -53,6 +53,9 @@ class OwnedFront:
     def revert(self, *plans: Plan) -> ops.RevertAnswer:
         return ops.decode_revert_answer(self.call("revert", ops.encode(ops.RevertRequest(plans))))
 
+    def announce(self, *plans: Plan) -> list[str]:
+        return self.call("announce", ops.encode(ops.AnnounceRequest(plans)))
+
     @property
     def helper_is_alive(self) -> bool:
         return self.send(("vifd.kernel.helper.inspect", ((_NO_ENDPOINT,),))) is not None

@@ -40,6 +40,8 @@ class FakeRoom:
         self.flushed = False
         #: Taps that were given away, and whether their only queue is held.
         self.given_away: dict[str, bool] = {}
+        #: Why no VM can be announced; empty: each can.
+        self.announcing_fails = ""
         #: Every call with its number of plans or ids: ("apply", 3).
         self.calls: list[tuple[str, int]] = []
         self._failures: dict[int, VifdError] = {}
@@ -85,6 +87,10 @@ class FakeRoom:
         """Open an endpoint's tap as a hypervisor does."""
         self.devices[endpoint_id] = replace(self.devices[endpoint_id], carrier=True)
 
+    def close(self, endpoint_id: str) -> None:
+        """Close an endpoint's tap."""
+        self.devices[endpoint_id] = replace(self.devices[endpoint_id], carrier=False)
+
     def delete(self, endpoint_id: str) -> None:
         """Delete an endpoint's device behind vifd's back."""
         del self.devices[endpoint_id]
@@ -117,6 +123,12 @@ class FakeRoom:
     async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
         await self._enter("check", len(plans))
         return [self._check(plan) for plan in plans]
+
+    async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
+        await self._enter("announce", len(plans))
+        for plan in plans:
+            check_plan(plan, self.authority)
+        return [self.announcing_fails for _ in plans]
 
     async def restore_guard(self) -> bool:
         await self._enter("restore_guard", 0)

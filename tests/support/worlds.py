@@ -49,6 +49,9 @@ class NotingDriver(BridgeDriver):
     async def unbind(self, endpoint: Endpoint) -> None:
         self._note("unbind", endpoint)
 
+    async def activate(self, endpoint: Endpoint) -> None:
+        self._note("activate", endpoint)
+
     def _note(self, what: str, endpoint: Endpoint) -> None:
         self.told.append((what, endpoint.endpoint_id))
         if (error := self.refuses.get((what, endpoint.endpoint_id))) is not None:

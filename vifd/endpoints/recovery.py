@@ -36,7 +36,7 @@ async def recover(
         drivers: by network; they tell their network systems of endpoints that are gone.
 
     Returns:
-        The endpoints that live, READY or ATTACHED; and those that could not be taken down, RELEASING.
+        The endpoints that live, READY, ATTACHED or ACTIVE; and those that could not be taken down, RELEASING.
 
     Raises:
         HelperLostError: nothing can be said.
@@ -94,7 +94,7 @@ async def _mend(journal: Journal, room: Room, drivers: Mapping[str, NetworkDrive
     living = [_note_open(entry, devices.get(entry.endpoint.endpoint_id)) for entry in mended]
     pairs = zip(entries, living, strict=True)
     changed = [now for before, now in pairs if now.endpoint.location != before.endpoint.location or before.changing]
-    journal.write([_replace(entry, state=State.READY, drifts=()) for entry in changed])
+    journal.write([_replace(entry, state=entry.endpoint.state.at_rest, drifts=()) for entry in changed])
     return living
 
 
@@ -109,8 +109,11 @@ async def _settle(room: Room, drivers: Mapping[str, NetworkDriver[Any]], entry: 
 
 def _note_open(entry: Entry, device: Device | None) -> Entry:
     if device is None:
-        return _replace(entry, state=State.READY)
-    state = State.ATTACHED if device.carrier else State.READY
+        return entry
+    state = entry.endpoint.state
+    if isinstance(entry.endpoint.location, TapDevice):
+        open_state = State.ACTIVE if state is State.ACTIVE else State.ATTACHED
+        state = open_state if device.carrier else State.READY
     return _replace(entry, state=state, location=_moved(entry.endpoint, device))
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
 from vifd.kernel import bridge, ifb, limits, macvtap, names, nat, netlink, ops, tap
+from vifd.kernel.announcing import Announcer
 from vifd.kernel.authority import Authority, PlanRejectedError, UplinkGrant, check_identity, check_plan
 from vifd.kernel.checking import Checker
 from vifd.kernel.direct import Macvtaps
@@ -27,31 +30,49 @@ _Create = ops.CreateTap | ops.CreateMacvtap
 _KINDS = ("tun", macvtap.KIND)
 
 
+class Tools(NamedTuple):
+    """What the helper's executors share: made while it has every capability.
+
+    Args:
+        guard: the guard's table.
+        nat: the table of networks with NAT.
+        support: how this kernel keeps limits.
+        nodes: the device nodes of macvtaps; or why none can be made.
+        packets: what frames are sent from; None: there is none.
+    """
+
+    guard: Guards
+    nat: NatTable | NoNatTable
+    support: limits.Support
+    nodes: Nodes | str
+    packets: socket.socket | None
+
+    def close(self) -> None:
+        """Let go of it, in a process that must not have it."""
+        self.guard.close()
+        self.nat.close()
+        if isinstance(self.nodes, Nodes):
+            self.nodes.close()
+        if self.packets is not None:
+            self.packets.close()
+
+
 class Executor:
     """Carries plans out with the helper's capabilities. One thread at a time.
 
     Args:
         authority: gives what the configuration lets it touch, as it is now.
-        guard: the guard's table.
-        support: how this kernel keeps limits.
-        nodes: the device nodes of macvtaps; or why none can be made.
-        nat_table: the table of networks with NAT.
+        tools: what the executors share.
     """
 
-    def __init__(
-        self,
-        authority: Callable[[], Authority],
-        guard: Guards,
-        support: limits.Support,
-        nodes: Nodes | str,
-        nat_table: NatTable | NoNatTable,
-    ) -> None:
-        self._authority, self._guard, self._nat = authority, guard, nat_table
-        self._publics = Publics(nat_table)
+    def __init__(self, authority: Callable[[], Authority], tools: Tools) -> None:
+        self._authority, self._guard, self._nat = authority, tools.guard, tools.nat
+        self._publics = Publics(tools.nat)
         self._rtnl = RtnlSocket()
-        self._macvtaps = Macvtaps(self._rtnl, nodes)
-        self._maker = Maker(self._rtnl, guard, support, self._macvtaps, self._publics)
-        self._checker = Checker(self._rtnl, guard, support, self._macvtaps, self._publics)
+        self._macvtaps = Macvtaps(self._rtnl, tools.nodes)
+        self._maker = Maker(self._rtnl, tools.guard, tools.support, self._macvtaps, self._publics)
+        self._checker = Checker(self._rtnl, tools.guard, tools.support, self._macvtaps, self._publics)
+        self._announcer = Announcer(self._rtnl, tools.packets)
 
     def apply(self, groups: Iterable[ops.Group]) -> ops.ApplyAnswer:
         """Make groups of plans, each all or none; see Maker."""
@@ -102,6 +123,15 @@ class Executor:
         allowed = [plan for plan, drifts in zip(wanted, answer, strict=True) if not drifts]
         compared = iter(self._checker.check(allowed, authority))
         return [drifts or next(compared) for drifts in answer]
+
+    def announce(self, plans: Iterable[ops.Plan]) -> list[str]:
+        """Announce VMs that run here now; see Announcer.
+
+        Returns:
+            For each plan, why its VM couldn't be announced; empty: it was, or there is nothing to announce it to.
+        """
+        authority = self._authority()
+        return [_rejected(plan, authority) or self._announcer.announce(plan, authority) for plan in plans]
 
     def restore_guard(self) -> bool:
         """Put the tables back if somebody has changed them, the guard's without what it had of devices that are gone.
@@ -233,12 +263,17 @@ class Executor:
         return self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in links])
 
 
-def _rejection(plan: ops.Plan, authority: Authority) -> list[Drift]:
+def _rejected(plan: ops.Plan, authority: Authority) -> str:
     try:
         check_plan(plan, authority)
     except PlanRejectedError as error:
-        return [Drift(DriftKind.NETWORK_MISSING, "", "", f"the helper rejects the plan: {error}")]
-    return []
+        return f"the helper rejects the plan: {error}"
+    return ""
+
+
+def _rejection(plan: ops.Plan, authority: Authority) -> list[Drift]:
+    problem = _rejected(plan, authority)
+    return [Drift(DriftKind.NETWORK_MISSING, "", "", problem)] if problem else []
 
 
 def _is_same(link: Link, before: Link, group: int) -> bool:

@@ -27,9 +27,10 @@ from oslo_privsep import capabilities, daemon, priv_context
 from vifd import privileges
 from vifd.errors import StartError
 from vifd.kernel import limits, names, ops, rulesetmonitor
+from vifd.kernel.announcing import open_packet_socket
 from vifd.kernel.authority import Authority, UplinkGrant
 from vifd.kernel.calls import Calls
-from vifd.kernel.executor import Executor
+from vifd.kernel.executor import Executor, Tools
 from vifd.kernel.netlink import RtnlSocket
 from vifd.kernel.nft.devices import open_guards
 from vifd.kernel.nft.nat import open_nat_table
@@ -64,9 +65,9 @@ class _Helper:
         self.load, self.fd_channel = load, fd_channel
         self.authority: Authority = load()[1]
         try:
-            self.guard = open_guards(owned=owned, direct=_has_uplinks(self.authority))
-            self.nat = open_nat_table(owned=owned)
-            self.support = _probe_limits()
+            guard = open_guards(owned=owned, direct=_has_uplinks(self.authority))
+            nat = open_nat_table(owned=owned)
+            support = _probe_limits()
         except OSError as error:
             owner = (
                 "; another process owns it: is there a second vifd in this network namespace?"
@@ -74,14 +75,14 @@ class _Helper:
                 else ""
             )
             raise StartError(f"vifd's tables of nftables can't be made: {error.strerror or error}{owner}") from error
-        self.nodes = _prepare_nodes(device_dir, self.authority)
+        self.tools = Tools(guard, nat, support, _prepare_nodes(device_dir, self.authority), open_packet_socket())
         self.per_thread = threading.local()
 
     @property
     def executor(self) -> Executor:
         """This thread's executor: a netlink socket serves one thread at a time."""
         if not hasattr(self.per_thread, "executor"):
-            self.per_thread.executor = Executor(lambda: self.authority, self.guard, self.support, self.nodes, self.nat)
+            self.per_thread.executor = Executor(lambda: self.authority, self.tools)
         return cast("Executor", self.per_thread.executor)
 
 
@@ -130,10 +131,11 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     _helper = _Helper(load, back, device_dir, owned=own_tables)
-    if isinstance(_helper.nodes, Nodes):
+    tools = _helper.tools
+    if isinstance(tools.nodes, Nodes):
         cfg.CONF.set_override("capabilities", [*_CAPABILITIES, *_NODE_CAPABILITIES], group=context.cfg_section)
-    port_id = _helper.guard.port_id
-    rulesets = rulesetmonitor.listen((port_id, _helper.nat.port_id)) if port_id else None
+    port_id = tools.guard.port_id
+    rulesets = rulesetmonitor.listen((port_id, tools.nat.port_id)) if port_id else None
     cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
     os.register_at_fork(after_in_child=_Fork(front, lifeline, rulesets))
     with _watched(_START_SECONDS):
@@ -143,11 +145,8 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
             raise StartError(_DID_NOT_START) from error
     back.close()
     os.close(held)
-    _helper.guard.close()
-    _helper.nat.close()
-    if isinstance(_helper.nodes, Nodes):
-        _helper.nodes.close()
-    return Channels(front, lifeline, rulesets, _helper.support)
+    tools.close()
+    return Channels(front, lifeline, rulesets, tools.support)
 
 
 def _has_uplinks(authority: Authority) -> bool:
@@ -292,6 +291,25 @@ def check(request: bytes) -> bytes:
     if len(plans) > _PLANS_A_CALL:
         raise ValueError("too many plans in a call")
     return ops.encode(_get().executor.check(plans))
+
+
+@context.entrypoint
+def announce(request: bytes) -> list[str]:
+    """Announce VMs that run here now, out of their networks' uplinks.
+
+    Needs a packet socket that was opened before the fork, for the frames have the VM's MAC as their source, and no capability. It
+    receives nothing. What is sent is made here, for devices that are there with their endpoint's mark and MAC.
+
+    Args:
+        request: an encoded `ops.AnnounceRequest`.
+
+    Returns:
+        For each plan, why its VM couldn't be announced, or an empty text.
+    """
+    plans = ops.decode_announce(request).plans
+    if len(plans) > _PLANS_A_CALL:
+        raise ValueError("too many plans in a call")
+    return _get().executor.announce(plans)
 
 
 @context.entrypoint

@@ -262,6 +262,12 @@ class CheckRequest(Struct, frozen=True, forbid_unknown_fields=True):
     plans: tuple[Plan, ...]
 
 
+class AnnounceRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of the helper's `announce`."""
+
+    plans: tuple[Plan, ...]
+
+
 class RevertRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """The argument of the helper's `revert`."""
 
@@ -276,6 +282,7 @@ decode_apply = msgspec.msgpack.Decoder(ApplyRequest).decode
 decode_apply_answer = msgspec.msgpack.Decoder(list[list[Made] | Refusal]).decode
 decode_revert = msgspec.msgpack.Decoder(RevertRequest).decode
 decode_revert_answer = msgspec.msgpack.Decoder(list[Refusal | None]).decode
+decode_announce = msgspec.msgpack.Decoder(AnnounceRequest).decode
 decode_check = msgspec.msgpack.Decoder(CheckRequest).decode
 decode_check_answer = msgspec.msgpack.Decoder(list[list[Drift]]).decode
 decode_devices = msgspec.msgpack.Decoder(list[Device]).decode

@@ -49,6 +49,9 @@ class Room(Protocol):
     async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
         """Tell, for each plan, how what is there differs from what it made."""
 
+    async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
+        """Announce VMs that run here now, to who is behind the uplinks: for each plan, why not, or an empty text."""
+
     async def restore_guard(self) -> bool:
         """Put the guard's table back if somebody has changed it; tell whether somebody had."""
 
@@ -86,6 +89,10 @@ class PrivilegedRoom:
     async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
         """See Room."""
         return ops.decode_check_answer(await self._call("check", ops.encode(ops.CheckRequest(tuple(plans)))))
+
+    async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
+        """See Room."""
+        return list(await self._call("announce", ops.encode(ops.AnnounceRequest(tuple(plans)))))
 
     async def restore_guard(self) -> bool:
         """See Room."""
@@ -151,6 +158,10 @@ class NoRoom:
     async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
         """Find nothing that differs."""
         return [[] for _ in plans]
+
+    async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
+        """Announce nothing."""
+        return ["" for _ in plans]
 
     async def restore_guard(self) -> bool:
         """Find nothing that was changed."""

@@ -10,6 +10,7 @@ from vif.v1 import endpoint_service_pb2 as pb
 from vif.v1.endpoint_service_pb2_grpc import EndpointServiceServicer
 from vif.v1.host_service_pb2_grpc import HostServiceServicer
 from vifd import __version__
+from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Answer, Engine
 from vifd.endpoints.mending import Mender
@@ -25,12 +26,13 @@ _EVENTS: dict[Change, Any] = {change: pb.WatchEventKind.Value(f"WATCH_EVENT_KIND
 
 
 class UseCases(NamedTuple):
-    """What the service calls: who makes and takes down, who shows, who changes, who checks."""
+    """What the service calls: who makes and takes down, who shows, who changes, who checks, who activates."""
 
     engine: Engine
     views: Views
     changes: Changes
     mender: Mender
+    activation: Activation
 
 
 class EndpointService(EndpointServiceServicer):
@@ -43,7 +45,7 @@ class EndpointService(EndpointServiceServicer):
     """
 
     def __init__(self, use_cases: UseCases, find_caller: FindCaller, netns_path: str) -> None:
-        self._engine, self._views, self._changes, self._mender = use_cases
+        self._engine, self._views, self._changes, self._mender, self._activation = use_cases
         self.find_caller, self._netns_path = find_caller, netns_path
 
     @unary
@@ -100,7 +102,8 @@ class EndpointService(EndpointServiceServicer):
 
     @unary
     async def ActivateEndpoint(self, message: pb.ActivateEndpointRequest, caller: Caller) -> pb.ActivateEndpointResponse:
-        raise _not_built("be told where a VM runs; go on without")
+        endpoint = await self._activation.activate(caller, requests.endpoint_id(message))
+        return pb.ActivateEndpointResponse(endpoint=self._endpoint(endpoint))
 
     @unary
     async def CheckEndpoint(self, message: pb.CheckEndpointRequest, caller: Caller) -> pb.CheckEndpointResponse:

@@ -1,0 +1,119 @@
+"""Where VMs run: vifd notices that one runs here, or is told; then it tells the network system, and who is behind the uplink.
+
+A VM that is about to come from another host has its endpoint here before; until it is here, nothing is said in its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from logging import getLogger
+
+import msgspec
+
+from vifd.endpoints.busy import Busy
+from vifd.endpoints.journal import Entry, Journal
+from vifd.endpoints.networks import Networks
+from vifd.endpoints.registry import Registry
+from vifd.endpoints.views import Views
+from vifd.errors import NotAllowed, VifdError, WrongState
+from vifd.kernel.ops import Plan
+from vifd.kernel.room import Room
+from vifd.model import Caller, Endpoint, State, TapDevice
+
+_log = getLogger(__name__)
+
+
+class Activation:
+    """Makes endpoints ACTIVE.
+
+    Args:
+        journal: notes it, so that a restart doesn't forget it.
+        room: the kernel.
+        registry: the endpoints.
+        networks: the networks and the policy.
+        busy: what is happening to endpoints.
+    """
+
+    def __init__(self, journal: Journal, room: Room, registry: Registry, networks: Networks, busy: Busy) -> None:
+        self._journal, self._room, self._registry, self._networks, self._busy = journal, room, registry, networks, busy
+        self._views = Views(registry, networks)
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def activate(self, caller: Caller, endpoint_id: str) -> Endpoint:
+        """Take a caller's word that a VM runs here now. What is active already stays so, and nobody is told again.
+
+        Args:
+            caller: who says so.
+            endpoint_id: the VM's endpoint.
+
+        Returns:
+            The endpoint, ACTIVE.
+
+        Raises:
+            UnknownEndpoint: there is none that the caller may see.
+            NotAllowed: it is somebody else's.
+            WrongState: it is being taken down, or nobody has its tap open.
+            VifdError: the network system can't be told; nothing has changed.
+        """
+        endpoint = self._views.get(caller, endpoint_id)
+        if not self._networks.policy.may_change(caller, endpoint.owner, endpoint.network):
+            raise NotAllowed(f"endpoint {endpoint_id} belongs to another user, and so does its VM")
+        await self._busy.wait([endpoint_id])
+        endpoint = self._views.get(caller, endpoint_id)
+        if not endpoint.state.is_live:
+            raise WrongState(f"endpoint {endpoint_id} is being taken down")
+        if endpoint.state is not State.ACTIVE:
+            await self._busy.start([endpoint], self._activate(endpoint))
+        return self._views.get(caller, endpoint_id)
+
+    def on_learned(self, ifindex: int) -> None:
+        """Note that a bridge has seen a frame from an endpoint's device: its VM runs."""
+        endpoint = self._registry.find_by_ifindex(ifindex)
+        if endpoint is None or not endpoint.state.is_live or endpoint.state is State.ACTIVE:
+            return
+        active = msgspec.structs.replace(endpoint, state=State.ACTIVE)
+        self._registry.update(active)
+        task = asyncio.get_running_loop().create_task(self._tell(active))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def close(self) -> None:
+        """Finish telling."""
+        while self._telling:
+            await asyncio.wait(self._telling)
+
+    async def _activate(self, endpoint: Endpoint) -> None:
+        if endpoint.state is State.READY and isinstance(endpoint.location, TapDevice) and self._plan_of(endpoint):
+            devices = await self._room.inspect([endpoint.endpoint_id])
+            if not any(device.carrier for device in devices):
+                raise WrongState(f"nobody has the tap of endpoint {endpoint.endpoint_id} open; start its VM first")
+        await self._say_so(endpoint)
+        now = self._registry.find(endpoint.endpoint_id) or endpoint
+        if now.state is not State.ACTIVE:
+            self._registry.update(msgspec.structs.replace(now, state=State.ACTIVE))
+
+    async def _tell(self, endpoint: Endpoint) -> None:
+        """Tell of what was noticed; nobody waits for it, so what goes wrong is logged."""
+        await self._busy.wait([endpoint.endpoint_id])
+        now = self._registry.find(endpoint.endpoint_id)
+        if now is None or now.generation != endpoint.generation or now.state is not State.ACTIVE:
+            return  # it is gone already
+        try:
+            await self._busy.start([now], self._say_so(now))
+        except VifdError as error:
+            about = {"endpoint_id": endpoint.endpoint_id, "error": str(error)}
+            _log.error("the network system can't be told where a VM runs", extra=about)
+
+    async def _say_so(self, endpoint: Endpoint) -> None:
+        plan = self._plan_of(endpoint)
+        driver = self._networks.drivers.get(endpoint.network)
+        if driver is not None:
+            await driver.activate(endpoint)
+        for problem in await self._room.announce([plan]) if plan else ():
+            if problem:
+                about = {"endpoint_id": endpoint.endpoint_id, "error": problem}
+                _log.warning("a VM that runs here can't be announced", extra=about)
+        self._journal.write([Entry(msgspec.structs.replace(endpoint, state=State.ACTIVE, drifts=()), plan)])
+
+    def _plan_of(self, endpoint: Endpoint) -> Plan:
+        return self._registry.plan_of(endpoint.endpoint_id)
