@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.asking import make
+from tests.support.asking import BRIDGE, asked, make
 from tests.support.daemon import BIN, REPORTING, Daemon, ip, taps
 from vifclient import Client
 from vifclient.messages import PortSpec
@@ -78,3 +78,11 @@ def test_what_somebody_changed_is_told_and_mended(vifd: Daemon, client: Client, 
 def test_the_host_says_how_it_keeps_limits(vifd: Daemon) -> None:
     mechanism = ask(vifd, "host")["limits_mechanism"]
     assert mechanism in {"LIMITS_MECHANISM_POLICE", "LIMITS_MECHANISM_IFB", "LIMITS_MECHANISM_NFTABLES"}
+
+
+def test_a_vm_that_runs_here_is_said_to(vifd: Daemon, client: Client) -> None:
+    endpoint = client.request_endpoint(asked(acceptable=[BRIDGE])).endpoint
+    assert ask(vifd, "activate", endpoint.endpoint_id)["endpoint"]["state"] == "ENDPOINT_STATE_ACTIVE"
+    tap = make(client)
+    done = vifctl(vifd, "activate", tap.endpoint_id)
+    assert (done.returncode, "start its VM first" in done.stderr) == (1, True)

@@ -1,4 +1,4 @@
-"""The commands on endpoints: request, release, update, check, list, show, watch."""
+"""The commands on endpoints: request, release, update, check, activate, list, show, watch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -182,6 +182,25 @@ def _check_all(client: Client, *, repair: bool) -> list[CheckEndpointResponse]:
         except errors.NotFound:  # it was released meanwhile
             continue
     return answers
+
+
+@click.command(
+    "activate",
+    cls=Command,
+    examples=[
+        f"vifctl activate {_EXAMPLE_ID}",
+    ],
+)
+@click.argument("endpoint_id", metavar="ID", type=click.UUID, shell_complete=complete_endpoint)
+@click.pass_obj
+def activate_command(settings: Settings, endpoint_id: UUID) -> None:
+    """Say that the VM of the endpoint ID runs here now, and show the endpoint.
+
+    For a tap vifd notices it by itself. It tells the network system, and announces the VM out of the network's uplink.
+    """
+    with connect(settings) as client:
+        endpoint = client.activate_endpoint(str(endpoint_id))
+    open_output(settings).endpoint(endpoint)
 
 
 @click.command(

@@ -14,6 +14,7 @@ _COMMANDS = {
     "release": ("vifclient.cli.endpoints", "Take endpoints down."),
     "update": ("vifclient.cli.endpoints", "Change the port of an endpoint while its VM runs."),
     "check": ("vifclient.cli.endpoints", "Compare endpoints with what is there, and mend them."),
+    "activate": ("vifclient.cli.endpoints", "Say that the VM of an endpoint runs here now."),
     "list": ("vifclient.cli.endpoints", "List the endpoints."),
     "show": ("vifclient.cli.endpoints", "Show everything about one endpoint."),
     "watch": ("vifclient.cli.endpoints", "Follow the endpoints as they change."),
