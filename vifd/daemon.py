@@ -40,7 +40,7 @@ from vifd.gate import listeners, relay
 from vifd.gate.door import Door
 from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority
-from vifd.kernel.monitor import LinkMonitor
+from vifd.kernel.monitor import LinkMonitor, Listener
 from vifd.kernel.room import NoRoom, PrivilegedRoom
 from vifd.kernel.rulesetmonitor import RulesetMonitor
 from vifd.systemd import Notifier
@@ -233,9 +233,15 @@ class _Daemon:
         registry = self._registry
         # What is heard before the mender is there, the recovery looks at itself.
         follower = Follower(registry, self._networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
-        monitor = LinkMonitor(
-            follower.on_carrier, follower.on_change, follower.on_port, follower.on_gone, lambda: self._keep(follower.resync())
+        listener = Listener(
+            on_carrier=follower.on_carrier,
+            on_change=follower.on_change,
+            on_port=follower.on_port,
+            on_gone=follower.on_gone,
+            on_learned=lambda ifindex: activation.on_learned(ifindex),  # noqa: PLW0108  it isn't there yet
+            on_overflow=lambda: self._keep(follower.resync()),
         )
+        monitor = LinkMonitor(listener)
         engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
         mender = Mender(journal, self._room, registry, self._networks, engine.busy)
         changes = Changes(journal, self._room, registry, self._networks, engine)
@@ -244,6 +250,7 @@ class _Daemon:
         for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
             registry.add(entry.endpoint, entry.plan)
         self._dhcp.start()
+        activation.follow(monitor.follow_learning)  # first, so that nothing is learned in between
         monitor.start()
         rulesets = self._watch_rulesets(mender)
         patrol = loop.create_task(mender.patrol(daemon.patrol_seconds))

@@ -14,7 +14,7 @@ import pytest
 from tests.support import frames, kernel
 from tests.support.asking import BRIDGE, asked, make, refusal, state_of
 from tests.support.daemon import Daemon, network_namespace, running, wait_for
-from vifclient import Client
+from vifclient import Client, Watch
 from vifclient.messages import Endpoint, EndpointPreference, EndpointState, MacvtapPreference, PortSpec
 
 NETWORKS = """
@@ -140,6 +140,77 @@ def test_what_is_not_there_or_somebody_elses_is_not_activated(
         as_bob.activate_endpoint(endpoint.endpoint_id)
     with refusal("NOT_FOUND", "UNKNOWN_ENDPOINT"):
         client.activate_endpoint("3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61")
+
+
+def first_frame(fd: int, endpoint: Endpoint) -> None:
+    """Send what a VM sends first: an ARP probe, behind the header of virtio-net."""
+    os.write(fd, bytes(10) + frames.probe(endpoint.port.mac, 1))
+
+
+def next_state(watch: Watch, endpoint: Endpoint, state: str) -> None:
+    """Wait until the watch tells of an endpoint's state."""
+    wanted = EndpointState.Value(f"ENDPOINT_STATE_{state}")
+    for event in watch:
+        if event.endpoint.endpoint_id == endpoint.endpoint_id and event.endpoint.state == wanted:
+            return
+    raise AssertionError("the watch ended")
+
+
+@pytest.mark.parametrize("network", ["blue", "red"])
+def test_the_first_frame_makes_it_active(vifd: Daemon, client: Client, network: str) -> None:
+    endpoint = make(client, network=network, port=PortSpec(mac=MAC))
+    with client.watch_endpoints(timeout_s=20) as watch, opened(vifd, client, endpoint) as fd:
+        first_frame(fd, endpoint)
+        next_state(watch, endpoint, "ACTIVE")
+    with client.watch_endpoints(timeout_s=20) as watch:
+        next_state(watch, endpoint, "READY")
+
+
+def test_a_vm_that_comes_back_is_noticed_again(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client)
+    with client.watch_endpoints(timeout_s=20) as watch:
+        for _ in range(3):
+            with opened(vifd, client, endpoint) as fd:
+                first_frame(fd, endpoint)
+                next_state(watch, endpoint, "ACTIVE")
+            next_state(watch, endpoint, "READY")
+
+
+def test_the_first_frame_is_announced(vifd: Daemon, client: Client) -> None:
+    endpoint = make(client, port=PORT)
+    with far_end(vifd) as far, opened(vifd, client, endpoint) as fd:
+        first_frame(fd, endpoint)
+        wait_for(lambda: state_of(client, endpoint.endpoint_id) == "ACTIVE")
+        kinds = [int.from_bytes(frame[12:14], "big") for frame in in_its_name(received(far))]
+    assert kinds == [frames.ARP, frames.RARP, frames.ARP, frames.IPV6]  # its own, and those in its name
+
+
+def test_a_frame_that_the_guard_drops_activates_nothing(vifd: Daemon, client: Client) -> None:
+    endpoint, other = make(client), make(client)
+    with (
+        client.watch_endpoints(timeout_s=20) as watch,
+        opened(vifd, client, endpoint) as fd,
+        opened(vifd, client, other) as second,
+    ):
+        os.write(fd, bytes(10) + frames.probe(other.port.mac, 1))
+        first_frame(second, other)
+        next_state(watch, other, "ACTIVE")
+        assert state_of(client, endpoint.endpoint_id) == "ATTACHED"
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_vm_that_was_first_seen_while_vifd_was_away_is_active_after_its_start(own: Daemon, *, kill: bool) -> None:
+    with Client(own.socket) as client:
+        endpoint, seen = make(client), make(client)
+        with opened(own, client, endpoint) as fd, opened(own, client, seen) as seen_fd:
+            first_frame(seen_fd, seen)
+            wait_for(lambda: state_of(client, seen.endpoint_id) == "ACTIVE")
+            (own.kill if kill else own.stop)()
+            first_frame(fd, endpoint)
+            own.start()
+            with client.watch_endpoints(timeout_s=20) as watch:
+                next_state(watch, endpoint, "ACTIVE")
+            assert state_of(client, seen.endpoint_id) == "ACTIVE"
 
 
 def test_the_helper_alone_has_a_socket_to_send_from(vifd: Daemon) -> None:

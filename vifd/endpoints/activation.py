@@ -6,6 +6,7 @@ A VM that is about to come from another host has its endpoint here before; until
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from logging import getLogger
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from vifd.endpoints.busy import Busy
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.networks import Networks
-from vifd.endpoints.registry import Registry
+from vifd.endpoints.registry import Change, Registry
 from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, VifdError, WrongState
 from vifd.kernel.ops import Plan
@@ -38,6 +39,9 @@ class Activation:
         self._journal, self._room, self._registry, self._networks, self._busy = journal, room, registry, networks, busy
         self._views = Views(registry, networks)
         self._telling: set[asyncio.Task[None]] = set()
+        self._awaited: set[str] = set()
+        self._wanted: Callable[[bool], None] = lambda _wanted: None
+        registry.listen(self._note)
 
     async def activate(self, caller: Caller, endpoint_id: str) -> Endpoint:
         """Take a caller's word that a VM runs here now. What is active already stays so, and nobody is told again.
@@ -66,6 +70,11 @@ class Activation:
             await self._busy.start([endpoint], self._activate(endpoint))
         return self._views.get(caller, endpoint_id)
 
+    def follow(self, wanted: Callable[[bool], None]) -> None:
+        """Let a function be told whether there is anybody whose first frame is waited for, now and whenever that changes."""
+        self._wanted = wanted
+        wanted(bool(self._awaited))
+
     def on_learned(self, ifindex: int) -> None:
         """Note that a bridge has seen a frame from an endpoint's device: its VM runs."""
         endpoint = self._registry.find_by_ifindex(ifindex)
@@ -81,6 +90,19 @@ class Activation:
         """Finish telling."""
         while self._telling:
             await asyncio.wait(self._telling)
+
+    def _note(self, change: Change, endpoint: Endpoint) -> None:
+        before = bool(self._awaited)
+        if change is not Change.REMOVED and self._is_awaited(endpoint):
+            self._awaited.add(endpoint.endpoint_id)
+        else:
+            self._awaited.discard(endpoint.endpoint_id)
+        if bool(self._awaited) is not before:
+            self._wanted(not before)
+
+    def _is_awaited(self, endpoint: Endpoint) -> bool:
+        is_tap = endpoint.location is None or isinstance(endpoint.location, TapDevice)
+        return is_tap and bool(self._plan_of(endpoint)) and endpoint.state in (State.PENDING, State.READY, State.ATTACHED)
 
     async def _activate(self, endpoint: Endpoint) -> None:
         if endpoint.state is State.READY and isinstance(endpoint.location, TapDevice) and self._plan_of(endpoint):

@@ -10,6 +10,7 @@ known by its name, or, when somebody has renamed it, by its mark. What passes:
 - one that is up, not running, and didn't just change its flags: so the kernel tells, within a second, that carrier is lost
   (net/core/link_watch.c), and so it does not tell of a device that is being set up;
 - the same states of a port with an endpoint's name, as its bridge tells them;
+- that a bridge has learned an address, and answers to questions;
 - every change of traffic control that another program made: it names no device but by its index.
 """
 
@@ -20,6 +21,7 @@ import socket
 import struct
 import sys
 
+from vifd.kernel.learning import AF_BRIDGE, RTM_NEWNEIGH, STATIC
 from vifd.kernel.names import DEVICE_PREFIX
 from vifd.kernel.netlink import OWN_PORTS, RTM_DELLINK, RTM_NEWLINK, Ifla
 from vifd.kernel.tc import EVENTS
@@ -36,8 +38,9 @@ _TYPE, _FAMILY, _CHANGE, _ATTRIBUTES, _NAME = 4 if _LITTLE else 5, 16, 28, 32, 3
 _PORT_UPPER, _PORT_LOWER = (15, 14) if _LITTLE else (12, 13)
 _UP, _LOWER_UP = (24, 26) if _LITTLE else (27, 25)
 _LEAST_BYTE = 0 if _LITTLE else 3
+_FLAGS, _NEIGHBOUR_STATE = (6, 24) if _LITTLE else (7, 25)  # struct ndmsg
+_NLM_F_MULTI = 2
 _IFF_UP, _IFF_RUNNING = 0x01, 0x40  # linux/if.h
-_AF_BRIDGE = 7  # linux/socket.h
 _INFO_KIND, _VALUE = 1, 4
 # An endpoint's mark: "vifd:", and a UUID with its first "-" there; the marks of bridges and ifbs have none there.
 _MARK, _DASH_AT = int.from_bytes(b"vifd", "big"), 13
@@ -66,8 +69,15 @@ def _sort() -> _Lines:
     changes: _Lines = {f"tc{kind}": (_EQUAL, kind, "by", "") for kind in EVENTS}
     upper, lower = divmod(OWN_PORTS, 1 << 8)
     return {
-        "start": (_LOAD_BYTE, _TYPE, "", ""),
+        "start": (_LOAD_BYTE, _FLAGS, "", ""),
+        "is_answer": (_BITS, _NLM_F_MULTI, "pass", ""),
+        "type": (_LOAD_BYTE, _TYPE, "", ""),
         **changes,
+        "learned": (_EQUAL, RTM_NEWNEIGH, "", "is_new"),
+        "neighbour": (_LOAD_BYTE, _FAMILY, "", ""),
+        "of_bridge": (_EQUAL, AF_BRIDGE, "", "drop"),
+        "neighbour_state": (_LOAD_BYTE, _NEIGHBOUR_STATE, "", ""),
+        "is_static": (_BITS, STATIC, "drop", "pass"),
         "is_new": (_EQUAL, RTM_NEWLINK, "family", ""),
         "is_end": (_EQUAL, RTM_DELLINK, "family", "drop"),
         "by": (_LOAD_BYTE, _PORT_UPPER, "", ""),
@@ -76,7 +86,7 @@ def _sort() -> _Lines:
         "by_us": (_EQUAL, lower, "drop", "pass"),
         "family": (_LOAD_BYTE, _FAMILY, "", ""),
         "unspec": (_EQUAL, socket.AF_UNSPEC, "device", ""),
-        "bridge": (_EQUAL, _AF_BRIDGE, "", "drop"),
+        "bridge": (_EQUAL, AF_BRIDGE, "", "drop"),
         "port": (_LOAD_BYTE, _TYPE, "", ""),
         "is_port": (_EQUAL, RTM_NEWLINK, "", "drop"),
         "port_name": (_LOAD_BYTE, _NAME, "", ""),

@@ -1,7 +1,7 @@
 """Watches the kernel's events of devices: who has a tap open, and what was changed or went away behind vifd's back.
 
-It runs in the unprivileged process: rtnetlink(7) lets everybody listen to RTNLGRP_LINK and RTNLGRP_TC. A tap's carrier says that
-a process has a queue of it open (drivers/net/tun.c, tun_attach and __tun_detach).
+It runs in the unprivileged process: rtnetlink(7) lets everybody listen to RTNLGRP_LINK, RTNLGRP_TC and RTNLGRP_NEIGH. A tap's
+carrier says that a process has a queue of it open (drivers/net/tun.c, tun_attach and __tun_detach).
 """
 
 from __future__ import annotations
@@ -10,52 +10,76 @@ import asyncio
 import socket
 from collections.abc import Callable
 from logging import getLogger
+from typing import NamedTuple
 
-from vifd.kernel import linkfilter, tc
+from vifd.kernel import learning, linkfilter, tc
 from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState, parse_events
 
 _log = getLogger(__name__)
 _RTMGRP_LINK, _RTMGRP_TC = 1, 8
+_SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _RTNLGRP_NEIGH = 270, 1, 2, 3
 _PACKET_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
+
+
+class Listener(NamedTuple):
+    """What is called when something happens to a device, in the loop that the monitor was started in.
+
+    Args:
+        on_carrier: with a device's index and whether it has carrier.
+        on_change: with the index of a device that something else was changed of; vifd's own changes are told too.
+        on_port: with the index of a device and what its bridge says of it as a port.
+        on_gone: with the index and the name of a device that went away: an endpoint's, or a bridge.
+        on_learned: with the index of a device that a bridge has seen a new address on, while `follow_learning` wants it.
+        on_overflow: when events were lost: everything has to be looked at afresh.
+    """
+
+    on_carrier: Callable[[int, bool], None]
+    on_change: Callable[[int], None]
+    on_port: Callable[[int, PortState], None]
+    on_gone: Callable[[int, str], None]
+    on_learned: Callable[[int], None]
+    on_overflow: Callable[[], None]
 
 
 class LinkMonitor:
     """Tells of each change of carrier, of each other change, and of each end, of an endpoint's device, whatever its name is now.
 
     Args:
-        on_carrier: called with a device's index and whether it has carrier.
-        on_change: called with the index of a device that something else was changed of; vifd's own changes are told too.
-        on_port: called with the index of a device and what its bridge says of it as a port.
-        on_gone: called with the index and the name of a device that went away: an endpoint's, or a bridge.
-        on_overflow: called when events were lost: everything has to be looked at afresh.
+        listener: whom.
     """
 
-    def __init__(
-        self,
-        on_carrier: Callable[[int, bool], None],
-        on_change: Callable[[int], None],
-        on_port: Callable[[int, PortState], None],
-        on_gone: Callable[[int, str], None],
-        on_overflow: Callable[[], None],
-    ) -> None:
-        self._on_carrier, self._on_change, self._on_port = on_carrier, on_change, on_port
-        self._on_gone, self._on_overflow = on_gone, on_overflow
+    def __init__(self, listener: Listener) -> None:
+        self._tell = listener
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self._socket.setblocking(False)
         linkfilter.attach(self._socket)
         self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_TC))
         self._carrier: dict[int, bool] = {}
+        self._follows_learning = False
 
     def start(self) -> None:
-        """Begin to tell, in the running loop."""
+        """Begin to tell, in the running loop: what bridges have learned until now, and whatever comes."""
         asyncio.get_running_loop().add_reader(self._socket, self._read)
+        self._list_learned()
 
     def close(self) -> None:
         """Stop telling."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
+
+    def follow_learning(self, wanted: bool) -> None:
+        """Tell of what bridges learn from now on, or don't: in a large network that is much, and little of it matters."""
+        if wanted != self._follows_learning:
+            self._follows_learning = wanted
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP if wanted else _DROP_MEMBERSHIP, _RTNLGRP_NEIGH)
+
+    def _list_learned(self) -> None:
+        try:
+            self._socket.send(learning.list_learned())
+        except OSError as error:
+            _log.warning("what bridges have learned can't be asked for", extra={"error": str(error)})
 
     def has_carrier(self, ifindex: int) -> bool:
         """Tell the carrier as the last event had it; False where there was none since the start."""
@@ -70,25 +94,28 @@ class LinkMonitor:
         except OSError as error:
             # ENOBUFS: the kernel dropped events because this process was slow.
             _log.warning("events of devices were lost", extra={"error": str(error)})
-            self._on_overflow()
+            self._tell.on_overflow()
+            self._list_learned()
             return
         for event in parse_events(packet):
             self._note(event)
         for ifindex in tc.changed_devices(packet):
-            self._on_change(ifindex)
+            self._tell.on_change(ifindex)
+        for ifindex in learning.ports_that_learned(packet):
+            self._tell.on_learned(ifindex)
 
     def _note(self, event: LinkEvent) -> None:
         if event.deleted:
             self._carrier.pop(event.ifindex, None)
-            self._on_gone(event.ifindex, event.ifname.decode(errors="replace"))
+            self._tell.on_gone(event.ifindex, event.ifname.decode(errors="replace"))
             return
         if event.port is not None:
-            self._on_port(event.ifindex, event.port)
+            self._tell.on_port(event.ifindex, event.port)
             return
         carrier = bool(event.flags & IFF_LOWER_UP)
         before = self._carrier.get(event.ifindex)
         if before is not carrier:
             self._carrier[event.ifindex] = carrier
-            self._on_carrier(event.ifindex, carrier)
+            self._tell.on_carrier(event.ifindex, carrier)
         if carrier or before is not None:  # else it is new, and this its first event; one may tell of two changes at once
-            self._on_change(event.ifindex)
+            self._tell.on_change(event.ifindex)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.messages import endpoint_id
-from tests.support.worlds import ALICE, BOB, BRIDGE, World, asked, failure_of, world
+from tests.support.worlds import ALICE, BOB, BRIDGE, World, asked, failure_of, released, world
 from vifd.endpoints.activation import Activation
 from vifd.errors import KernelRefused, NotAllowed, TryAgain, UnknownEndpoint, WrongState
 from vifd.model import Endpoint, State
@@ -187,3 +187,25 @@ async def test_a_restart_remembers_a_port_that_the_hypervisor_made(tmp_path: Pat
     with world(tmp_path / "journal.db", before.room) as after:
         (endpoint,) = await after.recover()
         assert endpoint.state is State.ACTIVE
+
+
+async def test_what_bridges_learn_matters_as_long_as_a_vm_is_awaited(one: World, activation: Activation) -> None:
+    wanted: list[bool] = []
+    activation.follow(wanted.append)
+    first, second = await one.make(asked(1), asked(2))
+    assert wanted == [False, True]
+    activation.on_learned(first.ifindex)
+    activation.on_learned(second.ifindex)
+    assert wanted == [False, True, False]
+    one.follower.on_carrier(second.ifindex, carrier=False)
+    assert wanted[-1] is True
+    await activation.close()
+    await one.drop(released(2))
+    assert wanted[-1] is False
+
+
+async def test_what_has_no_tap_awaits_no_vm(one: World, activation: Activation) -> None:
+    wanted: list[bool] = []
+    activation.follow(wanted.append)
+    await one.make(asked(acceptable=BRIDGE), asked(2, network="fake"))
+    assert wanted[-1] is False

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vifd.kernel.monitor import LinkMonitor
+from vifd.kernel.monitor import LinkMonitor, Listener
 from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState
 
 UP = 1
@@ -18,13 +18,11 @@ class Told(LinkMonitor):
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
-        super().__init__(
-            lambda ifindex, carrier: self.told.append(("carrier", ifindex, carrier)),
-            lambda ifindex: self.told.append(("change", ifindex)),
-            lambda ifindex, port: self.told.append(("port", ifindex, port)),
-            lambda ifindex, ifname: self.told.append(("gone", ifindex, ifname)),
-            lambda: self.told.append(("overflow",)),
-        )
+
+        def noting(name: str) -> Any:
+            return lambda *what: self.told.append((name, *what))
+
+        super().__init__(Listener(*map(noting, ("carrier", "change", "port", "gone", "learned", "overflow"))))
 
     def hear(self, flags: int = UP, *, ifname: bytes = b"vdt", deleted: bool = False, port: PortState | None = None) -> Any:
         """Hear of an event; give what is told of it."""
