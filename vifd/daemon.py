@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -222,26 +223,34 @@ class _Daemon:
 
     async def serve(self) -> None:
         """Start, serve, stop."""
-        from vifd.gate import handoff  # noqa: PLC0415  grpc must not exist before the helper is forked
+        async with AsyncExitStack() as stop:
+            await self._start(stop)
+            self._listen_to_signals()
+            _spare_the_collector()
+            self._notifier.ready(self._status())
+            networks = len(self._setup.config.networks)
+            _log.info("vifd serves", extra={"socket": self._setup.config.daemon.socket, "networks": networks})
+            await self._stop.wait()
+            _log.info("vifd stops")
+            self._notifier.stopping()
 
-        daemon, loop = self._setup.config.daemon, asyncio.get_running_loop()
+    async def _start(self, stop: AsyncExitStack) -> None:
+        """Start everything.
+
+        Args:
+            stop: takes what is done at the end, in reverse: nobody new comes in, what was begun is finished and answered, then
+                what that needs is closed.
+        """
+        daemon = self._setup.config.daemon
         if self._channels is not None:
-            loop.add_reader(self._channels.lifeline, self._lose_helper, "it died")
-            self._room = PrivilegedRoom(helper.calls(self._lose_helper), self._channels.fds)
+            self._room = self._enter_room(self._channels, stop)
         problems = await self._prepare()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
+        stop.callback(journal.close)
         registry = self._registry
         # What is heard before the mender is there, the recovery looks at itself.
         follower = Follower(registry, self._networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
-        listener = Listener(
-            on_carrier=follower.on_carrier,
-            on_change=follower.on_change,
-            on_port=follower.on_port,
-            on_gone=follower.on_gone,
-            on_learned=lambda ifindex: activation.on_learned(ifindex),  # noqa: PLW0108  it isn't there yet
-            on_overflow=lambda: self._keep(follower.resync()),
-        )
-        monitor = LinkMonitor(listener)
+        monitor = LinkMonitor(self._listener(follower, lambda ifindex: activation.on_learned(ifindex)))  # noqa: PLW0108  made later
         engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
         mender = Mender(journal, self._room, registry, self._networks, engine.busy)
         changes = Changes(journal, self._room, registry, self._networks, engine)
@@ -249,47 +258,54 @@ class _Daemon:
         self._configure(self._setup.config, problems)
         for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
             registry.add(entry.endpoint, entry.plan)
+        door = Door(self._networks.admits)
+        stop.push_async_callback(door.close)
         self._dhcp.start()
+        stop.push_async_callback(self._dhcp.close)
         activation.follow(monitor.follow_learning)  # first, so that nothing is learned in between
         monitor.start()
-        rulesets = self._watch_rulesets(mender)
-        patrol = loop.create_task(mender.patrol(daemon.patrol_seconds))
+        stop.callback(monitor.close)
+        self._watch_rulesets(mender, stop)
+        for close in (engine.close, activation.close, mender.close):
+            stop.push_async_callback(close)
+        patrol = asyncio.get_running_loop().create_task(mender.patrol(daemon.patrol_seconds))
+        stop.callback(patrol.cancel)
         relaying = relay.Relay(self._sockets.upstream)
         server = self._build_server(engine, changes, mender, activation, relaying)
         await server.start()
-        door = Door(self._networks.admits)
+        stop.push_async_callback(server.stop, _GRACE_SECONDS)
+        stop.callback(engine.refuse_work)
+        self._open(door, relaying)
+        stop.push_async_callback(door.shut)
+
+    def _enter_room(self, channels: helper.Channels, stop: AsyncExitStack) -> PrivilegedRoom:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(channels.lifeline, self._lose_helper, "it died")
+        stop.callback(loop.remove_reader, channels.lifeline)
+        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds)
+
+    def _listener(self, follower: Follower, on_learned: Callable[[int], None]) -> Listener:
+        return Listener(
+            on_carrier=follower.on_carrier,
+            on_change=follower.on_change,
+            on_port=follower.on_port,
+            on_gone=follower.on_gone,
+            on_learned=on_learned,
+            on_overflow=lambda: self._keep(follower.resync()),
+        )
+
+    def _open(self, door: Door, relaying: relay.Relay) -> None:
+        from vifd.gate import handoff  # noqa: PLC0415  grpc must not exist before the helper is forked
+
         door.open(self._sockets.rpc, relaying.serve, relay.refuse)
-        door.open(self._sockets.fds, handoff.Handoff(Queues(registry, self._networks, self._room).open).serve, handoff.refuse)
-        self._listen_to_signals()
-        _spare_the_collector()
-        self._notifier.ready(self._status())
-        _log.info("vifd serves", extra={"socket": daemon.socket, "networks": len(self._setup.config.networks)})
+        queues = Queues(self._registry, self._networks, self._room)
+        door.open(self._sockets.fds, handoff.Handoff(queues.open).serve, handoff.refuse)
 
-        await self._stop.wait()
-        _log.info("vifd stops")
-        self._notifier.stopping()
-        await door.shut()
-        engine.refuse_work()
-        await server.stop(_GRACE_SECONDS)
-        patrol.cancel()
-        await mender.close()
-        await activation.close()
-        await engine.close()
-        await self._dhcp.close()
-        await door.close()
-        monitor.close()
-        if rulesets is not None:
-            rulesets.close()
-        journal.close()
-        if self._channels is not None:
-            loop.remove_reader(self._channels.lifeline)
-
-    def _watch_rulesets(self, mender: Mender) -> RulesetMonitor | None:
-        if self._channels is None or self._channels.rulesets is None:
-            return None
-        monitor = RulesetMonitor(self._channels.rulesets, lambda: self._keep(mender.on_ruleset()))
-        monitor.start()
-        return monitor
+    def _watch_rulesets(self, mender: Mender, stop: AsyncExitStack) -> None:
+        if self._channels is not None and self._channels.rulesets is not None:
+            monitor = RulesetMonitor(self._channels.rulesets, lambda: self._keep(mender.on_ruleset()))
+            monitor.start()
+            stop.callback(monitor.close)
 
     def _build_server(
         self, engine: Engine, changes: Changes, mender: Mender, activation: Activation, relaying: relay.Relay
