@@ -25,6 +25,7 @@ from tests.support.asking import TAP, asked, make, new_id, refusal, release_all,
 from tests.support.daemon import Daemon, ip, is_alive, network_namespace, running, short_directory, wait_for
 from tests.support.restarts import listed, restarted
 from tests.support.users import User
+from tests.support.wires import MACVTAP_MODES, add_uplink, macvtap_preference
 from vifclient import Client, VifError
 from vifclient.messages import (
     DriftKind,
@@ -33,7 +34,6 @@ from vifclient.messages import (
     GuardSpec,
     LimitsSpec,
     MacvtapMode,
-    MacvtapPreference,
     Owner,
     PortSpec,
     RateLimit,
@@ -49,7 +49,6 @@ NETWORKS = """
 driver = "direct"
 uplink = "up0"
 """
-MODES = ["bridge", "vepa", "private", "passthru"]
 VNET_HDR = bytes(10)
 MAGIC = b"a frame of vifd's tests"
 ETHER_TYPE = 0x88B5  # IEEE 802, local experiments
@@ -73,19 +72,12 @@ os.write(1, frame)
 
 
 def macvtap(mode: str = "bridge", **options: Any) -> list[EndpointPreference]:
-    number = MacvtapMode.Value(f"MACVTAP_MODE_{mode.upper()}")
-    return [EndpointPreference(macvtap=MacvtapPreference(mode=number, **options))]
+    return [macvtap_preference(mode, **options)]
 
 
 def make_macvtap(client: Client, mode: str = "bridge", *, network: str = "lan", **fields: Any) -> Endpoint:
     queues = {"queues": fields.pop("queues")} if "queues" in fields else {}
     return make(client, network=network, acceptable=macvtap(mode, **queues), **fields)
-
-
-def add_uplink(netns: str, name: str = "up0", peer: str = "far0") -> None:
-    kernel.run(netns, "link", "add", name, "type", "veth", "peer", "name", peer)
-    for ifname in (name, peer):
-        kernel.run(netns, "link", "set", ifname, "addrgenmode", "none", "up")
 
 
 def macvtaps(netns: str) -> list[Any]:
@@ -160,7 +152,7 @@ def own_client(own: Daemon) -> Iterator[Client]:
 # --- what is made
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MACVTAP_MODES)
 def test_a_macvtap_of_every_mode_is_what_the_kernel_shows(vifd: Daemon, as_alice: Client, mode: str) -> None:
     endpoint = make_macvtap(as_alice, mode)
     (link,) = macvtaps(vifd.netns)
@@ -704,7 +696,8 @@ def churn(vifd: Daemon, seed: int) -> None:
                 held = held[2:]
             else:
                 wanted = [
-                    asked(network="lan", acceptable=macvtap(chance.choice(MODES[:3]))) for _ in range(chance.choice((1, 2, 4)))
+                    asked(network="lan", acceptable=macvtap(chance.choice(MACVTAP_MODES[:3])))
+                    for _ in range(chance.choice((1, 2, 4)))
                 ]
                 held += [answer.endpoint.endpoint_id for answer in client.batch_request_endpoints(wanted)]
 

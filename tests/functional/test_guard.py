@@ -1,400 +1,123 @@
-"""What a guarded VM can't send, and what it can: raw frames at its tap, read at another VM's and at the bridge."""
+"""What a guarded VM can't send, and what it can: raw frames at its device, read at another VM's and at the host's.
+
+By every kind of device: a tap on a bridge, and a macvtap, whose kernel hands frames to siblings and to the uplink by itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support import frames, guests
-from tests.support.asking import make
-from tests.support.daemon import Daemon, ip, running
-from tests.support.frames import (
-    ADVERTISEMENT,
-    ALL_ROUTERS,
-    DESTINATION,
-    FRAGMENT,
-    HOP_BY_HOP,
-    ICMP,
-    ICMPV6,
-    NONCE,
-    RARP,
-    REPLY,
-    REQUEST,
-    REVERSE_REPLY,
-    REVERSE_REQUEST,
-    ROUTER_SOLICITATION,
-    SOLICITATION,
-    SOURCE_MAC,
-    TARGET_MAC,
-    TCP,
-    UDP,
-    arp,
-    discovery,
-    ethernet,
-    icmp6,
-    ip4,
-    ip6,
-    option,
-    options_header,
-    tagged,
-    udp,
-)
+from tests.support import frames, guests, kernel, spoofs, wires
+from tests.support.daemon import Daemon
+from tests.support.frames import REPLY, arp, ethernet
 from tests.support.guests import Guest, Host
+from tests.support.spoofs import FOREIGN_MAC, IP4, IP4_OTHER, IP6, IP6_OTHER, NO_MAC, PREFIX4, PREFIX6, Frame
+from tests.support.wires import Wire
 from vifclient import Client
 from vifclient.messages import GuardSpec, PortSpec
-from vifd.kernel.nft.guard import link_local
 
-NETWORK = """
-[networks.blue]
-driver = "bridge"
-bridge = "br-blue"
-"""
-#: The addresses that `kept` may send from.
-IP4, PREFIX4, IP6, PREFIX6 = "10.91.0.10", "10.92.0.0/24", "fd00:91::10", "fd00:92::/64"
-IN_PREFIX4, IN_PREFIX6 = "10.92.0.77", "fd00:92::77"
-#: Another VM's, and nobody's.
-IP4_OTHER, IP6_OTHER, FOREIGN4, FOREIGN6 = "10.91.0.11", "fd00:91::11", "10.93.0.1", "fd00:93::1"
-NOWHERE4, NOWHERE6, NO_MAC, FOREIGN_MAC = "0.0.0.0", "::", "00:00:00:00:00:00", "02:00:00:00:00:66"
+GUARD = GuardSpec(enabled=True)
+KEPT, FREE = PortSpec(guard=GUARD, addresses=[IP4, PREFIX4, IP6, PREFIX6]), PortSpec(guard=GUARD)
+OTHER, FAR = PortSpec(guard=GUARD, addresses=[IP4_OTHER, IP6_OTHER]), PortSpec(guard=GuardSpec(enabled=False))
 
 
 class Stage(NamedTuple):
-    """Three VMs on a bridge, and who sees what is sent.
+    """Three VMs on a network, and who sees what is sent.
 
     Args:
+        wire: what they are on it by.
         vifd: the daemon.
         kept: a guarded VM with addresses.
         free: a guarded VM without addresses.
         other: a guarded VM that the others pretend to be.
         far: an endpoint without a guard, and the host.
-        bridge_mac: the host's, which sends frames of its own.
+        host_macs: those of the host, which sends frames of its own.
     """
 
+    wire: Wire
     vifd: Daemon
     kept: Guest
     free: Guest
     other: Guest
     far: list[Guest | Host]
-    bridge_mac: bytes
+    host_macs: set[bytes]
 
-    def arrived(self, sender: Guest, frame: bytes) -> list[list[bytes]]:
+    def arrived(self, sender: Guest, *sent: bytes) -> list[list[bytes]]:
         """What each far end got from a VM."""
-        got = guests.arrived(sender, self.far, frame)
-        return [[one for one in part if one[6:12] != self.bridge_mac] for part in got]
+        got = guests.arrived(sender, self.far, *sent)
+        return [[one for one in part if one[6:12] not in self.host_macs] for part in got]
 
 
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+class Somebody(NamedTuple):
+    """A VM somewhere else."""
+
+    mac: str
+
+
+@contextlib.contextmanager
+def staged(wire: Wire) -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
-        vifd = stack.enter_context(running(networks=NETWORK))
+        vifd = stack.enter_context(wire.running())
         client = stack.enter_context(Client(vifd.socket, fd_socket_path=vifd.fd_socket))
-        guard = GuardSpec(enabled=True)
-        ports = (
-            PortSpec(guard=guard, addresses=[IP4, PREFIX4, IP6, PREFIX6]),
-            PortSpec(guard=guard),
-            PortSpec(guard=guard, addresses=[IP4_OTHER, IP6_OTHER]),
-            PortSpec(guard=GuardSpec(enabled=False)),
+        kept, free, other, far = (
+            stack.enter_context(guests.guest(client, wire.make(client, port=port))) for port in (KEPT, FREE, OTHER, FAR)
         )
-        kept, free, other, far = (stack.enter_context(guests.guest(client, make(client, port=port))) for port in ports)
-        host = stack.enter_context(guests.host_side(vifd.netns, "br-blue"))
-        bridge_mac = frames.mac_bytes(ip(vifd.netns, "link", "show", "br-blue")[0]["address"])
-        made = Stage(vifd, kept, free, other, [far, host], bridge_mac)
+        if wire.mode:  # as a VM's kernel that listens to every group; the host's doesn't know which those are
+            kernel.run(vifd.netns, "link", "set", far.ifname, "allmulticast", "on")
+        host = stack.enter_context(guests.host_side(vifd.netns, wire.far_device))
+        made = Stage(wire, vifd, kept, free, other, [far, host], wire.host_macs(vifd.netns))
         for guest in (kept, free, other):
             guests.connect(guest, made.far)
         yield made
-        print(vifd.log()[-5000:])
 
 
-Frame = Callable[[Guest, Guest], bytes]  # of who sends, and who it pretends to be
+@pytest.fixture(scope="module", params=[wires.TAP, wires.MACVTAP], ids=lambda wire: wire.name)
+def stage(request: Any) -> Iterator[Stage]:
+    with staged(request.param) as made:
+        yield made
 
 
-def solicits(me: Guest, target: str, *options: bytes, sender: str = "", source: str = "", kind: int = SOLICITATION) -> bytes:
-    """A neighbour's question or answer about a target."""
-    return discovery(source or me.mac, sender or link_local(me.mac), kind, frames.ip_bytes(target), *options)
-
-
-def with_headers(me: Guest, message: bytes, *headers: int, sender: str = "", to: str = frames.ALL_NODES) -> bytes:
-    """An ICMPv6 message behind extension headers with nothing in them."""
-    packed, following = message, ICMPV6
-    for kind in reversed(headers):
-        packed, following = options_header(following) + packed, kind
-    return ip6(me.mac, sender or link_local(me.mac), to, following, packed)
-
-
-def message(me: Guest, kind: int, body: bytes) -> bytes:
-    return icmp6(link_local(me.mac), frames.ALL_NODES, kind, body)
-
-
-def adverts(me: Guest, target: str, mac: str) -> bytes:
-    """The message alone: an answer that claims a MAC for a target."""
-    return message(me, ADVERTISEMENT, bytes(4) + frames.ip_bytes(target) + option(TARGET_MAC, mac))
-
-
-#: What no guarded VM may send, by why it is dropped and what it is.
-NEVER: dict[tuple[str, str], Frame] = {
-    ("mac", "nobody's MAC"): lambda me, _: ip4(FOREIGN_MAC, IP4, IP4_OTHER, UDP, udp(1, 2)),
-    ("mac", "another VM's MAC"): lambda _, you: ip4(you.mac, IP4_OTHER, IP4, UDP, udp(1, 2)),
-    ("mac", "another VM's MAC in ARP"): lambda me, you: arp(you.mac, REPLY, (you.mac, IP4_OTHER), (me.mac, IP4)),
-    ("mac", "the bridge's kind of frame with a foreign MAC"): lambda me, _: ethernet(FOREIGN_MAC, 0x88B5, bytes(46)),
-    ("mac", "IPv6 with another VM's MAC"): lambda me, you: ip6(you.mac, IP6_OTHER, frames.ALL_NODES, UDP, udp(1, 2)),
-    ("arp", "another VM's MAC as sender"): lambda me, you: arp(me.mac, REPLY, (you.mac, IP4), (me.mac, IP4)),
-    ("arp", "a probe with another VM's MAC"): lambda me, you: arp(me.mac, REQUEST, (you.mac, NOWHERE4), (NO_MAC, IP4)),
-    ("arp", "a foreign hardware type"): lambda me, _: changed(arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4)), 15, 6),
-    ("arp", "a foreign protocol type"): lambda me, _: changed(arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4)), 16, 9),
-    ("arp", "addresses of another length"): lambda me, _: changed(arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4)), 19, 8),
-    ("arp", "cut in its first bytes"): lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4))[:18],
-    ("arp", "cut in the sender's MAC"): lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4))[:24],
-    ("arp", "cut in the sender's address"): lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4))[:30],
-    ("rarp", "another VM's MAC"): lambda me, you: arp(
-        me.mac, REVERSE_REQUEST, (you.mac, NOWHERE4), (you.mac, NOWHERE4), kind=RARP
-    ),
-    ("rarp", "an answer"): lambda me, _: arp(me.mac, REVERSE_REPLY, (me.mac, NOWHERE4), (me.mac, IP4), kind=RARP),
-    ("rarp", "a question of ARP"): lambda me, _: arp(me.mac, REQUEST, (me.mac, NOWHERE4), (me.mac, IP4), kind=RARP),
-    ("rarp", "cut"): lambda me, _: arp(me.mac, REVERSE_REQUEST, (me.mac, NOWHERE4), (me.mac, IP4), kind=RARP)[:20],
-    ("discovery", "an answer with another VM's MAC"): lambda me, you: solicits(
-        me, link_local(me.mac), option(TARGET_MAC, you.mac), kind=ADVERTISEMENT
-    ),
-    ("discovery", "a question with another VM's MAC"): lambda me, you: solicits(me, IP6_OTHER, option(SOURCE_MAC, you.mac)),
-    ("discovery", "a router's question with another VM's MAC"): lambda me, you: discovery(
-        me.mac, link_local(me.mac), ROUTER_SOLICITATION, b"", option(SOURCE_MAC, you.mac), to=ALL_ROUTERS
-    ),
-    ("discovery", "a second option with another VM's MAC"): lambda me, you: solicits(
-        me, link_local(me.mac), option(TARGET_MAC, me.mac), option(TARGET_MAC, you.mac), kind=ADVERTISEMENT
-    ),
-    ("discovery", "another option before"): lambda me, you: solicits(
-        me, link_local(me.mac), option(NONCE, you.mac), option(TARGET_MAC, you.mac), kind=ADVERTISEMENT
-    ),
-    ("discovery", "another option alone"): lambda me, you: solicits(me, IP6_OTHER, option(5, you.mac)),
-    ("discovery", "an answer with the question's option"): lambda me, you: solicits(
-        me, link_local(me.mac), option(SOURCE_MAC, you.mac), kind=ADVERTISEMENT
-    ),
-    ("discovery", "behind hop-by-hop options"): lambda me, you: with_headers(
-        me, adverts(me, link_local(me.mac), you.mac), HOP_BY_HOP
-    ),
-    ("discovery", "behind three headers"): lambda me, you: with_headers(
-        me, adverts(me, link_local(me.mac), you.mac), HOP_BY_HOP, DESTINATION, DESTINATION
-    ),
-    ("discovery", "in a fragment"): lambda me, you: ip6(
-        me.mac,
-        link_local(me.mac),
-        frames.ALL_NODES,
-        FRAGMENT,
-        frames.fragment_header(ICMPV6, more=True) + adverts(me, link_local(me.mac), you.mac)[:24],
-    ),
-    ("router", "an advertisement"): lambda me, _: frames.router_advertisement(me.mac, link_local(me.mac)),
-    ("router", "an advertisement behind headers"): lambda me, _: with_headers(
-        me, message(me, frames.ROUTER_ADVERTISEMENT, bytes(12)), HOP_BY_HOP, DESTINATION
-    ),
-    ("router", "an advertisement in a fragment"): lambda me, _: ip6(
-        me.mac,
-        link_local(me.mac),
-        frames.ALL_NODES,
-        FRAGMENT,
-        frames.fragment_header(ICMPV6, more=True) + message(me, frames.ROUTER_ADVERTISEMENT, bytes(12)),
-    ),
-    ("router", "a redirect"): lambda me, you: frames.redirect(me.mac, link_local(me.mac), link_local(you.mac)),
-    ("router", "a redirect behind headers"): lambda me, _: with_headers(me, message(me, frames.REDIRECT, bytes(36)), DESTINATION),
-    ("malformed", "a fragment whose headers go on in the next"): lambda me, _: ip6(
-        me.mac,
-        link_local(me.mac),
-        frames.ALL_NODES,
-        FRAGMENT,
-        frames.fragment_header(DESTINATION, more=True) + bytes([ICMPV6, 3, 1, 4, 0, 0, 0, 0]),
-    ),
-    ("malformed", "a fragment that ends before its ICMPv6 header"): lambda me, _: ip6(
-        me.mac,
-        link_local(me.mac),
-        frames.ALL_NODES,
-        FRAGMENT,
-        frames.fragment_header(DESTINATION, more=True) + options_header(ICMPV6),
-    ),
-    ("malformed", "a fragment that ends before its UDP header"): lambda me, _: ip6(
-        me.mac,
-        link_local(me.mac),
-        frames.ALL_NODES,
-        FRAGMENT,
-        frames.fragment_header(DESTINATION, more=True) + options_header(UDP),
-    ),
-    ("malformed", "IPv6 that says it is longer"): lambda me, _: ip6(me.mac, link_local(me.mac), frames.ALL_NODES, UDP, udp(1, 2))[
-        :-8
-    ],
-    ("malformed", "IPv4 that says it is longer"): lambda me, _: ip4(me.mac, IP4, IP4_OTHER, UDP, udp(1, 2))[:-8],
-    ("malformed", "IPv4 of version 6"): lambda me, _: changed(ip4(me.mac, IP4, IP4_OTHER, UDP, udp(1, 2)), 14, 0x65),
-    ("dhcp_server", "an answer"): lambda me, _: ip4(me.mac, IP4, "255.255.255.255", UDP, udp(67, 68)),
-    ("dhcp_server", "an answer behind IPv4 options"): lambda me, _: ip4(
-        me.mac, IP4, "255.255.255.255", UDP, udp(67, 68), options=b"\x01" * 8
-    ),
-    ("dhcp_server", "an answer in a fragment"): lambda me, _: ip4(
-        me.mac, IP4, "255.255.255.255", UDP, udp(67, 68), fragment=0x2000
-    ),
-    ("dhcp_server", "an answer from another port"): lambda me, _: ip4(me.mac, IP4, "255.255.255.255", UDP, udp(4011, 68)),
-    ("dhcp_server", "a relay's"): lambda me, _: ip4(me.mac, IP4, IP4_OTHER, UDP, udp(67, 67)),
-    ("dhcp_server", "an answer of DHCPv6"): lambda me, _: ip6(me.mac, link_local(me.mac), frames.ALL_NODES, UDP, udp(547, 546)),
-    ("dhcp_server", "an answer of DHCPv6 from another port"): lambda me, _: ip6(
-        me.mac, link_local(me.mac), frames.ALL_NODES, UDP, udp(4011, 546)
-    ),
-    ("dhcp_server", "an answer of DHCPv6 behind headers"): lambda me, _: ip6(
-        me.mac, link_local(me.mac), frames.ALL_NODES, DESTINATION, options_header(UDP) + udp(547, 546)
-    ),
-    ("tag", "802.1Q"): lambda me, _: tagged(frames.probe(me.mac, 0), (0x8100, 5)),
-    ("tag", "a priority tag"): lambda me, _: tagged(frames.probe(me.mac, 0), (0x8100, 7 << 13)),
-    ("tag", "802.1ad"): lambda me, _: tagged(frames.probe(me.mac, 0), (0x88A8, 5)),
-    ("tag", "QinQ"): lambda me, _: tagged(frames.probe(me.mac, 0), (0x88A8, 5), (0x8100, 6)),
-    ("tag", "two tags"): lambda me, _: tagged(frames.probe(me.mac, 0), (0x8100, 5), (0x8100, 6)),
-    ("tag", "the old QinQ"): lambda me, _: tagged(frames.probe(me.mac, 0), (0x9100, 5)),
-    ("tag", "a priority tag before an advertisement"): lambda me, _: tagged(
-        frames.router_advertisement(me.mac, link_local(me.mac)), (0x8100, 0)
-    ),
-    ("control", "a BPDU"): lambda me, _: frames.bpdu(me.mac),
-    ("control", "a BPDU with another VM's MAC"): lambda _, you: frames.bpdu(you.mac),
-    ("control", "LLDP"): lambda me, _: frames.lldp(me.mac),
-    ("control", "LLDP to a nearest bridge"): lambda me, _: frames.lldp(me.mac, "01:80:c2:00:00:03"),
-    ("control", "LLDP to everybody"): lambda me, _: frames.lldp(me.mac, frames.BROADCAST),
-    ("control", "LACP"): lambda me, _: frames.lacp(me.mac),
-    ("control", "LACP to one VM"): lambda me, you: frames.lacp(me.mac, you.mac),
-    ("control", "pause to everybody"): lambda me, _: frames.pause(me.mac, frames.BROADCAST),
-    ("control", "CDP"): lambda me, _: frames.snap(me.mac, "01:00:0c:cc:cc:cc", 0x2000),
-    ("control", "PVST+"): lambda me, _: frames.snap(me.mac, "01:00:0c:cc:cc:cd", 0x010B),
-    ("control", "a VLAN bridge's BPDU"): lambda me, _: frames.bpdu(me.mac, "01:80:c2:00:00:08"),
-}
-
-#: What a VM without addresses may send and one with addresses may not.
-FOREIGN: dict[tuple[str, str], Frame] = {
-    ("address", "nobody's IPv4"): lambda me, _: ip4(me.mac, FOREIGN4, IP4_OTHER, UDP, udp(1, 2)),
-    ("address", "another VM's IPv4"): lambda me, _: ip4(me.mac, IP4_OTHER, IP4, TCP, frames.tcp(1, 2)),
-    ("address", "another VM's IPv4 in a later fragment"): lambda me, _: ip4(me.mac, IP4_OTHER, IP4, UDP, bytes(16), fragment=2),
-    ("address", "IPv4 just outside of the prefix"): lambda me, _: ip4(me.mac, "10.92.1.0", IP4_OTHER, UDP, udp(1, 2)),
-    ("address", "no IPv4 but to a DHCP server"): lambda me, _: ip4(me.mac, NOWHERE4, IP4_OTHER, UDP, udp(68, 69)),
-    ("address", "no IPv4 and ICMP"): lambda me, _: ip4(me.mac, NOWHERE4, IP4_OTHER, ICMP, frames.echo()),
-    ("address", "nobody's IPv6"): lambda me, _: ip6(me.mac, FOREIGN6, frames.ALL_NODES, UDP, udp(1, 2)),
-    ("address", "another VM's IPv6"): lambda me, _: ip6(me.mac, IP6_OTHER, frames.ALL_NODES, TCP, frames.tcp(1, 2)),
-    ("address", "another VM's link-local IPv6"): lambda me, you: ip6(
-        me.mac, link_local(you.mac), frames.ALL_NODES, UDP, udp(1, 2)
-    ),
-    ("address", "another VM's IPv6 behind headers"): lambda me, _: ip6(
-        me.mac, IP6_OTHER, frames.ALL_NODES, HOP_BY_HOP, options_header(UDP) + udp(1, 2)
-    ),
-    ("address", "no IPv6"): lambda me, _: ip6(me.mac, NOWHERE6, frames.ALL_NODES, UDP, udp(1, 2)),
-    ("arp", "nobody's IPv4 as sender"): lambda me, _: arp(me.mac, REPLY, (me.mac, FOREIGN4), (NO_MAC, IP4_OTHER)),
-    ("arp", "another VM's IPv4 as sender"): lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4_OTHER), (NO_MAC, IP4_OTHER)),
-    ("discovery", "an answer for another VM's IPv6"): lambda me, _: solicits(
-        me, IP6_OTHER, option(TARGET_MAC, me.mac), kind=ADVERTISEMENT
-    ),
-    ("discovery", "an answer for another VM's link-local"): lambda me, you: solicits(
-        me, link_local(you.mac), option(TARGET_MAC, me.mac), kind=ADVERTISEMENT
-    ),
-    ("discovery", "an answer from another VM's IPv6"): lambda me, _: solicits(
-        me, IP6, option(TARGET_MAC, me.mac), sender=IP6_OTHER, kind=ADVERTISEMENT
-    ),
-    ("discovery", "a question from another VM's IPv6"): lambda me, _: solicits(
-        me, IP6, option(SOURCE_MAC, me.mac), sender=IP6_OTHER
-    ),
-    ("discovery", "a search for duplicates of another VM's IPv6"): lambda me, _: solicits(me, IP6_OTHER, sender=NOWHERE6),
-    ("discovery", "an echo from nobody's IPv6"): lambda me, _: ip6(
-        me.mac, FOREIGN6, frames.ALL_NODES, ICMPV6, icmp6(FOREIGN6, frames.ALL_NODES, 128, bytes(4))
-    ),
-    ("discovery", "a multicast report from nobody's IPv6"): lambda me, _: frames.multicast_report(me.mac, "fe80::66"),
-    ("ethertype", "an experiment's frame"): lambda me, _: ethernet(me.mac, 0x88B5, bytes(46)),
-    ("ethertype", "PPPoE"): lambda me, _: ethernet(me.mac, 0x8863, bytes(46)),
-    ("ethertype", "LLC"): lambda me, you: frames.llc(me.mac, you.mac, bytes.fromhex("f0f003") + bytes(43)),
-}
-
-#: What every guarded VM may send.
-ALWAYS: dict[str, Frame] = {
-    "its IPv4": lambda me, _: ip4(me.mac, IP4, "10.91.0.255", UDP, udp(1000, 2000)),
-    "TCP": lambda me, _: ip4(me.mac, IP4, "10.91.0.255", TCP, frames.tcp(1000, 2000)),
-    "ICMP": lambda me, _: ip4(me.mac, IP4, "10.91.0.255", ICMP, frames.echo()),
-    "IPv4 of its prefix": lambda me, _: ip4(me.mac, IN_PREFIX4, "10.91.0.255", UDP, udp(1000, 2000)),
-    "a later fragment": lambda me, _: ip4(me.mac, IP4, "10.91.0.255", UDP, bytes(64), fragment=20),
-    "a DHCP client without an address": lambda me, _: ip4(me.mac, NOWHERE4, "255.255.255.255", UDP, udp(68, 67, bytes(300))),
-    "a DHCP client with its address": lambda me, _: ip4(me.mac, IP4, "255.255.255.255", UDP, udp(68, 67, bytes(300))),
-    "an ARP question": lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4_OTHER)),
-    "an ARP answer": lambda me, you: arp(me.mac, REPLY, (me.mac, IP4), (you.mac, IP4_OTHER)),
-    "an ARP answer of its prefix": lambda me, you: arp(me.mac, REPLY, (me.mac, IN_PREFIX4), (you.mac, IP4_OTHER)),
-    "an ARP announcement": lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4)),
-    "an ARP probe": lambda me, _: arp(me.mac, REQUEST, (me.mac, NOWHERE4), (NO_MAC, IP4)),
-    "an ARP question with padding": lambda me, _: arp(me.mac, REQUEST, (me.mac, IP4), (NO_MAC, IP4_OTHER)).ljust(60, b"\0"),
-    "QEMU's announcement": lambda me, _: arp(me.mac, REVERSE_REQUEST, (me.mac, NOWHERE4), (me.mac, NOWHERE4), kind=RARP).ljust(
-        60, b"\0"
-    ),
-    "its IPv6": lambda me, _: ip6(me.mac, IP6, frames.ALL_NODES, UDP, udp(1000, 2000)),
-    "IPv6 of its prefix": lambda me, _: ip6(me.mac, IN_PREFIX6, frames.ALL_NODES, TCP, frames.tcp(1000, 2000)),
-    "its link-local IPv6": lambda me, _: ip6(me.mac, link_local(me.mac), frames.ALL_NODES, UDP, udp(1000, 2000)),
-    "IPv6 behind headers": lambda me, _: ip6(me.mac, IP6, frames.ALL_NODES, DESTINATION, options_header(UDP) + udp(1000, 2000)),
-    "IPv6's first fragment": lambda me, _: ip6(
-        me.mac, IP6, frames.ALL_NODES, FRAGMENT, frames.fragment_header(UDP, more=True) + udp(1000, 2000, bytes(64))
-    ),
-    "IPv6's later fragment": lambda me, _: ip6(
-        me.mac, IP6, frames.ALL_NODES, FRAGMENT, frames.fragment_header(UDP, offset=72) + bytes(8)
-    ),
-    "a later fragment of an echo": lambda me, _: ip6(
-        me.mac, IP6, frames.ALL_NODES, FRAGMENT, frames.fragment_header(ICMPV6, offset=72) + bytes(8)
-    ),
-    "a later fragment of what begins with options": lambda me, _: ip6(
-        me.mac, IP6, frames.ALL_NODES, FRAGMENT, frames.fragment_header(DESTINATION, offset=72) + bytes(8)
-    ),
-    "a DHCPv6 client": lambda me, _: ip6(me.mac, link_local(me.mac), frames.ALL_DHCP, UDP, udp(546, 547)),
-    "a search for duplicates": lambda me, _: solicits(me, IP6, sender=NOWHERE6),
-    "a search for duplicates with a nonce": lambda me, _: solicits(me, IP6, option(NONCE, FOREIGN_MAC), sender=NOWHERE6),
-    "a search for duplicates of its link-local": lambda me, _: solicits(me, link_local(me.mac), sender=NOWHERE6),
-    "a neighbour's question": lambda me, _: solicits(me, IP6_OTHER, option(SOURCE_MAC, me.mac), sender=IP6),
-    "a neighbour's answer": lambda me, _: solicits(me, IP6, option(TARGET_MAC, me.mac), sender=IP6, kind=ADVERTISEMENT),
-    "a neighbour's answer from its link-local": lambda me, _: solicits(
-        me, IN_PREFIX6, option(TARGET_MAC, me.mac), kind=ADVERTISEMENT
-    ),
-    "a question for routers": lambda me, _: discovery(
-        me.mac, link_local(me.mac), ROUTER_SOLICITATION, b"", option(SOURCE_MAC, me.mac), to=ALL_ROUTERS
-    ),
-    "a question for routers from nowhere": lambda me, _: discovery(me.mac, NOWHERE6, ROUTER_SOLICITATION, to=ALL_ROUTERS),
-    "a multicast report": lambda me, _: frames.multicast_report(me.mac, link_local(me.mac)),
-    "a multicast report from nowhere": lambda me, _: frames.multicast_report(me.mac, NOWHERE6),
-    "an echo": lambda me, _: ip6(me.mac, IP6, frames.ALL_NODES, ICMPV6, icmp6(IP6, frames.ALL_NODES, 128, bytes(4))),
-}
-
-
-def changed(frame: bytes, offset: int, value: int) -> bytes:
-    """A frame with another byte."""
-    return frame[:offset] + bytes([value]) + frame[offset + 1 :]
-
-
-def named(spoofs: dict[tuple[str, str], Frame]) -> list[pytest.param]:
+def named(frames_: dict[tuple[str, str], Frame]) -> list[pytest.param]:
     """Parameters with ids that say what they are."""
-    return [pytest.param(why, frame, id=f"{why}-{what}".replace(" ", "_")) for (why, what), frame in spoofs.items()]
+    return [pytest.param(why, frame, id=f"{why}-{what}".replace(" ", "_")) for (why, what), frame in frames_.items()]
 
 
-LEGAL = [pytest.param(frame, id=what.replace(" ", "_")) for what, frame in ALWAYS.items()]
+LEGAL = [pytest.param(frame, id=what.replace(" ", "_")) for what, frame in spoofs.ALWAYS.items()]
 
 
 def check_dropped(stage: Stage, sender: Guest, why: str, frame: bytes) -> None:
-    """The frame arrives nowhere, is counted by reason and by port, and the bridge learns nothing from it."""
-    by_reason, by_port = guests.counters(stage.vifd.netns), guests.drops(stage.vifd.netns, sender)
+    """The frame arrives nowhere, is counted by reason and by port, and a bridge learns nothing from it."""
+    family = stage.wire.family
+    by_reason, by_port = guests.counters(stage.vifd.netns, family), guests.drops(stage.vifd.netns, sender)
     assert stage.arrived(sender, frame) == [[], []]
-    after = guests.counters(stage.vifd.netns)
+    after = guests.counters(stage.vifd.netns, family)
     assert {name: after[name] - by_reason[name] for name in after if after[name] != by_reason[name]} == {why: 1}
     assert guests.drops(stage.vifd.netns, sender) == by_port + 1
     assert guests.learned(stage.vifd.netns, sender.ifname) <= {sender.mac}
 
 
 @pytest.mark.parametrize("who", ["kept", "free"])
-@pytest.mark.parametrize(("why", "frame"), named(NEVER))
+@pytest.mark.parametrize(("why", "frame"), named(spoofs.NEVER))
 def test_no_vm_sends(stage: Stage, who: str, why: str, frame: Frame) -> None:
     sender: Guest = getattr(stage, who)
     check_dropped(stage, sender, why, frame(sender, stage.other))
 
 
-@pytest.mark.parametrize(("why", "frame"), named(FOREIGN))
+@pytest.mark.parametrize(("why", "frame"), named(spoofs.FOREIGN))
 def test_a_vm_with_addresses_sends_from_no_other(stage: Stage, why: str, frame: Frame) -> None:
     check_dropped(stage, stage.kept, why, frame(stage.kept, stage.other))
 
 
-@pytest.mark.parametrize("frame", [pytest.param(frame, id=f"{what}".replace(" ", "_")) for (_, what), frame in FOREIGN.items()])
-def test_a_vm_without_addresses_sends_from_any(stage: Stage, frame: Frame) -> None:
+@pytest.mark.parametrize(("why", "frame"), named(spoofs.FOREIGN))
+def test_a_vm_without_addresses_sends_from_any(stage: Stage, why: str, frame: Frame) -> None:
     sent = frame(stage.free, stage.other)
     before = guests.drops(stage.vifd.netns, stage.free)
     far, _ = stage.arrived(stage.free, sent)
-    # A frame to one MAC reaches who has it; the bridge knows where that is.
+    # A frame to one MAC reaches who has it, and the kernel knows where that is.
     assert far == [sent] or sent[:6] == frames.mac_bytes(stage.other.mac)
     assert guests.drops(stage.vifd.netns, stage.free) == before
 
@@ -407,21 +130,15 @@ def test_every_vm_sends(stage: Stage, who: str, frame: Frame) -> None:
     assert stage.arrived(sender, sent)[0] == [sent]
 
 
-#: What the bridge itself drops, before the guard and before it learns (net/bridge/br_input.c, br_handle_frame).
-AT_THE_BRIDGE: dict[str, Frame] = {
-    "pause": lambda me, _: frames.pause(me.mac),
-    "pause with a foreign MAC": lambda me, _: frames.pause(FOREIGN_MAC),
-    "a group's MAC": lambda me, _: ip4("33:33:00:00:00:01", IP4, IP4_OTHER, UDP, udp(1, 2)),
-    "no MAC": lambda me, _: ip4(NO_MAC, IP4, IP4_OTHER, UDP, udp(1, 2)),
-}
-
-
 @pytest.mark.parametrize("who", ["kept", "free"])
-@pytest.mark.parametrize("frame", [pytest.param(frame, id=what.replace(" ", "_")) for what, frame in AT_THE_BRIDGE.items()])
-def test_what_ends_at_the_bridge_teaches_it_nothing(stage: Stage, who: str, frame: Frame) -> None:
+@pytest.mark.parametrize(("why", "frame"), named(spoofs.AT_THE_BRIDGE))
+def test_what_a_bridge_itself_drops_goes_nowhere(stage: Stage, who: str, why: str, frame: Frame) -> None:
     sender: Guest = getattr(stage, who)
-    assert stage.arrived(sender, frame(sender, stage.other)) == [[], []]
-    assert guests.learned(stage.vifd.netns, sender.ifname) <= {sender.mac}
+    if stage.wire.mode:
+        check_dropped(stage, sender, why, frame(sender, stage.other))
+    else:
+        assert stage.arrived(sender, frame(sender, stage.other)) == [[], []]
+        assert guests.learned(stage.vifd.netns, sender.ifname) <= {sender.mac}
 
 
 def test_a_vm_without_a_guard_sends_anything(stage: Stage) -> None:
@@ -429,3 +146,39 @@ def test_a_vm_without_a_guard_sends_anything(stage: Stage) -> None:
     assert isinstance(far, Guest)
     for frame in (arp(FOREIGN_MAC, REPLY, (FOREIGN_MAC, IP4_OTHER), (NO_MAC, IP4)), frames.lldp(far.mac, frames.BROADCAST)):
         assert guests.arrived(far, [host], frame) == [[frame]]
+
+
+# --- what macvtaps alone do
+
+
+@pytest.mark.parametrize("stage", [wires.MACVTAP], indirect=True, ids=lambda wire: wire.name)
+def test_a_macvtap_sends_its_sibling_nothing_with_a_foreign_mac(stage: Stage) -> None:
+    """The kernel hands over what is for a sibling's MAC without the uplink."""
+    far, _ = stage.far
+    assert isinstance(far, Guest)
+    kept = stage.kept
+    mine, forged = (
+        ethernet(mac, 0x0800, spoofs.ip4(kept.mac, IP4, IP4_OTHER, 17, bytes(8))[14:], far.mac) for mac in (kept.mac, FOREIGN_MAC)
+    )
+    check_dropped(stage, kept, "mac", forged)
+    assert stage.arrived(kept, mine) == [[mine], []]
+
+
+@pytest.mark.parametrize("mode", ["vepa", "private", "passthru"])
+def test_a_guarded_macvtap_of_every_mode(mode: str) -> None:
+    """Whatever the mode does with what passes: the guard is before it."""
+    wire = wires.macvtap(mode)
+    with contextlib.ExitStack() as stack:
+        vifd = stack.enter_context(wire.running())
+        client = stack.enter_context(Client(vifd.socket, fd_socket_path=vifd.fd_socket))
+        kept = stack.enter_context(guests.guest(client, wire.make(client, port=KEPT)))
+        host = stack.enter_context(guests.host_side(vifd.netns, wire.far_device))
+        guests.connect(kept, [host])
+        you = Somebody("02:00:00:00:00:0b")
+        before = guests.counters(vifd.netns, wire.family)
+        for (why, what), frame in (spoofs.NEVER | spoofs.FOREIGN | spoofs.AT_THE_BRIDGE).items():
+            assert guests.arrived(kept, [host], frame(kept, you)) == [[]], what
+            before[why] += 1
+        legal = [frame(kept, you) for frame in spoofs.ALWAYS.values()]
+        assert guests.arrived(kept, [host], *legal) == [legal]
+        assert guests.counters(vifd.netns, wire.family) == before

@@ -1,4 +1,4 @@
-"""The guests' side of taps, without guests: frames go in, and what comes out of a tap or a bridge is read."""
+"""The guests' side of taps and macvtaps, without guests: frames go in, and what comes out there or at the host is read."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ _numbers = itertools.count(1)
 
 
 class Guest:
-    """The holder of an endpoint's tap."""
+    """The holder of an endpoint's tap or macvtap."""
 
     def __init__(self, endpoint: Endpoint, fd: int) -> None:
-        self.endpoint_id, self.ifname, self.ifindex = endpoint.endpoint_id, endpoint.tap.ifname, endpoint.tap.ifindex
+        device = endpoint.tap if endpoint.HasField("tap") else endpoint.macvtap
+        #: Of the guard's table for it.
+        self.family = "bridge" if endpoint.HasField("tap") else "netdev"
+        self.endpoint_id, self.ifname, self.ifindex = endpoint.endpoint_id, device.ifname, device.ifindex
         self.mac, self.fd = endpoint.port.mac, fd
         os.set_blocking(fd, False)
 
@@ -50,15 +53,15 @@ class Guest:
 
 
 class Host:
-    """The host's side of a bridge."""
+    """The host's side of a network: a bridge, or the other end of an uplink."""
 
-    def __init__(self, netns: str, bridge: str) -> None:
+    def __init__(self, netns: str, device: str) -> None:
         self._socket = kernel.inside(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)))
-        self._socket.bind((bridge, _ETH_P_ALL))
+        self._socket.bind((device, _ETH_P_ALL))
         self._socket.setblocking(False)
 
     def read(self) -> bytes:
-        """Give the next frame that the bridge handed up.
+        """Give the next frame that the device handed up.
 
         Raises:
             BlockingIOError: there is none.
@@ -79,15 +82,15 @@ class Host:
 
 @contextlib.contextmanager
 def guest(client: Client, endpoint: Endpoint) -> Iterator[Guest]:
-    """Hold an endpoint's tap for the time of a block."""
+    """Hold an endpoint's device for the time of a block."""
     with client.acquire_fds(endpoint.endpoint_id) as queues:
         yield Guest(endpoint, queues.fds[0])
 
 
 @contextlib.contextmanager
-def host_side(netns: str, bridge: str) -> Iterator[Host]:
-    """Listen at a bridge for the time of a block."""
-    host = Host(netns, bridge)
+def host_side(netns: str, device: str) -> Iterator[Host]:
+    """Listen at a device of the host's for the time of a block."""
+    host = Host(netns, device)
     try:
         yield host
     finally:
@@ -115,13 +118,13 @@ def connect(sender: Guest, receivers: list[Guest | Host]) -> None:
 
 def drops(netns: str, guest_: Guest) -> int:
     """How many frames of a port the guard has dropped."""
-    elements = _nft(netns, "list", "set", "bridge", "vifd", "drops")[-1]["set"].get("elem", [])
+    elements = _nft(netns, "list", "set", guest_.family, "vifd", "drops")[-1]["set"].get("elem", [])
     return sum(one["elem"]["counter"]["packets"] for one in elements if one["elem"]["val"] == guest_.ifname)
 
 
-def counters(netns: str) -> dict[str, int]:
+def counters(netns: str, family: str = "bridge") -> dict[str, int]:
     """How many frames the guard has dropped, by why."""
-    shown = _nft(netns, "list", "counters", "table", "bridge", "vifd")
+    shown = _nft(netns, "list", "counters", "table", family, "vifd")
     return {one["counter"]["name"]: one["counter"]["packets"] for one in shown if "counter" in one}
 
 
