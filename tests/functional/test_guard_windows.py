@@ -1,7 +1,8 @@
 """No forged frame passes while anything happens to an endpoint: it is made, changed, mended, released, or vifd dies.
 
-A process sends forged and legal frames through the guest's side of a tap all the time. At the far end and at the bridge, the
-kernel counts both by a mark in them; of the forged ones there must be none, and the bridge must have learned nothing from them.
+A process sends forged and legal frames through the guest's side of a tap or macvtap all the time. At another VM's device and at
+the host's, the kernel counts both by a mark in them. Of the forged ones there must be none, and a bridge must have learned
+nothing from them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import frames, guests, kernel
+from tests.support import frames, guests, kernel, wires
 from tests.support.asking import asked, make, new_id, release_all
-from tests.support.daemon import Daemon, is_alive, running, wait_for
+from tests.support.daemon import Daemon, is_alive, wait_for
 from tests.support.frames import REPLY, arp, ethernet, tagged
 from tests.support.guests import Guest
+from tests.support.wires import Wire
 from vifclient import Client
 from vifclient.messages import (
     DriftKind,
@@ -40,11 +43,6 @@ from vifclient.messages import (
 from vifd.kernel import names
 from vifd.model import Kind
 
-NETWORK = """
-[networks.blue]
-driver = "bridge"
-bridge = "br-blue"
-"""
 GUARDED, UNGUARDED = PortSpec(guard=GuardSpec(enabled=True)), PortSpec(guard=GuardSpec(enabled=False))
 ADDRESS, OTHER_ADDRESS, FOREIGN = "10.91.0.10", "10.91.0.20", "10.91.0.66"
 FOREIGN_MAC, NO_MAC = "02:00:00:00:00:66", "00:00:00:00:00:00"
@@ -85,6 +83,7 @@ class Scene:
     """A guest that floods, and who counts.
 
     Args:
+        wire: what it is on the network by.
         vifd: the daemon.
         netns: its namespace.
         guest: who floods.
@@ -92,8 +91,8 @@ class Scene:
         legal: what must.
     """
 
-    def __init__(self, vifd: Daemon, guest: Guest, forged: Count, legal: Count) -> None:
-        self.vifd, self.guest, self.forged, self.legal = vifd, guest, forged, legal
+    def __init__(self, wire: Wire, vifd: Daemon, guest: Guest, forged: Count, legal: Count) -> None:
+        self.wire, self.vifd, self.guest, self.forged, self.legal = wire, vifd, guest, forged, legal
 
     def pass_legal(self, count: int = 20) -> None:
         """Wait until so many legal frames have passed from now on."""
@@ -144,29 +143,33 @@ def flooding(target: str, sent: list[bytes], *, netns: str = "", fds: tuple[int,
 
 
 @contextlib.contextmanager
-def scene(vifd: Daemon, port: PortSpec = GUARDED, *, extra: tuple[bytes, ...] = ()) -> Iterator[Scene]:
+def scene(wire: Wire, vifd: Daemon, port: PortSpec = GUARDED, *, extra: tuple[bytes, ...] = ()) -> Iterator[Scene]:
     """Let a guest flood for the time of a block, and check in the end."""
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client(vifd.socket, fd_socket_path=vifd.fd_socket))
-        guest = stack.enter_context(guests.guest(client, make(client, port=port)))
-        far = stack.enter_context(guests.guest(client, make(client, port=UNGUARDED)))
+        guest, far = (stack.enter_context(guests.guest(client, wire.make(client, port=one))) for one in (port, UNGUARDED))
         guests.connect(guest, [far])
-        forged, legal = (Count(vifd.netns, mark, far.ifname, "br-blue") for mark in (FORGED, LEGAL))
+        forged, legal = (Count(vifd.netns, mark, far.ifname, wire.far_device) for mark in (FORGED, LEGAL))
         for count in (forged, legal):
             stack.callback(count.close)
         sent = [*forgeries(guest.mac), *extra, *legals(guest.mac)]
         stack.enter_context(flooding(str(guest.fd), sent, fds=(guest.fd,)))
-        made = Scene(vifd, guest, forged, legal)
+        made = Scene(wire, vifd, guest, forged, legal)
         made.check()
         yield made
         made.check()
 
 
+@pytest.fixture(params=[wires.TAP, wires.MACVTAP], ids=lambda wire: wire.name)
+def wire(request: Any) -> Wire:
+    made: Wire = request.param
+    return made
+
+
 @pytest.fixture
-def vifd() -> Iterator[Daemon]:
-    with running(networks=NETWORK) as daemon:
+def vifd(wire: Wire) -> Iterator[Daemon]:
+    with wire.running() as daemon:
         yield daemon
-        print(daemon.log()[-5000:])
 
 
 @pytest.fixture
@@ -175,9 +178,9 @@ def client(vifd: Daemon) -> Iterator[Client]:
         yield one
 
 
-def test_what_a_vm_without_a_guard_sends_is_counted(vifd: Daemon) -> None:
+def test_what_a_vm_without_a_guard_sends_is_counted(wire: Wire, vifd: Daemon) -> None:
     with Client(vifd.socket, fd_socket_path=vifd.fd_socket) as client, contextlib.ExitStack() as stack:
-        guest, far = (stack.enter_context(guests.guest(client, make(client, port=UNGUARDED))) for _ in range(2))
+        guest, far = (stack.enter_context(guests.guest(client, wire.make(client, port=UNGUARDED))) for _ in range(2))
         guests.connect(guest, [far])
         forged = Count(vifd.netns, FORGED, far.ifname)
         for frame in forgeries(guest.mac):
@@ -200,8 +203,8 @@ def changes(turn: int) -> tuple[PortSpec, list[str]]:
     return ports[turn % len(ports)]
 
 
-def test_none_passes_while_a_port_is_changed(vifd: Daemon, client: Client) -> None:
-    with scene(vifd) as flood:
+def test_none_passes_while_a_port_is_changed(wire: Wire, vifd: Daemon, client: Client) -> None:
+    with scene(wire, vifd) as flood:
         for turn in range(UPDATES):
             port, mask = changes(turn)
             client.update_endpoint(flood.guest.endpoint_id, port, mask)
@@ -209,35 +212,51 @@ def test_none_passes_while_a_port_is_changed(vifd: Daemon, client: Client) -> No
         client.update_endpoint(flood.guest.endpoint_id, PortSpec(link_up=True), ["link_up"])
 
 
-def test_a_foreign_address_passes_at_no_moment_of_its_loss(vifd: Daemon, client: Client) -> None:
+def test_a_foreign_address_passes_at_no_moment_of_its_loss(wire: Wire, vifd: Daemon, client: Client) -> None:
     mine = arp("02:00:00:00:00:01", REPLY, ("02:00:00:00:00:01", FOREIGN), (NO_MAC, FORGED))
     port = PortSpec(mac="02:00:00:00:00:01", guard=GuardSpec(enabled=True), addresses=[ADDRESS])
-    with scene(vifd, port, extra=(mine,)) as flood:
+    with scene(wire, vifd, port, extra=(mine,)) as flood:
         for turn in range(UPDATES):
             addresses = [[ADDRESS, OTHER_ADDRESS], [OTHER_ADDRESS], ["10.95.0.0/24", ADDRESS], [ADDRESS]][turn % 4]
             client.update_endpoint(flood.guest.endpoint_id, PortSpec(addresses=addresses), ["addresses"])
             assert flood.forged.take() == 0
 
 
-def test_none_passes_while_a_port_is_mended(vifd: Daemon, client: Client) -> None:
+#: What is done to a device; the last two only to a bridge's port.
+DAMAGES = ("mtu 1400", "down", "address 02:00:00:00:00:77", "master elsewhere", "nomaster")
+
+
+def test_none_passes_while_a_port_is_mended(wire: Wire, vifd: Daemon, client: Client) -> None:
     kernel.run(vifd.netns, "link", "add", "elsewhere", "type", "bridge")
-    with scene(vifd) as flood:
-        for damage in (("mtu", "1400"), ("master", "elsewhere"), ("nomaster",), ("down",), ("address", "02:00:00:00:00:77")) * 4:
-            kernel.run(vifd.netns, "link", "set", flood.guest.ifname, *damage)
+    with scene(wire, vifd) as flood:
+        for damage in (DAMAGES[:3] if wire.mode else DAMAGES) * 4:
+            kernel.run(vifd.netns, "link", "set", flood.guest.ifname, *damage.split())
             client.check_endpoint(flood.guest.endpoint_id, repair=True)
             flood.check()
 
 
-def test_none_passes_while_others_flush_what_vifd_owns(vifd: Daemon) -> None:
-    with scene(vifd) as flood:
+def test_none_passes_while_who_holds_the_device_changes_its_mac(wire: Wire, vifd: Daemon, client: Client) -> None:
+    """It takes no capability."""
+    with scene(wire, vifd) as flood:
+        before = kernel.settings(vifd.netns, flood.guest.ifname)["address"]
         for _ in range(10):
-            subprocess.run(["ip", "netns", "exec", vifd.netns, "nft", "flush", "ruleset"], check=True)
+            kernel.set_mac(flood.guest.fd, FOREIGN_MAC)
+            flood.check()
+            client.check_endpoint(flood.guest.endpoint_id, repair=True)
+            assert kernel.settings(vifd.netns, flood.guest.ifname)["address"] == before
+            flood.check()
+
+
+def test_none_passes_while_others_flush_what_vifd_owns(wire: Wire, vifd: Daemon) -> None:
+    with scene(wire, vifd) as flood:
+        for _ in range(10):
+            kernel.nft(vifd.netns, "flush", "ruleset")
             flood.check()
 
 
 @pytest.mark.parametrize("victim", ["front", "helper", "none"])
-def test_none_passes_while_vifd_ends_and_starts(vifd: Daemon, victim: str) -> None:
-    with scene(vifd) as flood:
+def test_none_passes_while_vifd_ends_and_starts(wire: Wire, vifd: Daemon, victim: str) -> None:
+    with scene(wire, vifd) as flood:
         for _ in range(3):
             assert vifd.process is not None
             helper = vifd.helper_pid
@@ -252,8 +271,8 @@ def test_none_passes_while_vifd_ends_and_starts(vifd: Daemon, victim: str) -> No
             flood.check()
 
 
-def test_none_passes_while_others_come_and_go(vifd: Daemon, client: Client) -> None:
-    with scene(vifd) as flood:
+def test_none_passes_while_others_come_and_go(wire: Wire, vifd: Daemon, client: Client) -> None:
+    with scene(wire, vifd) as flood:
         rate = RateLimit(rate_pps=1000)
         for start in range(0, OTHERS, 50):
             ports = [
@@ -264,27 +283,27 @@ def test_none_passes_while_others_come_and_go(vifd: Daemon, client: Client) -> N
                 )
                 for n in range(50)
             ]
-            answers = client.batch_request_endpoints([asked(port=port) for port in ports])
+            answers = client.batch_request_endpoints([asked(acceptable=[wire.acceptable], port=port) for port in ports])
             release_all(client, [answer.endpoint.endpoint_id for answer in answers])
             flood.check()
 
 
-def test_none_passes_while_a_tap_is_made_and_released(vifd: Daemon, client: Client) -> None:
+def test_none_passes_while_a_device_is_made_and_released(wire: Wire, vifd: Daemon, client: Client) -> None:
     with Client(vifd.socket, fd_socket_path=vifd.fd_socket) as root, contextlib.ExitStack() as stack:
-        far = stack.enter_context(guests.guest(root, make(root, port=UNGUARDED)))
-        forged, legal = (Count(vifd.netns, mark, far.ifname, "br-blue") for mark in (FORGED, LEGAL))
+        far = stack.enter_context(guests.guest(root, wire.make(root, port=UNGUARDED)))
+        forged, legal = (Count(vifd.netns, mark, far.ifname, wire.far_device) for mark in (FORGED, LEGAL))
         stack.callback(forged.close)
         stack.callback(legal.close)
         passed = sent = 0
         for turn in range(LIVES):
             endpoint_id, mac = new_id(), f"02:00:00:00:01:{turn:02x}"
-            target = names.device_name(Kind.TAP, endpoint_id)
+            target = names.device_name(Kind.MACVTAP if wire.mode else Kind.TAP, endpoint_id)
             with flooding(target, [*forgeries(mac), *legals(mac)], netns=vifd.netns) as process:
-                made = request_with_queues(client, endpoint_id, mac)
+                ifname = request_with_queues(wire, client, endpoint_id, mac)
                 legal.take()
                 wait_for(lambda: legal.take() > 0)
                 passed += 1
-                learned = guests.learned(vifd.netns, made.tap.ifname)
+                learned = guests.learned(vifd.netns, ifname)
                 client.release_endpoint(endpoint_id)
                 sent += int(process.communicate(timeout=30)[0])
             assert learned <= {mac}
@@ -293,17 +312,19 @@ def test_none_passes_while_a_tap_is_made_and_released(vifd: Daemon, client: Clie
         assert sent > LIVES
 
 
-def request_with_queues(client: Client, endpoint_id: str, mac: str) -> Endpoint:
+def request_with_queues(wire: Wire, client: Client, endpoint_id: str, mac: str) -> str:
+    """Request a device that two programs can open, and give its name."""
     port = PortSpec(mac=mac, guard=GuardSpec(enabled=True))
-    return make(client, endpoint_id, acceptable=[EndpointPreference(tap=TapPreference(queues=2))], port=port)
+    wanted = wires.macvtap_preference(wire.mode, queues=2) if wire.mode else EndpointPreference(tap=TapPreference(queues=2))
+    endpoint = make(client, endpoint_id, acceptable=[wanted], port=port)
+    return (endpoint.macvtap if wire.mode else endpoint.tap).ifname
 
 
 @pytest.fixture
-def shared() -> Iterator[Daemon]:
+def shared(wire: Wire) -> Iterator[Daemon]:
     """A daemon whose table others may change."""
-    with running(networks=NETWORK, daemon="own_nftables = false") as daemon:
+    with wire.running(daemon="own_nftables = false") as daemon:
         yield daemon
-        print(daemon.log()[-5000:])
 
 
 def tells_of_guard(endpoint: Endpoint, guest: Guest) -> bool:
@@ -315,18 +336,20 @@ def tells_of_guard(endpoint: Endpoint, guest: Guest) -> bool:
     "damage",
     [
         "flush ruleset",
-        "delete table bridge vifd",
-        "flush chain bridge vifd sender",
-        "flush set bridge vifd macs",
-        "flush map bridge vifd ports",
+        "delete table FAMILY vifd",
+        "flush chain FAMILY vifd sender",
+        "flush set FAMILY vifd macs",
+        "flush map FAMILY vifd ports",
+        "flush chain FAMILY vifd FIRST",
     ],
 )
-def test_a_table_that_others_changed_is_put_back_and_told(shared: Daemon, damage: str) -> None:
-    with scene(shared) as flood, Client(shared.socket) as client:
+def test_a_table_that_others_changed_is_put_back_and_told(wire: Wire, shared: Daemon, damage: str) -> None:
+    with scene(wire, shared) as flood, Client(shared.socket) as client:
         with client.watch_endpoints() as watch:
             next(event for event in watch if event.kind == WatchEventKind.WATCH_EVENT_KIND_SYNCED)
             begin = time.monotonic()
-            subprocess.run(["ip", "netns", "exec", shared.netns, "nft", *damage.split()], check=True)
+            first = f"out-{flood.guest.ifindex}" if wire.mode else "prerouting"
+            kernel.nft(shared.netns, *damage.replace("FAMILY", wire.family).replace("FIRST", first).split())
             next(event for event in watch if tells_of_guard(event.endpoint, flood.guest))
         print(f"put back and told after {(time.monotonic() - begin) * 1000:.1f} ms")
         flood.pass_legal(100)

@@ -1,7 +1,7 @@
-"""Sends the same frames through a tap, over and over, as fast as it can: `python -I -S flood.py FD|NAME FRAME...`.
+"""Sends the same frames through a tap or macvtap, over and over, as fast as it can: `python -I -S flood.py FD|NAME FRAME...`.
 
 Args:
-    an open tap's descriptor, or the name of one that will be, which is opened as early as the kernel lets it; then frames in hex.
+    an open one's descriptor, or the name of one that will be, which is opened as early as the kernel lets it; then frames in hex.
 
 What it sends has a virtio-net header in front. A link that is down is no reason to stop. It ends with its stdin, or when the
 device is gone, and says how many frames it got rid of.
@@ -14,8 +14,11 @@ import fcntl
 import os
 import select
 import socket
+import stat
 import struct
 import sys
+import tempfile
+from pathlib import Path
 
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
@@ -27,21 +30,35 @@ def _is_over() -> bool:
 
 
 def _open_early(name: str) -> int:
-    """Open a tap with several queues: the second can be had while whoever makes it still holds the first."""
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
     while not _is_over():
         try:
             socket.if_nametoindex(name)
+            numbers = [path.read_text() for path in Path("/sys/class/net", name, "macvtap").glob("tap*/dev")]
+            return _open_macvtap(numbers[0]) if numbers else _open_tap(name)
         except OSError:
             continue
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-        except OSError:
-            os.close(fd)
-        else:
-            return fd
     return -1
+
+
+def _open_tap(name: str) -> int:
+    """Open a tap with several queues: the second can be had while whoever makes it still holds the first."""
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _open_macvtap(number: str) -> int:
+    """Open a macvtap by a node of our own, before its owner's is there."""
+    major, minor = number.split(":")
+    with tempfile.TemporaryDirectory() as directory:
+        node = Path(directory, "node")
+        os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(int(major), int(minor)))
+        return os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _flood(fd: int, frames: list[bytes]) -> int:

@@ -19,6 +19,7 @@ from tests.support.daemon import ip
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETPERSIST, _TUNGETIFF = 0x400454CA, 0x400454CB, 0x800454D2
+_SIOCSIFHWADDR, _ARPHRD_ETHER = 0x8924, 1
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 # What the kernel changes by itself: some time after a port came or went (net/core/link_watch.c), and on a bridge that had one
 # (net/bridge/br_if.c, br_set_gso_limits); and when nobody has claimed an IPv6 address for a while (RFC 4862, 5.4).
@@ -90,6 +91,12 @@ def tun_interface(fd: int) -> tuple[str, int]:
     """The device and the flags behind a descriptor of a tap or macvtap, as the kernel says (TUNGETIFF)."""
     name, flags = struct.unpack("16sH22x", fcntl.ioctl(fd, _TUNGETIFF, bytes(40)))
     return name.rstrip(b"\0").decode(), flags
+
+
+def set_mac(fd: int, mac: str) -> None:
+    """Change the MAC of a tap or macvtap as its holder may (SIOCSIFHWADDR, netdevice(7))."""
+    name, _ = tun_interface(fd)
+    fcntl.ioctl(fd, _SIOCSIFHWADDR, struct.pack("16sH6s16x", name.encode(), _ARPHRD_ETHER, bytes.fromhex(mac.replace(":", ""))))
 
 
 def packet_socket(netns: str, ifname: str, ether_type: int) -> socket.socket:
