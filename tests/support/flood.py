@@ -4,7 +4,7 @@ Args:
     an open one's descriptor, or the name of one that will be, which is opened as early as the kernel lets it; then frames in hex.
 
 What it sends has a virtio-net header in front. A link that is down is no reason to stop. It ends with its stdin, or when the
-device is gone, and says how many frames it got rid of.
+device is gone, and says how many frames it got rid of; with a name, it says first that it is ready.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def _is_over() -> bool:
 
 
 def _open_early(name: str) -> int:
+    print("ready", flush=True)
     while not _is_over():
         try:
             socket.if_nametoindex(name)
