@@ -7,20 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.host import hosting
 from tests.e2e.hypervisor import Hypervisor
 from tests.guest import image, unprivileged
-from tests.support.daemon import Daemon, network_namespace, short_directory
+from tests.support.daemon import Daemon
 from vifclient import Client
 
 FIRST_UID = 20001
-
-
-class ReachableDaemon(Daemon):
-    """A vifd that finds its Python also as an ordinary user, wherever the checkout and the Python lie."""
-
-    @property
-    def argv(self) -> list[str]:
-        return unprivileged.command(super().argv, user=None)
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +23,8 @@ def guest_image() -> image.Image:
 
 @pytest.fixture
 def host() -> Iterator[Daemon]:
-    with short_directory() as directory, network_namespace() as namespace:
-        daemon = ReachableDaemon(directory, netns=namespace)
-        try:
-            yield daemon.start()
-            assert daemon.stop() == 0
-        finally:
-            daemon.kill()
-            print(daemon.log())  # pytest shows it when a test fails
+    with hosting() as daemon:
+        yield daemon
 
 
 @pytest.fixture

@@ -34,6 +34,10 @@ _MODULES = (
     "virtio_pci_legacy_dev",
     "virtio_pci",
     "virtio_net",
+    # What is written to a macvtap of the guest's leaves as it is: so it sends any frame.
+    "tap",
+    "macvlan",
+    "macvtap",
 )
 _KERNEL_MEMBER = re.compile(r"boot/vmlinuz-[^/]+$")
 _MODULE_MEMBER = re.compile(r"lib/modules/.*/(?P<name>[^/]+)\.ko(\.[a-z]+)?$")

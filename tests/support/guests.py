@@ -10,7 +10,7 @@ import select
 import socket
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from tests.support import frames, kernel
 from tests.support.daemon import wait_for
@@ -22,6 +22,15 @@ _FRAME_BYTES = 1 << 16
 _ETH_P_ALL = 3
 _ARRIVAL_SECONDS = 10
 _numbers = itertools.count(1)
+
+
+class Sender(Protocol):
+    """Who sends frames: a guest, or what stands for one."""
+
+    mac: str
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame."""
 
 
 class Guest:
@@ -97,7 +106,7 @@ def host_side(netns: str, device: str) -> Iterator[Host]:
         host.close()
 
 
-def arrived(sender: Guest, receivers: list[Guest | Host], *sent: bytes) -> list[list[bytes]]:
+def arrived(sender: Sender, receivers: list[Guest | Host], *sent: bytes) -> list[list[bytes]]:
     """Send frames, and after them one that the guard always lets through; give what each receiver got before that one."""
     sentinel = frames.probe(sender.mac, next(_numbers))
     for frame in (*sent, sentinel):
@@ -105,7 +114,7 @@ def arrived(sender: Guest, receivers: list[Guest | Host], *sent: bytes) -> list[
     return [_up_to(receiver, sentinel) for receiver in receivers]
 
 
-def connect(sender: Guest, receivers: list[Guest | Host]) -> None:
+def connect(sender: Sender, receivers: list[Guest | Host]) -> None:
     """Wait until frames get through: a bridge forwards from the moment when it has noticed that its ports have carrier."""
 
     def is_through() -> bool:
@@ -117,9 +126,14 @@ def connect(sender: Guest, receivers: list[Guest | Host]) -> None:
 
 
 def drops(netns: str, guest_: Guest) -> int:
-    """How many frames of a port the guard has dropped."""
-    elements = _nft(netns, "list", "set", guest_.family, "vifd", "drops")[-1]["set"].get("elem", [])
-    return sum(one["elem"]["counter"]["packets"] for one in elements if one["elem"]["val"] == guest_.ifname)
+    """How many frames of a guest's the guard has dropped."""
+    return drops_of(netns, guest_.ifname, guest_.family)
+
+
+def drops_of(netns: str, ifname: str, family: str = "bridge") -> int:
+    """How many frames from a device the guard has dropped."""
+    elements = _nft(netns, "list", "set", family, "vifd", "drops")[-1]["set"].get("elem", [])
+    return sum(one["elem"]["counter"]["packets"] for one in elements if one["elem"]["val"] == ifname)
 
 
 def counters(netns: str, family: str = "bridge") -> dict[str, int]:
