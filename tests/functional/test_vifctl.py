@@ -9,11 +9,23 @@ from typing import Any
 import pytest
 
 from tests.support.asking import BRIDGE, asked, make
-from tests.support.daemon import BIN, REPORTING, Daemon, ip, taps
+from tests.support.daemon import BIN, REPORTING, Daemon, ip, running, taps
+from tests.support.outside import UPLINK, cabled
 from vifclient import Client
 from vifclient.messages import PortSpec
 
 NETWORKS = REPORTING  # what differs is told, and mended only when it is asked for
+PUBLIC, OTHER_PUBLIC, PUBLIC6 = "192.0.2.50", "192.0.2.51", "2001:db8::50"
+PUBLICS = f"""
+[networks.blue]
+driver = "bridge"
+bridge = "br-blue"
+addresses = ["10.91.0.1/24", "fd00:91::1/64"]
+pool = ["10.91.0.5-10.91.0.99", "fd00:91::5-fd00:91::99"]
+nat = true
+nat_uplink = "{UPLINK}"
+public_pool = ["{PUBLIC}", "{OTHER_PUBLIC}", "{PUBLIC6}"]
+"""
 
 
 def vifctl(vifd: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,3 +98,46 @@ def test_a_vm_that_runs_here_is_said_to(vifd: Daemon, client: Client) -> None:
     tap = make(client)
     done = vifctl(vifd, "activate", tap.endpoint_id)
     assert (done.returncode, "start its VM first" in done.stderr) == (1, True)
+
+
+def held(vifd: Daemon) -> set[str]:
+    """Which of the public addresses the host answers for."""
+    (uplink,) = ip(vifd.netns, "address", "show", "dev", UPLINK)
+    return {address["local"] for address in uplink["addr_info"]} & {PUBLIC, OTHER_PUBLIC, PUBLIC6}
+
+
+def shown(vifd: Daemon, endpoint_id: str) -> str:
+    """What `show` says of public addresses; empty: nothing."""
+    lines = vifctl(vifd, "show", endpoint_id).stdout.splitlines()
+    return "".join(line.removeprefix("public addresses").strip() for line in lines if line.startswith("public addresses"))
+
+
+def test_public_addresses_are_asked_for_shown_changed_and_given_back() -> None:
+    with cabled() as site, running(netns=site.host, networks=PUBLICS) as vifd:
+        endpoint = ask(vifd, "request", "blue", "--public-address", PUBLIC, "--public-address", PUBLIC6)["endpoint"]
+        endpoint_id = endpoint["endpoint_id"]
+        assert (endpoint["port"]["public_addresses"], held(vifd)) == ([PUBLIC, PUBLIC6], {PUBLIC, PUBLIC6})
+        (listed,) = ask(vifd, "list")["endpoints"]
+        assert listed == ask(vifd, "show", endpoint_id)["endpoint"] == endpoint
+        assert shown(vifd, endpoint_id) == f"{PUBLIC}, {PUBLIC6}"
+        assert vifctl(vifd, "list").stdout.splitlines()[1].startswith(endpoint_id)
+        taken = vifctl(vifd, "request", "blue", "--public-address", PUBLIC)
+        assert (taken.returncode, PUBLIC in taken.stderr) == (1, True)
+        assert vifctl(vifd, "update", endpoint_id, "--mtu", "1400").returncode == 0  # what isn't given stays
+        assert (shown(vifd, endpoint_id), held(vifd)) == (f"{PUBLIC}, {PUBLIC6}", {PUBLIC, PUBLIC6})
+        changed = ask(vifd, "update", endpoint_id, "--public-address", OTHER_PUBLIC)["endpoint"]
+        assert (changed["port"]["public_addresses"], held(vifd)) == ([OTHER_PUBLIC], {OTHER_PUBLIC})
+        assert vifctl(vifd, "update", endpoint_id, "--no-public-addresses").returncode == 0
+        assert (shown(vifd, endpoint_id), held(vifd)) == ("", set())
+        assert vifctl(vifd, "update", endpoint_id, "--public-address", PUBLIC).returncode == 0
+        assert held(vifd) == {PUBLIC}
+        assert vifctl(vifd, "release", endpoint_id).returncode == 0
+        assert held(vifd) == set()
+
+
+@pytest.mark.parametrize("address", ["192.0.2.60", "192.0.2.0/24"])
+def test_a_public_address_that_isnt_to_be_had_is_refused(address: str) -> None:
+    with cabled() as site, running(netns=site.host, networks=PUBLICS) as vifd:
+        done = vifctl(vifd, "request", "blue", "--public-address", address)
+        assert (done.returncode != 0, address in done.stderr) == (True, True)
+        assert (ask(vifd, "list")["endpoints"], held(vifd)) == ([], set())

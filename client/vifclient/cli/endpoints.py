@@ -117,6 +117,7 @@ def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generati
 @port_option(
     "--no-addresses", is_flag=True, help="It has no addresses of its own any more; on a network with a pool, one of that."
 )
+@port_option("--no-public-addresses", is_flag=True, help="It isn't reached from outside any more.")
 @port_option("--no-vlan", is_flag=True, help="It is in the network's VLAN again.")
 @port_option("--no-limits", is_flag=True, section="Limits", help="It may send and receive without limit.")
 @click.pass_obj
@@ -142,8 +143,8 @@ def update_command(settings: Settings, /, endpoint_id: UUID, **options: Any) -> 
 
 
 def _take_removals(options: dict[str, Any]) -> dict[str, str]:
-    given = {name: options.pop(f"no_{name}") for name in ("addresses", "vlan", "limits")}
-    return {name: f"--no-{name}" for name, is_given in given.items() if is_given}
+    given = {name: options.pop(f"no_{name}") for name in ("addresses", "public_addresses", "vlan", "limits")}
+    return {name: f"--no-{name.replace('_', '-')}" for name, is_given in given.items() if is_given}
 
 
 @click.command(

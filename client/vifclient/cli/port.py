@@ -61,6 +61,15 @@ def _port_options(*, changing: bool) -> Iterator[Callable[[_Function], _Function
         what="An address of the VM, or a whole prefix; may be repeated.",
         otherwise="one of the network's pool, if it has one",
     )
+    yield option(
+        "--public-address",
+        "public_addresses",
+        callback=check_addresses,
+        multiple=True,
+        metavar="ADDR",
+        what="An address by which the VM is reached from outside; may be repeated.",
+        otherwise="none",
+    )
     guard = "Whether the VM is kept from pretending to be another. To switch that off takes the administrator's leave."
     yield option("--guard/--no-guard", default=None, what=guard, otherwise="guard")
     yield option("--vlan", type=_VID, metavar="VID", what="The VLAN that it is in.", otherwise="the network's")
@@ -112,6 +121,7 @@ class Port:
 
     mtu: int | None
     addresses: Sequence[str]
+    public_addresses: Sequence[str]
     guard: bool | None
     vlan: int | None
     trunk: Sequence[int]
@@ -154,6 +164,7 @@ class Port:
         message = PortSpec(
             mtu_bytes=self.mtu or 0,
             addresses=self.addresses,
+            public_addresses=self.public_addresses,
             guard=None if self.guard is None else GuardSpec(enabled=self.guard),
             isolated=self.isolated,
             link_up=self.link,
@@ -172,6 +183,7 @@ class Port:
         given = {
             "mtu_bytes": self.mtu is not None,
             "addresses": bool(self.addresses),
+            "public_addresses": bool(self.public_addresses),
             "guard": self.guard is not None,
             "vlan": self.vlan is not None or bool(self.trunk),
             "isolated": self.isolated is not None,

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import click
 
 from vifclient.cli.completers import complete_network
-from vifclient.cli.port import Port, check_addresses, port_option, port_options
+from vifclient.cli.port import Port, port_option, port_options
 from vifclient.cli.settings import check_text, split_labels
 from vifclient.cli.words import enum_word
 from vifclient.messages import EndpointPreference, Instance, MacvtapMode, Owner, RequestEndpointRequest
@@ -37,10 +37,6 @@ _OPTIONS = (
     port_option(
         "--mac", callback=check_text, default="", metavar="MAC", help="The VM's MAC address. [default: made from the id]"
     ),
-    port_option(
-        "--public-address", "public_addresses", callback=check_addresses, multiple=True, metavar="ADDR",
-        help="An address by which the VM is reached from outside; may be repeated.",
-    ),
     port_options(changing=False),
 )  # fmt: skip
 
@@ -64,7 +60,6 @@ class Spec:
     no_vnet_hdr: bool
     macvtap_mode: str | None
     mac: str
-    public_addresses: Sequence[str]
     instance_name: str
     instance_uuid: UUID | None
     labels: Sequence[tuple[str, str]]
@@ -102,7 +97,6 @@ class Spec:
             validate_only=validate_only,
         )
         request.port.mac = self.mac
-        request.port.public_addresses.extend(self.public_addresses)
         if self.instance_name or self.instance_uuid:
             request.instance.CopyFrom(Instance(name=self.instance_name, uuid=str(self.instance_uuid or "")))
         if self.owner_uid is not None or self.owner_gid is not None:

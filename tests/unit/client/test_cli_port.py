@@ -27,6 +27,7 @@ GUARD = Drift(kind=DriftKind.DRIFT_KIND_GUARD, expected="in place", actual="miss
 OPTIONS = [
     (["--mtu", "9000"], PortSpec(mtu_bytes=9000), "mtu_bytes"),
     (["--address", "10.0.0.7", "--address", "fd00::/64"], PortSpec(addresses=["10.0.0.7", "fd00::/64"]), "addresses"),
+    (["--public-address", "192.0.2.1"], PortSpec(public_addresses=["192.0.2.1"]), "public_addresses"),
     (["--no-guard"], PortSpec(guard=GuardSpec(enabled=False)), "guard"),
     (["--guard"], PortSpec(guard=GuardSpec(enabled=True)), "guard"),
     (["--vlan", "7"], PortSpec(vlan=VlanSpec(vid=7)), "vlan"),
@@ -85,9 +86,11 @@ def test_public_addresses_and_macvtap_modes_are_asked_for(vifctl: Vifctl, vifd: 
 
 
 def test_update_takes_things_off(vifctl: Vifctl, vifd: FakeVifd) -> None:
-    vifctl("request", "default", "--id", ID, "--address", "10.0.0.7", "--rate-to-vm", "1M", "--vlan", "7", "--isolated")
-    result = vifctl("update", ID, "--no-addresses", "--no-limits", "--no-vlan", "--no-isolated", "--json")
-    assert sorted(vifd.requests[-1].update_mask.paths) == ["addresses", "isolated", "limits", "vlan"]
+    given = ["--address", "10.0.0.7", "--public-address", "192.0.2.1", "--rate-to-vm", "1M", "--vlan", "7", "--isolated"]
+    vifctl("request", "default", "--id", ID, *given)
+    removed = ["--no-addresses", "--no-public-addresses", "--no-limits", "--no-vlan", "--no-isolated"]
+    result = vifctl("update", ID, *removed, "--json")
+    assert sorted(vifd.requests[-1].update_mask.paths) == ["addresses", "isolated", "limits", "public_addresses", "vlan"]
     assert vifd.requests[-1].port == PortSpec(isolated=False)
     port = result.json["endpoint"]["port"]
     assert (port["addresses"], "limits" in port, "vlan" in port) == ([], False, False)
@@ -152,6 +155,7 @@ def test_a_limit_of_nothing_is_no_limit_to_ask_for(vifctl: Vifctl) -> None:
         (["--no-limits", "--rate-to-vm", "1M"], "--no-limits can't go together"),
         (["--no-vlan", "--trunk", "7"], "--no-vlan can't go together"),
         (["--no-addresses", "--address", "10.0.0.7"], "--no-addresses can't go together"),
+        (["--no-public-addresses", "--public-address", "192.0.2.1"], "--no-public-addresses can't go together"),
     ],
 )
 def test_a_wrong_change(vifctl: Vifctl, vifd: FakeVifd, options: list[str], words: str) -> None:
