@@ -38,6 +38,7 @@ from vifclient.messages import (
     PortSpec,
     RateLimit,
     VlanSpec,
+    WatchEventKind,
 )
 from vifclient.retry import NO_RETRY
 from vifd.kernel import names
@@ -450,11 +451,29 @@ def test_what_somebody_else_changes_is_found_and_mended(vifd: Daemon, client: Cl
     before = kernel.settings(vifd.netns, endpoint.macvtap.ifname)
     kernel.run(vifd.netns, "link", "set", endpoint.macvtap.ifname, *damage)
     wait_for(lambda: kernel.settings(vifd.netns, endpoint.macvtap.ifname) == before)
-    Path(endpoint.macvtap.device_path).unlink()
-    drifts, _ = checked(client, endpoint.endpoint_id)
-    assert drifts == ["OWNER"]
+
+
+def test_a_node_that_somebody_deletes_is_found_and_made_again(vifd: Daemon, client: Client) -> None:
+    endpoint = make_macvtap(client)
+    with client.watch_endpoints() as watch:
+        next(event for event in watch if event.kind == WatchEventKind.WATCH_EVENT_KIND_SYNCED)
+        Path(endpoint.macvtap.device_path).unlink()
+        checked(client, endpoint.endpoint_id)  # if nothing was heard of the device just now, so that it is mended already
+        found = next(event.endpoint for event in watch if event.endpoint.drifts)
+    assert [DriftKind.Name(drift.kind) for drift in found.drifts] == ["DRIFT_KIND_OWNER"]
     assert checked(client, endpoint.endpoint_id)[0] == []
     assert Path(endpoint.macvtap.device_path).stat().st_uid == 0
+
+
+@pytest.mark.parametrize("mode", ["bridge", "passthru"])
+def test_a_mac_that_who_holds_the_macvtap_changes_is_changed_back(vifd: Daemon, client: Client, mode: str) -> None:
+    """It takes no capability, and in mode passthru the uplink follows."""
+    endpoint = make_macvtap(client, mode)
+    devices = [endpoint.macvtap.ifname, "up0"]
+    before = [kernel.settings(vifd.netns, device)["address"] for device in devices]
+    with client.acquire_fds(endpoint.endpoint_id) as queues:
+        kernel.set_mac(queues.fds[0], "52:54:00:66:66:66")
+        wait_for(lambda: [kernel.settings(vifd.netns, device)["address"] for device in devices] == before)
 
 
 def checked(client: Client, endpoint_id: str) -> tuple[list[str], Endpoint]:
