@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.guest import unprivileged
-from tests.support.daemon import Daemon, network_namespace, short_directory
+from tests.support.daemon import BLUE, Daemon, network_namespace, short_directory
+from tests.support.wires import add_uplink
 
 
 class ReachableDaemon(Daemon):
@@ -19,10 +20,17 @@ class ReachableDaemon(Daemon):
 
 
 @contextmanager
-def hosting() -> Iterator[Daemon]:
-    """Run a host for the time of a block."""
+def hosting(networks: str = BLUE, *, uplink: bool = False) -> Iterator[Daemon]:
+    """Run a host for the time of a block.
+
+    Args:
+        networks: its configuration.
+        uplink: whether it has one.
+    """
     with short_directory() as directory, network_namespace() as namespace:
-        daemon = ReachableDaemon(directory, netns=namespace)
+        if uplink:
+            add_uplink(namespace)
+        daemon = ReachableDaemon(directory, netns=namespace, networks=networks)
         try:
             yield daemon.start()
             assert daemon.stop() == 0
