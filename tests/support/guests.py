@@ -42,11 +42,12 @@ class Guest:
         self.family = "bridge" if endpoint.HasField("tap") else "netdev"
         self.endpoint_id, self.ifname, self.ifindex = endpoint.endpoint_id, device.ifname, device.ifindex
         self.mac, self.fd = endpoint.port.mac, fd
+        self._header = _VNET_HDR if device.vnet_hdr else b""
         os.set_blocking(fd, False)
 
     def send(self, frame: bytes) -> None:
         """Send a frame."""
-        os.write(self.fd, _VNET_HDR + frame)
+        os.write(self.fd, self._header + frame)
 
     def read(self) -> bytes:
         """Give the next frame.
@@ -54,7 +55,7 @@ class Guest:
         Raises:
             BlockingIOError: there is none.
         """
-        return os.read(self.fd, _FRAME_BYTES)[len(_VNET_HDR) :]
+        return os.read(self.fd, _FRAME_BYTES)[len(self._header) :]
 
     def fileno(self) -> int:
         """For select."""

@@ -38,6 +38,13 @@ class Wire(NamedTuple):
         """Of the guard's table for it."""
         return "netdev" if self.mode else "bridge"
 
+    @property
+    def without_header(self) -> EndpointPreference:
+        """What a request for one says whose frames come without a virtio-net header."""
+        if self.mode:
+            return macvtap_preference(self.mode, vnet_hdr=False)
+        return EndpointPreference(tap=TapPreference(vnet_hdr=False))
+
     @contextlib.contextmanager
     def running(self, **options: Any) -> Iterator[Daemon]:
         """Run a vifd with the network; `options` as `daemon.running` has them."""
