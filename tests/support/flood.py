@@ -9,6 +9,7 @@ device is gone, and says how many frames it got rid of; with a name, it says fir
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNSETCARRIER = 0x400454CA, 0x400454E2
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _TURNS = 50
 
@@ -65,6 +66,10 @@ def _open_macvtap(number: str) -> int:
 def _flood(fd: int, frames: list[bytes]) -> int:
     count = 0
     while True:
+        with contextlib.suppress(
+            OSError
+        ):  # whoever makes a tap takes its carrier away, and it may have been open before; no macvtap
+            fcntl.ioctl(fd, _TUNSETCARRIER, struct.pack("i", 1))
         for _ in range(_TURNS):
             for frame in frames:
                 try:
