@@ -21,22 +21,24 @@ from tests.support.guests import Guest, Host
 from tests.support.spoofs import FOREIGN_MAC, IP4, IP4_OTHER, IP6, IP6_OTHER, NO_MAC, PREFIX4, PREFIX6, Frame
 from tests.support.wires import Wire
 from vifclient import Client
-from vifclient.messages import GuardSpec, PortSpec
+from vifclient.messages import GuardSpec, LimitsSpec, PortSpec, RateLimit
 
 NEEDS_CSUM = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM, linux/virtio_net.h
 GUARD = GuardSpec(enabled=True)
 KEPT, FREE = PortSpec(guard=GUARD, addresses=[IP4, PREFIX4, IP6, PREFIX6]), PortSpec(guard=GUARD)
+LIMITED = PortSpec(guard=GUARD, limits=LimitsSpec(from_vm=RateLimit(rate_bps=1_000_000_000, rate_pps=1_000_000)))
 OTHER, FAR = PortSpec(guard=GUARD, addresses=[IP4_OTHER, IP6_OTHER]), PortSpec(guard=GuardSpec(enabled=False))
 
 
 class Stage(NamedTuple):
-    """Three VMs on a network, and who sees what is sent.
+    """Four VMs on a network, and who sees what is sent.
 
     Args:
         wire: what they are on it by.
         vifd: the daemon.
         kept: a guarded VM with addresses.
         free: a guarded VM without addresses.
+        limited: the same, with limits of what it sends.
         other: a guarded VM that the others pretend to be.
         far: an endpoint without a guard, and the host.
         host_macs: those of the host, which sends frames of its own.
@@ -46,6 +48,7 @@ class Stage(NamedTuple):
     vifd: Daemon
     kept: Guest
     free: Guest
+    limited: Guest
     other: Guest
     far: list[Guest | Host]
     host_macs: set[bytes]
@@ -67,14 +70,14 @@ def staged(wire: Wire) -> Iterator[Stage]:
     with contextlib.ExitStack() as stack:
         vifd = stack.enter_context(wire.running())
         client = stack.enter_context(Client(vifd.socket, fd_socket_path=vifd.fd_socket))
-        kept, free, other, far = (
-            stack.enter_context(guests.guest(client, wire.make(client, port=port))) for port in (KEPT, FREE, OTHER, FAR)
+        kept, free, limited, other, far = (
+            stack.enter_context(guests.guest(client, wire.make(client, port=port))) for port in (KEPT, FREE, LIMITED, OTHER, FAR)
         )
         if wire.mode:  # as a VM's kernel that listens to every group; the host's doesn't know which those are
             kernel.run(vifd.netns, "link", "set", far.ifname, "allmulticast", "on")
         host = stack.enter_context(guests.host_side(vifd.netns, wire.far_device))
-        made = Stage(wire, vifd, kept, free, other, [far, host], wire.host_macs(vifd.netns))
-        for guest in (kept, free, other):
+        made = Stage(wire, vifd, kept, free, limited, other, [far, host], wire.host_macs(vifd.netns))
+        for guest in (kept, free, limited, other):
             guests.connect(guest, made.far)
         yield made
 
@@ -104,7 +107,7 @@ def check_dropped(stage: Stage, sender: Guest, why: str, frame: bytes) -> None:
     assert guests.learned(stage.vifd.netns, sender.ifname) <= {sender.mac}
 
 
-@pytest.mark.parametrize("who", ["kept", "free"])
+@pytest.mark.parametrize("who", ["kept", "free", "limited"])
 @pytest.mark.parametrize(("why", "frame"), named(spoofs.NEVER))
 def test_no_vm_sends(stage: Stage, who: str, why: str, frame: Frame) -> None:
     sender: Guest = getattr(stage, who)
@@ -126,7 +129,7 @@ def test_a_vm_without_addresses_sends_from_any(stage: Stage, why: str, frame: Fr
     assert guests.drops(stage.vifd.netns, stage.free) == before
 
 
-@pytest.mark.parametrize("who", ["kept", "free"])
+@pytest.mark.parametrize("who", ["kept", "free", "limited"])
 @pytest.mark.parametrize("frame", LEGAL)
 def test_every_vm_sends(stage: Stage, who: str, frame: Frame) -> None:
     sender: Guest = getattr(stage, who)
@@ -134,7 +137,7 @@ def test_every_vm_sends(stage: Stage, who: str, frame: Frame) -> None:
     assert stage.arrived(sender, sent)[0] == [sent]
 
 
-@pytest.mark.parametrize("who", ["kept", "free"])
+@pytest.mark.parametrize("who", ["kept", "free", "limited"])
 @pytest.mark.parametrize(("why", "frame"), named(spoofs.AT_THE_BRIDGE))
 def test_what_a_bridge_itself_drops_goes_nowhere(stage: Stage, who: str, why: str, frame: Frame) -> None:
     sender: Guest = getattr(stage, who)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support import frames, guests, kernel
 from tests.support.daemon import ip, network_namespace, wait_for
-from vifd.kernel.nft.guard import Guard, NoGuard, guarded, open_guard
+from vifd.kernel.nft.elements import guarded
+from vifd.kernel.nft.guard import Guard, NoGuard, open_guard
 from vifd.kernel.nft.wire import NftError
 
 MAC, FOREIGN_MAC = "02:00:00:00:00:01", "02:00:00:00:00:66"

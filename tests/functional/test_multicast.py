@@ -15,7 +15,7 @@ from tests.support.frames import UDP, ip4, ip6, udp
 from tests.support.guests import Guest
 from vifclient import Client
 from vifclient.messages import GuardSpec, PortSpec
-from vifd.kernel.nft.guard import link_local
+from vifd.kernel.nft.elements import link_local
 
 GROUP4, GROUP4_MAC, GROUP6 = "239.1.2.3", "01:00:5e:01:02:03", "ff05::1:2:3"
 

@@ -40,7 +40,7 @@ from tests.support.frames import (
     tagged,
     udp,
 )
-from vifd.kernel.nft.guard import link_local
+from vifd.kernel.nft.elements import link_local
 
 #: The addresses that a VM with addresses may send from, and some in its prefixes.
 IP4, PREFIX4, IP6, PREFIX6 = "10.91.0.10", "10.92.0.0/24", "fd00:91::10", "fd00:92::/64"
@@ -79,6 +79,11 @@ def message(me: Vm, kind: int, body: bytes) -> bytes:
 def adverts(me: Vm, target: str, mac: str) -> bytes:
     """The message alone: an answer that claims a MAC for a target."""
     return message(me, ADVERTISEMENT, bytes(4) + frames.ip_bytes(target) + option(TARGET_MAC, mac))
+
+
+def towards(mac: str, frame: bytes) -> bytes:
+    """Give a frame to another MAC."""
+    return frames.mac_bytes(mac) + frame[6:]
 
 
 def changed(frame: bytes, offset: int, value: int) -> bytes:
@@ -211,6 +216,26 @@ NEVER: dict[tuple[str, str], Frame] = {
     ("control", "pause to everybody"): lambda me, _: frames.pause(me.mac, frames.BROADCAST),
     ("control", "CDP"): lambda me, _: frames.snap(me.mac, "01:00:0c:cc:cc:cc", 0x2000),
     ("control", "PVST+"): lambda me, _: frames.snap(me.mac, "01:00:0c:cc:cc:cd", 0x010B),
+    **{
+        ("control", f"IP to the reserved group {last}"): lambda me, _, last=last: towards(
+            f"01:80:c2:00:00:{last}", ip4(me.mac, IP4, IP4_OTHER, UDP, udp(1, 2))
+        )
+        for last in ("00", "02", "0e")
+    },
+    ("control", "IPv6 to a reserved group"): lambda me, _: towards(
+        "01:80:c2:00:00:00", ip6(me.mac, IP6, IP6_OTHER, TCP, frames.tcp(1, 2))
+    ),
+    ("router", "an advertisement to one VM"): lambda me, you: towards(
+        you.mac, frames.router_advertisement(me.mac, link_local(me.mac))
+    ),
+    ("discovery", "another VM's MAC told to one VM"): lambda me, you: towards(
+        you.mac, solicits(me, IP6, option(TARGET_MAC, you.mac), sender=IP6, kind=ADVERTISEMENT)
+    ),
+    ("mac", "another VM's datagram"): lambda _, you: ip4(you.mac, IP4, IP4_OTHER, UDP, udp(1, 2)),
+    ("mac", "another VM's segment"): lambda _, you: ip6(you.mac, IP6, IP6_OTHER, TCP, frames.tcp(1, 2)),
+    ("tag", "802.1Q before a datagram"): lambda me, _: tagged(ip4(me.mac, IP4, IP4_OTHER, UDP, udp(1, 2)), (0x8100, 5)),
+    ("tag", "a priority tag before a datagram"): lambda me, _: tagged(ip4(me.mac, IP4, IP4_OTHER, UDP, udp(1, 2)), (0x8100, 0)),
+    ("tag", "802.1ad before a segment"): lambda me, _: tagged(ip6(me.mac, IP6, IP6_OTHER, TCP, frames.tcp(1, 2)), (0x88A8, 5)),
     ("control", "a VLAN bridge's BPDU"): lambda me, _: frames.bpdu(me.mac, "01:80:c2:00:00:08"),
 }
 

@@ -20,7 +20,7 @@ from vifd.kernel.making import Maker
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
 from vifd.kernel.nft.devices import Guards
-from vifd.kernel.nft.guard import NOTHING
+from vifd.kernel.nft.elements import NOTHING
 from vifd.kernel.nft.nat import NatTable, NoNatTable
 from vifd.kernel.nodes import Nodes
 from vifd.kernel.publics import Publics

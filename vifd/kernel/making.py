@@ -19,7 +19,7 @@ from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
 from vifd.kernel.nft.devices import Guards
-from vifd.kernel.nft.guard import NOTHING, Elements
+from vifd.kernel.nft.elements import NOTHING, Elements
 from vifd.kernel.nft.wire import NftError
 from vifd.kernel.publics import Publics, PublicsError
 from vifd.model import Port

@@ -8,8 +8,8 @@ from vifd.kernel import netlink
 from vifd.kernel.bridge import BridgeVlans, has_ipv6
 from vifd.kernel.limits import Wanted
 from vifd.kernel.netlink import Ifla, MulticastRouter
-from vifd.kernel.nft import ruleset
-from vifd.kernel.nft.guard import NOTHING, Element, Elements, guarded, limited
+from vifd.kernel.nft import sets
+from vifd.kernel.nft.elements import Element, Elements, guarded, limited, only_limited
 from vifd.model import Limits, Port, RateLimit, Vlan
 
 #: Of the sixteen addresses that a bridge never forwards, all but that of pause frames, which it drops itself. A bridge learns
@@ -34,15 +34,12 @@ def filters(ifindex: int, port: Port, from_vm: RateLimit, to_vm: RateLimit) -> E
         from_vm: what of the limits is the table's to keep.
         to_vm: the same in the other direction.
     """
-    elements = NOTHING
+    outgoing = [*_limits(ifindex, from_vm, sets.PPS_FROM_VM, sets.BPS_FROM_VM)]
+    elements = frozenset([*outgoing, *_limits(ifindex, to_vm, sets.PPS_TO_VM, sets.BPS_TO_VM)])
     if port.guard_enabled:
         trunk = port.vlan is not None and bool(port.vlan.trunk_vids)
-        elements = guarded(ifindex, [port.mac], port.addresses, trunk=trunk)
-    limits = (
-        *_limits(ifindex, from_vm, ruleset.PPS_FROM_VM, ruleset.BPS_FROM_VM),
-        *_limits(ifindex, to_vm, ruleset.PPS_TO_VM, ruleset.BPS_TO_VM),
-    )
-    return elements | frozenset(limits)
+        return elements | guarded(ifindex, [port.mac], port.addresses, trunk=trunk, is_limited=bool(outgoing))
+    return elements | {only_limited(ifindex)} if outgoing else elements
 
 
 def _limits(ifindex: int, limit: RateLimit, packets: str, octets: str) -> Iterator[Element]:

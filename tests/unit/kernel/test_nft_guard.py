@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from vifd.kernel.nft import ruleset, table, wire
-from vifd.kernel.nft.guard import NOTHING, Element, Guard, NoGuard, guarded, limited, link_local, open_guard, port_of
-from vifd.kernel.nft.ruleset import BRIDGE, NETDEV, SETS
+from vifd.kernel.nft import sets, table, wire
+from vifd.kernel.nft.elements import NOTHING, Element, guarded, limited, link_local, port_of
+from vifd.kernel.nft.guard import Guard, NoGuard, open_guard
+from vifd.kernel.nft.rules import goto
+from vifd.kernel.nft.ruleset import BRIDGE, NETDEV
+from vifd.kernel.nft.sets import SETS
 from vifd.kernel.nft.wire import Kind, Message, NftError
 
 MAC, OTHER_MAC = "52:54:00:12:34:56", "52:54:00:12:34:57"
+
+
+def name_in(attribute: bytes) -> str:
+    return attribute.rstrip(b"\0").decode()
 
 
 class Kernel:
@@ -33,6 +40,11 @@ class Kernel:
         self.elements: dict[str, dict[bytes, bytes]] = {}
         self.rules: list[dict[int, bytes]] = []
         self.chains: dict[bytes, dict[int, bytes]] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """The chains that there are."""
+        return {name_in(name) for name in self.chains}
 
     def close(self) -> None:
         self.closed = True
@@ -62,8 +74,9 @@ class Kernel:
             self.chains[fields[3]] = fields | ({5: struct.pack(">I", 1)} if 4 in fields else {})
         elif message.kind == Kind.DELCHAIN:
             del self.chains[fields[3]]
+            self.rules = [rule for rule in self.rules if rule[2] != fields[3]]
         elif message.kind in (Kind.NEWSETELEM, Kind.DELSETELEM):
-            of = self.elements.setdefault(fields[2].rstrip(b"\0").decode(), {})
+            of = self.elements.setdefault(name_in(fields[2]), {})
             for item in wire.list_of(fields[3]):
                 if message.kind == Kind.NEWSETELEM:
                     of[item] = item
@@ -74,8 +87,10 @@ class Kernel:
         if message.kind == Kind.GETTABLE:
             return self.table
         fields = wire.attributes_of(message.payload)
+        if message.kind == Kind.GETCHAIN:
+            return self.chains.get(fields[3])
         (item,) = wire.list_of(fields[3])
-        return {} if item in self.elements.get(fields[2].rstrip(b"\0").decode(), {}) else None
+        return {} if item in self.elements.get(name_in(fields[2]), {}) else None
 
     def dump(self, message: Message) -> list[dict[int, bytes]]:
         if message.kind == Kind.GETRULE:
@@ -103,24 +118,25 @@ def guard(kernel: Kernel) -> Iterator[Guard]:
 
 
 def kinds(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Each message's kind, and the set, or the object's kind, that it is about."""
+    """Each message's kind, and the set, chain, or object's kind, that it is about."""
     names: list[tuple[str, str]] = []
     for message in messages:
-        name: Any = wire.attributes_of(message.payload)[2].rstrip(b"\0").decode()
-        names.append((Kind(message.kind).name, name.partition("-")[0]))
+        fields: Any = wire.attributes_of(message.payload)
+        is_chain = message.kind in (Kind.NEWCHAIN, Kind.DELCHAIN)
+        names.append((Kind(message.kind).name, name_in(fields[3 if is_chain else 2]).partition("-")[0]))
     return names
 
 
 def test_a_port_has_its_macs_and_addresses() -> None:
     elements = guarded(7, [MAC], ["10.0.0.1", "10.1.0.0/16", "fd00::1", "fd01::/64"], trunk=False)
-    by_set = {element.of: element for element in elements if element.of != ruleset.IP6}
-    assert by_set[ruleset.PORTS] == Element(ruleset.PORTS, struct.pack("=I", 7), value="access")
-    assert by_set[ruleset.MACS].key == struct.pack("=I", 7) + bytes.fromhex("5254001234560000")
-    assert by_set[ruleset.IP4].key == struct.pack("=I", 7) + bytes([10, 0, 0, 1])
-    prefix = by_set[ruleset.IP4_PREFIXES]
+    by_set = {element.of: element for element in elements if element.of != sets.IP6}
+    assert by_set[sets.PORTS] == Element(sets.PORTS, struct.pack("=I", 7), value="prefixed")
+    assert by_set[sets.MACS].key == struct.pack("=I", 7) + bytes.fromhex("5254001234560000")
+    assert by_set[sets.IP4].key == struct.pack("=I", 7) + bytes([10, 0, 0, 1])
+    prefix = by_set[sets.IP4_PREFIXES]
     assert (prefix.key, prefix.end) == (bytes([0, 0, 0, 7, 10, 1, 0, 0]), bytes([0, 0, 0, 7, 10, 1, 255, 255]))
-    assert by_set[ruleset.IP6_PREFIXES].end == bytes([0, 0, 0, 7]) + bytes.fromhex("fd01000000000000") + b"\xff" * 8
-    assert {element.key[4:] for element in elements if element.of == ruleset.IP6} == {
+    assert by_set[sets.IP6_PREFIXES].end == bytes([0, 0, 0, 7]) + bytes.fromhex("fd01000000000000") + b"\xff" * 8
+    assert {element.key[4:] for element in elements if element.of == sets.IP6} == {
         bytes.fromhex("fd000000000000000000000000000001"),
         bytes.fromhex("fe80000000000000505400fffe123456"),  # its own link-local address comes with any of IPv6
     }
@@ -128,8 +144,49 @@ def test_a_port_has_its_macs_and_addresses() -> None:
 
 
 def test_without_addresses_nothing_is_listed() -> None:
-    assert {element.of for element in guarded(7, [MAC], [], trunk=True)} == {ruleset.PORTS, ruleset.DROPS, ruleset.MACS}
-    assert not any(element.of == ruleset.IP6 for element in guarded(7, [MAC], ["10.0.0.1"], trunk=False))
+    ungrouped = {sets.PORTS, sets.DROPS, sets.MACS}
+    assert {element.of for element in guarded(7, [MAC], [], trunk=True)} == ungrouped
+    assert {element.of for element in guarded(7, [MAC], [], trunk=False)} == ungrouped | {sets.SENDERS}
+    assert not any(element.of == sets.IP6 for element in guarded(7, [MAC], ["10.0.0.1"], trunk=False))
+
+
+PREFIX, ADDRESS, ADDRESS6 = "10.1.0.0/16", "10.0.0.1", "fd00::1"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "chain", "passing"),
+    [
+        ([], "anywhere", {sets.SENDERS}),
+        ([ADDRESS], "listed", {sets.SENDERS4}),
+        ([ADDRESS, ADDRESS6], "listed", {sets.SENDERS4, sets.SENDERS6}),
+        ([PREFIX], "prefixed", {sets.SENDERS}),
+        ([ADDRESS, PREFIX], "prefixed", {sets.SENDERS, sets.SENDERS4}),
+    ],
+)
+def test_what_passes_at_once_is_what_a_port_may_send_from(addresses: list[str], chain: str, passing: set[str]) -> None:
+    elements = guarded(7, [MAC], addresses, trunk=False)
+    assert Element(sets.PORTS, struct.pack("=I", 7), value=chain) in elements
+    quick = {element for element in elements if element.of in {sets.SENDERS, sets.SENDERS4, sets.SENDERS6}}
+    assert {element.of for element in quick} == passing
+    limited_port = guarded(7, [MAC], addresses, trunk=False, is_limited=True)
+    assert elements ^ limited_port == {
+        Element(sets.PORTS, struct.pack("=I", 7), value=way) for way in (chain, f"limited_{chain}")
+    }
+    sources = {element.key[12:] for element in quick if element.of == sets.SENDERS4}
+    assert sources == {bytes([10, 0, 0, 1]) for address in addresses if address == ADDRESS}
+    assert {element.key[:10] for element in quick} == {struct.pack("=I", 7) + bytes.fromhex("525400123456")}
+
+
+def test_on_a_trunk_nothing_passes_at_once() -> None:
+    elements = guarded(7, [MAC], [ADDRESS, PREFIX], trunk=True)
+    assert not any(element.of in {sets.SENDERS, sets.SENDERS4, sets.SENDERS6} for element in elements)
+
+
+@pytest.mark.parametrize("chain", ["trunk", "anywhere", "listed", "prefixed"])
+def test_limits_come_before_the_guard(chain: str) -> None:
+    rules = BRIDGE.chains[f"limited_{chain}"]
+    assert rules[:-1] == BRIDGE.chains["limited"]
+    assert rules[-1] == goto(chain)
 
 
 def test_a_prefix_of_one_address_is_an_address() -> None:
@@ -153,8 +210,8 @@ def test_what_differs_is_one_transaction_with_removals_first(guard: Guard, kerne
     guard.put({7: guarded(7, [MAC], ["10.0.0.2"], trunk=False), 8: NOTHING})
     assert len(kernel.transactions) == 2
     changed = kinds(kernel.transactions[1])
-    assert sorted(changed[:-1]) == [("DELSETELEM", of) for of in ("drops", "ip4", "macs", "ports")]
-    assert changed[-1] == ("NEWSETELEM", "ip4")
+    assert sorted(changed[:-2]) == [("DELSETELEM", of) for of in ("drops", "ip4", "macs", "ports", "senders", "senders4")]
+    assert sorted(changed[-2:]) == [("NEWSETELEM", of) for of in ("ip4", "senders4")]
     assert guard.ports == {7}
 
 
@@ -166,12 +223,40 @@ def test_the_same_again_is_no_transaction(guard: Guard, kernel: Kernel) -> None:
 
 
 def test_a_limit_is_made_before_what_leads_to_it_and_goes_after_it(guard: Guard, kernel: Kernel) -> None:
-    slow, fast = (frozenset([limited(7, ruleset.PPS_FROM_VM, rate, 64)]) for rate in (100, 200))
+    slow, fast = (frozenset([limited(7, sets.PPS_FROM_VM, rate, 64)]) for rate in (100, 200))
     guard.put({7: slow})
     guard.put({7: fast})
-    name = ruleset.PPS_FROM_VM
+    name = sets.PPS_FROM_VM
     assert kinds(kernel.transactions[0]) == [("NEWOBJ", name), ("NEWSETELEM", name)]
     assert kinds(kernel.transactions[1]) == [("DELSETELEM", name), ("DELOBJ", name), ("NEWOBJ", name), ("NEWSETELEM", name)]
+
+
+def test_the_kernel_calls_a_chain_while_a_port_needs_it(guard: Guard, kernel: Kernel) -> None:
+    assert not {"prerouting", "postrouting"} & kernel.names
+    some, others = guarded(7, [MAC], [], trunk=False), guarded(8, [OTHER_MAC], [], trunk=False)
+    incoming = frozenset([limited(7, sets.PPS_TO_VM, 100, 64)])
+    guard.put({7: some | incoming, 8: others})
+    assert kinds(kernel.transactions[-1])[-5:-3] == [("NEWCHAIN", "prerouting"), ("NEWRULE", "prerouting")]
+    assert kinds(kernel.transactions[-1])[-3:] == [("NEWCHAIN", "postrouting"), *[("NEWRULE", "postrouting")] * 2]
+    guard.put({7: some})
+    assert kinds(kernel.transactions[-1])[0] == ("DELCHAIN", "postrouting")
+    guard.put({7: NOTHING})
+    assert "prerouting" in kernel.names
+    guard.put({8: NOTHING, 9: guarded(9, [MAC], [], trunk=False)})
+    assert "prerouting" in kernel.names
+    guard.put({9: NOTHING})
+    assert not {"prerouting", "postrouting"} & kernel.names
+    assert not guard.restore()
+
+
+def test_a_refused_change_leaves_the_hooks_as_they_were(guard: Guard, kernel: Kernel) -> None:
+    wanted = {7: guarded(7, [MAC], [], trunk=False)}
+    kernel.refuses = errno.ENOMEM
+    with pytest.raises(NftError):
+        guard.put(wanted)
+    kernel.refuses = 0
+    guard.put(wanted)
+    assert "prerouting" in kernel.names
 
 
 def test_what_is_refused_is_not_remembered(guard: Guard, kernel: Kernel) -> None:
@@ -189,7 +274,7 @@ def test_many_elements_are_in_messages_that_they_fit_in(guard: Guard, kernel: Ke
     guard.put({index: guarded(index, [MAC], [], trunk=False) for index in range(1, 1001)})
     (messages,) = kernel.transactions
     assert max(len(message.payload) for message in messages) < 1 << 16
-    assert len(kernel.elements[ruleset.MACS]) == 1000
+    assert len(kernel.elements[sets.MACS]) == 1000
 
 
 def test_a_port_that_lost_an_element_has_not_what_it_should(guard: Guard, kernel: Kernel) -> None:
@@ -197,12 +282,12 @@ def test_a_port_that_lost_an_element_has_not_what_it_should(guard: Guard, kernel
     guard.put({7: wanted})
     assert guard.has(7, wanted)
     assert not guard.has(7, NOTHING)
-    kernel.elements[ruleset.IP4].clear()
+    kernel.elements[sets.IP4].clear()
     assert not guard.has(7, wanted)
 
 
 def test_the_next_helper_takes_over_what_the_first_had(guard: Guard, kernel: Kernel) -> None:
-    wanted = guarded(7, [MAC], ["10.0.0.1", "10.1.0.0/16"], trunk=False) | {limited(7, ruleset.PPS_TO_VM, 100, 64)}
+    wanted = guarded(7, [MAC], ["10.0.0.1", "10.1.0.0/16"], trunk=False) | {limited(7, sets.PPS_TO_VM, 100, 64)}
     guard.put({7: wanted})
     kernel.transactions.clear()
     second = Guard()
@@ -242,9 +327,9 @@ def test_what_somebody_changed_is_put_back_in_one_transaction(guard: Guard, kern
     elif damage == "policy":
         kernel.chains[b"prerouting\0"][5] = struct.pack(">I", 0)
     elif damage == "element":
-        kernel.elements[ruleset.MACS].clear()
+        kernel.elements[sets.MACS].clear()
     else:
-        kernel.elements[ruleset.MACS] |= dict.fromkeys([wire.nested(1, wire.attribute(1, struct.pack("=I", 9) + bytes(8)))], b"")
+        kernel.elements[sets.MACS] |= dict.fromkeys([wire.nested(1, wire.attribute(1, struct.pack("=I", 9) + bytes(8)))], b"")
     kernel.transactions.clear()
     assert guard.restore()
     assert len(kernel.transactions) == 1
@@ -275,4 +360,5 @@ def test_every_chain_is_made_before_the_rules_that_go_there() -> None:
         if message.kind == Kind.NEWCHAIN:
             made.add(fields[3])
     assert made == {name.encode() + b"\0" for name in BRIDGE.chains}
+    assert not made & {name.encode() + b"\0" for name in BRIDGE.hooks}
     assert len(SETS) == len([m for m in BRIDGE.messages(0) if m.kind == Kind.NEWSET])

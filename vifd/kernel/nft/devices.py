@@ -9,69 +9,37 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from vifd.kernel.nft import ruleset
-from vifd.kernel.nft.guard import NOTHING, Element, Elements, Guard, NoGuard, open_guard
-from vifd.kernel.nft.rules import IIF, OIF, verdict_of
-from vifd.kernel.nft.ruleset import TABLE
-from vifd.kernel.nft.seals import Chains
-from vifd.kernel.nft.wire import NLM_F_CREATE, Kind, Message, nested, number, text
-
-_INGRESS, _EGRESS = 0, 1  # linux/netfilter.h, enum nf_dev_hooks
-_OUT = (verdict_of(ruleset.PORTS, OIF), *ruleset.limit_rules(OIF, ruleset.PPS_FROM_VM, ruleset.BPS_FROM_VM))
-_IN = ruleset.limit_rules(IIF, ruleset.PPS_TO_VM, ruleset.BPS_TO_VM)
+from vifd.kernel.nft.elements import NOTHING, Elements
+from vifd.kernel.nft.guard import Guard, NoGuard, open_guard
+from vifd.kernel.nft.ruleset import Hook
+from vifd.kernel.nft.wire import Kind, Message
 
 
 class DeviceGuard(Guard):
-    """A Guard whose ports are devices with chains of their own."""
+    """A Guard whose ports are devices with chains of their own, named "out-7" and "in-7" after their indexes."""
 
-    def put(self, ports: Mapping[int, Elements]) -> None:
-        """See Guard."""
-        with self._lock:
-            removed, added = set[Element](), set[Element]()
-            for ifindex, wanted in ports.items():
-                present = self._ports.get(ifindex, NOTHING)
-                removed |= present - wanted
-                added |= wanted - present
-            fresh = [ifindex for ifindex, wanted in ports.items() if wanted and ifindex not in self._ports]
-            spent = [ifindex for ifindex, wanted in ports.items() if not wanted and ifindex in self._ports]
-            unhooked = self._unhooked(spent)
-            self._socket.commit([*unhooked, *self._removals(removed), *self._additions(added), *self._hooked(fresh)])
-            for ifindex, wanted in ports.items():
-                if wanted:
-                    self._ports[ifindex] = wanted
-                else:
-                    self._ports.pop(ifindex, None)
+    def _hook(self, name: str) -> Hook:
+        return super()._hook(name.partition("-")[0])
 
-    def _hooked(self, ports: Iterable[int]) -> list[Message]:
+    def _hooks_of(self, ifindex: int, elements: Elements) -> Iterable[str]:
+        return [f"{name}-{ifindex}" for name in super()._hooks_of(ifindex, elements)]
+
+    def _hooked(self, names: Iterable[str]) -> list[Message]:
         messages = []
-        for ifindex in ports:
+        for name in names:
             try:
-                ifname = socket.if_indextoname(ifindex)
+                device = socket.if_indextoname(int(name.partition("-")[2]))
             except OSError:
                 continue  # it is gone, and the sweep forgets it
-            for chain, hook, rules in _chains_of(ifindex):
-                where = nested(4, number(1, hook), number(2, 0), text(3, ifname))
-                payload = text(1, TABLE) + text(3, chain) + where + number(5, 1) + text(7, "filter")
-                messages.append(Message(Kind.NEWCHAIN, self._rules.family, payload, NLM_F_CREATE))
-                messages += [self._rules.rule(chain, rule) for rule in rules]
+            messages += self._rules.hook(name, self._hook(name), device)
         return messages
 
-    def _unhooked(self, ports: Iterable[int]) -> list[Message]:
+    def _unhooked(self, names: Iterable[str]) -> list[Message]:
         """Give what deletes the chains of devices. Before Linux 6.16 the kernel has done so itself when a device is gone."""
-        payloads = [text(1, TABLE) + text(3, name) for ifindex in ports for name, *_ in _chains_of(ifindex)]
-        there = [p for p in payloads if self._socket.ask(Message(Kind.GETCHAIN, self._rules.family, p)) is not None]
-        return [Message(Kind.DELCHAIN, self._rules.family, payload) for payload in there]
+        return [message for message in super()._unhooked(names) if self._is_hooked(message)]
 
-    def _chains(self) -> Chains:
-        hooked = {name: (rules, True) for ifindex in self._ports for name, _, rules in _chains_of(ifindex)}
-        return {**super()._chains(), **hooked}
-
-    def _contents(self) -> list[Message]:
-        return [*super()._contents(), *self._hooked(self._ports)]
-
-
-def _chains_of(ifindex: int) -> tuple[tuple[str, int, tuple[bytes, ...]], ...]:
-    """Give the chains of a device: name, hook and rules."""
-    return (f"out-{ifindex}", _EGRESS, _OUT), (f"in-{ifindex}", _INGRESS, _IN)
+    def _is_hooked(self, unhook: Message) -> bool:
+        return self._socket.ask(Message(Kind.GETCHAIN, unhook.family, unhook.payload)) is not None
 
 
 class Guards:

@@ -8,21 +8,20 @@ doesn't touch it, and it outlives the helper. Elsewhere others' changes are undo
 from __future__ import annotations
 
 import errno
-import ipaddress
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from struct import pack, unpack_from
-from typing import NamedTuple
+from struct import unpack_from
 
-from vifd.kernel.nft import ruleset, seals, wire
-from vifd.kernel.nft.rules import Verdict, verdict_data
-from vifd.kernel.nft.ruleset import SETS, TABLE, Ruleset
+from vifd.kernel.nft import ruleset, seals, sets
+from vifd.kernel.nft.elements import NOTHING, Element, Elements, pack_element, parse_element, port_of
+from vifd.kernel.nft.ruleset import TABLE, Hook, Ruleset
+from vifd.kernel.nft.sets import SETS
 from vifd.kernel.nft.table import PERSIST, Table, open_table
 from vifd.kernel.nft.wire import (
     NLM_F_CREATE,
     Kind,
     Message,
     NftError,
-    attribute,
     listed,
     nested,
     number,
@@ -31,84 +30,6 @@ from vifd.kernel.nft.wire import (
 )
 
 _LIMIT_OBJECT, _LIMIT_PACKETS, _LIMIT_BYTES, _LIMIT_OVER = 4, 0, 1, 1
-
-
-class Element(NamedTuple):
-    """An element of a set or map.
-
-    Args:
-        of: the set.
-        key: as the kernel has it, the interface's index first.
-        end: the last key of a range; empty: it is no range.
-        value: a map's: the chain, or the limit's name, which says all of it.
-    """
-
-    of: str
-    key: bytes
-    end: bytes = b""
-    value: str = ""
-
-
-Elements = frozenset[Element]
-NOTHING: Elements = frozenset()
-
-
-def guarded(ifindex: int, macs: Iterable[str], addresses: Iterable[str], *, trunk: bool) -> Elements:
-    """Give what keeps a port to its MACs and addresses.
-
-    Args:
-        ifindex: the port.
-        macs: the MACs that its VM may send with.
-        addresses: the addresses and prefixes that it may send from; none: any.
-        trunk: whether 802.1Q tags pass.
-    """
-    port = pack("=I", ifindex)
-    elements = {
-        Element(ruleset.PORTS, port, value="trunk" if trunk else "access"),
-        Element(ruleset.DROPS, port),
-        *(Element(ruleset.MACS, port + bytes.fromhex(mac.replace(":", "")) + bytes(2)) for mac in macs),
-    }
-    networks = [ipaddress.ip_network(address) for address in addresses]
-    if networks:
-        elements.add(Element(ruleset.LISTED, port))
-    if any(network.version == 6 for network in networks):
-        networks += [ipaddress.ip_network(link_local(mac)) for mac in macs]
-    return frozenset(elements | {_address(ifindex, network) for network in networks})
-
-
-def limited(ifindex: int, of: str, rate: int, burst: int) -> Element:
-    """Give what limits a port.
-
-    Args:
-        ifindex: the port.
-        of: the map.
-        rate: packets or bytes a second.
-        burst: packets or bytes; of bytes, a second's worth comes on top (net/netfilter/nft_limit.c).
-    """
-    return Element(of, pack("=I", ifindex), value=f"{of}-{ifindex}-{rate}-{burst}")
-
-
-def link_local(mac: str) -> str:
-    """Give the link-local address that derives from a MAC (RFC 4291, appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
-
-
-def _address(ifindex: int, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Element:
-    first, last = network.network_address.packed, network.broadcast_address.packed
-    if first == last:
-        return Element(ruleset.IP4 if network.version == 4 else ruleset.IP6, pack("=I", ifindex) + first)
-    # Where there are ranges, numbers are compared byte by byte from the left.
-    port = pack(">I", ifindex)
-    of = ruleset.IP4_PREFIXES if network.version == 4 else ruleset.IP6_PREFIXES
-    return Element(of, port + first, port + last)
-
-
-def port_of(element: Element) -> int:
-    """Give the index of the interface that an element is about."""
-    index: int = unpack_from(">I" if SETS[element.of].is_interval else "=I", element.key)[0]
-    return index
 
 
 class NoGuard:
@@ -178,6 +99,7 @@ class Guard(Table):
         super().__init__(rules.family, TABLE, owned=owned, shared=shared)
         self._rules = rules
         self._ports: dict[int, Elements] = {}
+        self._hooks = Counter[str]()  # how many ports each chain that the kernel calls is there for
 
     @property
     def ports(self) -> frozenset[int]:
@@ -193,6 +115,7 @@ class Guard(Table):
         with self._lock:
             found = self._find_table()
             self._ports = {} if found is None else self._read_ports()
+            self._hooks = Counter(hook for ifindex, elements in self._ports.items() for hook in self._hooks_of(ifindex, elements))
             self._own(lambda flags: self._taking(found, flags))
 
     def put(self, ports: Mapping[int, Elements]) -> None:
@@ -205,12 +128,20 @@ class Guard(Table):
             NftError: the kernel refuses; nothing has changed.
         """
         with self._lock:
-            removed, added = set[Element](), set[Element]()
+            removed, added, hooks = set[Element](), set[Element](), Counter[str]()
             for ifindex, wanted in ports.items():
                 present = self._ports.get(ifindex, NOTHING)
                 removed |= present - wanted
                 added |= wanted - present
-            self._socket.commit([*self._removals(removed), *self._additions(added)])
+                hooks.update(self._hooks_of(ifindex, wanted))
+                hooks.subtract(self._hooks_of(ifindex, present))
+            spent = [name for name, more in hooks.items() if more < 0 and self._hooks[name] + more == 0]
+            fresh = [name for name, more in hooks.items() if more > 0 and self._hooks[name] == 0]
+            changes = [*self._removals(removed), *self._additions(added)]
+            self._socket.commit([*self._unhooked(spent), *changes, *self._hooked(fresh)])
+            self._hooks.update(hooks)
+            for name in spent:
+                del self._hooks[name]
             for ifindex, wanted in ports.items():
                 if wanted:
                     self._ports[ifindex] = wanted
@@ -245,7 +176,22 @@ class Guard(Table):
         return self._is_current(table) and seals.is_whole(self._socket, self._rules.family, TABLE, self._chains())
 
     def _chains(self) -> seals.Chains:
-        return {name: (chain.rules, chain.hook is not None) for name, chain in self._rules.chains.items()}
+        called = {name: (self._hook(name).rules, True) for name in self._hooks}
+        return {name: (rules, False) for name, rules in self._rules.chains.items()} | called
+
+    def _hook(self, name: str) -> Hook:
+        return self._rules.hooks[name]
+
+    def _hooks_of(self, ifindex: int, elements: Elements) -> Iterable[str]:  # noqa: ARG002  DeviceGuard has some for each port
+        """Give the names of the chains that a port needs the kernel to call."""
+        needs = {element.of for element in elements}
+        return [name for name, hook in self._rules.hooks.items() if needs & hook.needed_for]
+
+    def _hooked(self, names: Iterable[str]) -> list[Message]:
+        return [message for name in names for message in self._rules.hook(name, self._hook(name))]
+
+    def _unhooked(self, names: Iterable[str]) -> list[Message]:
+        return [self._rules.unhook(name) for name in names]
 
     def _taking(self, found: dict[int, bytes] | None, flags: int) -> list[Message]:
         is_persistent = found is not None and bool(unpack_from(">I", found.get(2, bytes(4)))[0] & PERSIST)
@@ -259,17 +205,18 @@ class Guard(Table):
 
     def _contents(self) -> list[Message]:
         """Give what makes all that the table has of its ports."""
-        return self._additions(element for elements in self._ports.values() for element in elements)
+        elements = (element for elements in self._ports.values() for element in elements)
+        return [*self._additions(elements), *self._hooked(self._hooks)]
 
     def _read_ports(self) -> dict[int, Elements]:
         ports: dict[int, set[Element]] = {}
         for name in SETS:
-            for element in (_parse(name, item) for item in self._read_set(name)):
+            for element in (parse_element(name, item) for item in self._read_set(name)):
                 ports.setdefault(port_of(element), set()).add(element)
         return {ifindex: frozenset(elements) for ifindex, elements in ports.items()}
 
     def _is_there(self, element: Element) -> bool:
-        payload = text(1, TABLE) + text(2, element.of) + nested(3, listed([_pack(element)]))
+        payload = text(1, TABLE) + text(2, element.of) + nested(3, listed([pack_element(element)]))
         return self._socket.ask(Message(Kind.GETSETELEM, self._rules.family, payload)) is not None
 
     def _additions(self, elements: Iterable[Element]) -> list[Message]:
@@ -284,11 +231,11 @@ class Guard(Table):
         return self._packed(Kind.DELSETELEM, by_set) + objects
 
     def _packed(self, kind: Kind, by_set: Mapping[str, list[Element]]) -> list[Message]:
-        return [message for of, some in by_set.items() for message in self._elements(kind, of, list(map(_pack, some)))]
+        return [message for of, some in by_set.items() for message in self._elements(kind, of, list(map(pack_element, some)))]
 
     def _limit(self, element: Element) -> Message:
         rate, burst = (int(part) for part in element.value.split("-")[2:])
-        counts = _LIMIT_PACKETS if element.of in {ruleset.PPS_FROM_VM, ruleset.PPS_TO_VM} else _LIMIT_BYTES
+        counts = _LIMIT_PACKETS if element.of in {sets.PPS_FROM_VM, sets.PPS_TO_VM} else _LIMIT_BYTES
         limit = number64(1, rate) + number64(2, 1) + number(3, burst) + number(4, counts) + number(5, _LIMIT_OVER)
         return Message(Kind.NEWOBJ, self._rules.family, _object(element) + nested(4, limit), NLM_F_CREATE)
 
@@ -302,23 +249,3 @@ def _by_set(elements: Iterable[Element]) -> dict[str, list[Element]]:
 
 def _object(element: Element) -> bytes:
     return text(1, TABLE) + text(2, element.value) + number(3, _LIMIT_OBJECT)
-
-
-def _pack(element: Element) -> bytes:
-    packed = nested(1, attribute(1, element.key))
-    if element.end:
-        packed += nested(10, attribute(1, element.end))
-    if SETS[element.of].is_limit:
-        packed += text(9, element.value)
-    elif element.value:
-        packed += nested(2, verdict_data(Verdict.JUMP, element.value))
-    return packed
-
-
-def _parse(name: str, item: bytes) -> Element:
-    fields = wire.attributes_of(item)
-    key, end = (wire.attributes_of(fields.get(kind, b"")).get(1, b"") for kind in (1, 10))
-    value = fields.get(9, b"")
-    if 2 in fields:
-        value = wire.attributes_of(wire.attributes_of(fields[2]).get(2, b"")).get(2, b"")
-    return Element(name, key, end, value.rstrip(b"\0").decode())

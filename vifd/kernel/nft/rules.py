@@ -71,6 +71,7 @@ def extension(header: int, offset: int, length: int) -> Field:
 
 IIF, OIF = Field(_META, 4, 0, 4), Field(_META, 5, 0, 4)
 IIFNAME, OIFNAME = Field(_META, 6, 0, 16), Field(_META, 7, 0, 16)
+PKTTYPE = Field(_META, 19, 0, 1)
 PROTOCOL, NFPROTO, L4PROTO = Field(_META, 1, 0, 2), Field(_META, 15, 0, 1), Field(_META, 16, 0, 1)
 CT_STATE, CT_STATUS = Field(_CONNTRACK, 0, 0, 4), Field(_CONNTRACK, 2, 0, 4)
 
@@ -139,6 +140,11 @@ def count(counter: str) -> bytes:
 def verdict(code: Verdict, chain: str = "") -> bytes:
     """End a rule: drop, accept, return, or go to a chain."""
     return _expression("immediate", number(1, _VERDICT_REGISTER), nested(2, verdict_data(code, chain)))
+
+
+def accept() -> bytes:
+    """End the hooked chain: the packet is fine, and nothing else looks at it here."""
+    return verdict(Verdict.ACCEPT)
 
 
 def drop() -> bytes:
