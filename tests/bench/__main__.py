@@ -78,7 +78,7 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         turns = step("64 in flight", size.flight_rounds * in_flight.WAYS)
         rows += in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)
     if "guard" in names:
-        turns = step("guard and limits", size.guard_rounds * 2 * len(guarded.RESIDENTS))
+        turns = step("guard and limits", size.guard_rounds * guarded.TURNS)
         rows += guarded.measure_guarded(size.guard_rounds, turns)
     if "memory" in names:
         batches = resident.count_batches(resident.RESIDENT_COUNT)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.bench.guarded import RESIDENTS
+from tests.bench.guarded import MACVTAP, PORTS, RESIDENTS
 from tests.bench.measure import Row
 
 MEMORY_LIMIT_MIB = 120
@@ -80,8 +80,17 @@ def _judge_guard(vifd: Callable[[str], float]) -> list[Target]:
         suffix = f", {count:,} resident"
         made, limit = vifd(f"make guarded and limited{suffix}"), GUARD_FACTOR * vifd(f"make open{suffix}")
         targets.append(Target(f"Request guarded and limited p50{suffix}: {GUARD_FACTOR} x open", made, limit, "ms"))
-        for size in ("small", "big"):
-            rate, least = vifd(f"{size} frames, guarded{suffix}"), GUARDED_RATE * vifd(f"{size} frames, open{suffix}")
-            name = f"{size.capitalize()} frames, guarded{suffix}: {GUARDED_RATE} x open"
-            targets.append(Target(name, rate, least, "/s", at_least=True))
+        targets += _judge_frames(vifd, suffix)
+    return targets + _judge_frames(vifd, MACVTAP)
+
+
+def _judge_frames(vifd: Callable[[str], float], suffix: str) -> list[Target]:
+    """Judge what the guard leaves of the frames that pass without it."""
+    targets = []
+    for size in ("small", "big"):
+        least = GUARDED_RATE * vifd(f"{size} frames, open{suffix}")
+        for way in PORTS:
+            if way != "open":
+                name = f"{size.capitalize()} frames, {way}{suffix}: {GUARDED_RATE} x open"
+                targets.append(Target(name, vifd(f"{size} frames, {way}{suffix}"), least, "/s", at_least=True))
     return targets

@@ -7,13 +7,16 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support import frames, guests, kernel
 from tests.support.daemon import ip, network_namespace, wait_for
-from vifd.kernel.nft.elements import guarded
+from vifd.kernel.nft import ruleset, sets
+from vifd.kernel.nft.elements import NOTHING, guarded, limited
 from vifd.kernel.nft.guard import Guard, NoGuard, open_guard
+from vifd.kernel.nft.ruleset import Ruleset
 from vifd.kernel.nft.wire import NftError
 
 MAC, FOREIGN_MAC = "02:00:00:00:00:01", "02:00:00:00:00:66"
@@ -26,8 +29,8 @@ def netns() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def opened(netns: str, *, owned: bool = True) -> Iterator[Guard]:
-    made = kernel.inside(netns, lambda: open_guard(owned=owned))
+def opened(netns: str, *, owned: bool = True, rules: Ruleset = ruleset.BRIDGE) -> Iterator[Guard]:
+    made = kernel.inside(netns, lambda: open_guard(rules, owned=owned))
     assert not isinstance(made, NoGuard)
     try:
         yield made
@@ -124,27 +127,45 @@ def test_a_table_changes_hands(netns: str, before: bool) -> None:
         assert nft(netns, "list", "table", "bridge", "vifd").count("flags owner") == (not before)
 
 
+def test_nft_can_read_all_of_it(netns: str) -> None:
+    ports = {
+        1: guarded(1, [MAC], ["10.0.0.1", "10.1.0.0/16", "fd00::1"], trunk=False) | {limited(1, sets.PPS_TO_VM, 100, 64)},
+        2: guarded(2, [FOREIGN_MAC], [], trunk=False, is_limited=True) | {limited(2, sets.BPS_FROM_VM, 10**6, 10**5)},
+    }
+    with opened(netns) as guard:
+        guard.put(ports)
+        done = subprocess.run(
+            ["ip", "netns", "exec", netns, "nft", "list", "ruleset"], capture_output=True, text=True, check=True
+        )
+    assert done.stderr == ""
+    for words in ("hook prerouting", "hook postrouting", "@senders4 accept", "limit name iif map @bps_from_vm", FOREIGN_MAC):
+        assert words in done.stdout
+
+
+def test_what_a_vm_gets_is_hooked_while_a_port_has_a_limit(netns: str) -> None:
+    wanted = guarded(1, [MAC], [], trunk=False)
+    with opened(netns) as guard:
+        guard.put({1: wanted | {limited(1, sets.PPS_TO_VM, 100, 64)}})
+    with opened(netns) as guard:
+        assert "hook postrouting" in nft(netns, "list", "table", "bridge", "vifd")
+        guard.put({1: wanted})
+        assert "hook postrouting" not in nft(netns, "list", "table", "bridge", "vifd")
+        assert "hook prerouting" in nft(netns, "list", "table", "bridge", "vifd")
+        guard.put({1: NOTHING})
+        assert "hook" not in nft(netns, "list", "table", "bridge", "vifd")
+
+
 def test_on_a_trunk_one_tag_passes_and_a_second_does_not(netns: str) -> None:
     kernel.run(netns, "link", "add", "br0", "type", "bridge")
     kernel.run(netns, "link", "set", "br0", "up")
     with opened(netns) as guard, contextlib.ExitStack() as stack:
-        fds = []
-        for name in ("guest0", "far0"):
-            fds.append(kernel.open_tap(netns, name))
-            stack.callback(os.close, fds[-1])
-            os.set_blocking(fds[-1], False)
-            kernel.run(netns, "link", "set", name, "master", "br0", "up")
+        fds = [stack.enter_context(port_of_a_bridge(netns, name)) for name in ("guest0", "far0")]
         index = ip(netns, "link", "show", "guest0")[0]["ifindex"]
         guard.put({index: guarded(index, [MAC], [], trunk=True)})
         plain = frames.probe(MAC, 1)
 
         def arrives(frame: bytes) -> bool:
-            os.write(fds[0], bytes(10) + frame)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    if os.read(fds[1], 2048)[10:] == frame:
-                        return True
-            return False
+            return frame in through(fds, frame)
 
         wait_for(lambda: arrives(plain))
         assert arrives(frames.tagged(plain, (0x8100, 5)))
@@ -154,3 +175,46 @@ def test_on_a_trunk_one_tag_passes_and_a_second_does_not(netns: str) -> None:
         assert not arrives(frames.tagged(frames.router_advertisement(MAC, "fe80::1"), (0x8100, 5)))
         assert guests.counters(netns)["tag"] == 4
         assert arrives(plain)
+
+
+def test_another_versions_rules_are_replaced_and_nothing_passes_meanwhile(netns: str) -> None:
+    others = ruleset.BRIDGE._replace(chains=ruleset.BRIDGE.chains | {"another": ()})
+    kernel.run(netns, "link", "add", "br0", "type", "bridge")
+    kernel.run(netns, "link", "set", "br0", "up")
+    with contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(port_of_a_bridge(netns, name)) for name in ("guest0", "far0")]
+        index = ip(netns, "link", "show", "guest0")[0]["ifindex"]
+        wanted = guarded(index, [MAC], ["10.0.0.1"], trunk=False)
+        forged, legal = (frames.ip4(MAC, source, "10.0.0.9", frames.UDP, frames.udp(1, 2)) for source in ("10.0.0.2", "10.0.0.1"))
+        with opened(netns, rules=others) as guard:
+            guard.put({index: wanted})
+            wait_for(lambda: legal in through(fds, legal))
+        for turn in range(40):
+            flood = stack.enter_context(ThreadPoolExecutor(1)).submit(lambda: through(fds, *[forged, legal] * 100))
+            with opened(netns, rules=ruleset.BRIDGE if turn % 2 else others) as guard:
+                assert guard.has(index, wanted)
+            got = flood.result()
+            assert forged not in got
+            assert legal in got
+
+
+@contextlib.contextmanager
+def port_of_a_bridge(netns: str, name: str) -> Iterator[int]:
+    fd = kernel.open_tap(netns, name)
+    try:
+        os.set_blocking(fd, False)
+        kernel.run(netns, "link", "set", name, "master", "br0", "up")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def through(fds: list[int], *sent: bytes) -> list[bytes]:
+    """What comes out of the second tap while frames go into the first."""
+    got = []
+    for frame in sent:
+        os.write(fds[0], bytes(10) + frame)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                got.append(os.read(fds[1], 2048)[10:])
+    return got

@@ -177,6 +177,12 @@ def test_what_passes_at_once_is_what_a_port_may_send_from(addresses: list[str], 
     assert {element.key[:10] for element in quick} == {struct.pack("=I", 7) + bytes.fromhex("525400123456")}
 
 
+def test_what_lets_addresses_pass_is_the_same_beside_prefixes() -> None:
+    listed, prefixed = BRIDGE.chains["listed"], BRIDGE.chains["prefixed"]
+    assert prefixed[: len(listed) - 1] == listed[:-1]
+    assert {chain[-1] for chain in (BRIDGE.chains["anywhere"], listed, prefixed)} == {goto("access")}
+
+
 def test_on_a_trunk_nothing_passes_at_once() -> None:
     elements = guarded(7, [MAC], [ADDRESS, PREFIX], trunk=True)
     assert not any(element.of in {sets.SENDERS, sets.SENDERS4, sets.SENDERS6} for element in elements)
