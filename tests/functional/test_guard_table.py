@@ -14,7 +14,8 @@ import pytest
 from tests.support import frames, guests, kernel
 from tests.support.daemon import ip, network_namespace, wait_for
 from vifd.kernel.nft import ruleset, sets
-from vifd.kernel.nft.elements import NOTHING, guarded, limited
+from vifd.kernel.nft.devices import DeviceGuard
+from vifd.kernel.nft.elements import NOTHING, Elements, guarded, limited
 from vifd.kernel.nft.guard import Guard, NoGuard, open_guard
 from vifd.kernel.nft.ruleset import Ruleset
 from vifd.kernel.nft.wire import NftError
@@ -155,6 +156,38 @@ def test_what_a_vm_gets_is_hooked_while_a_port_has_a_limit(netns: str) -> None:
         assert "hook" not in nft(netns, "list", "table", "bridge", "vifd")
 
 
+def test_a_device_that_crosses_no_bridge_has_the_chains_that_it_needs(netns: str) -> None:
+    kernel.make_tap(netns, "dev0")
+    index = ip(netns, "link", "show", "dev0")[0]["ifindex"]
+
+    def open_devices() -> Guard | NoGuard:
+        return open_guard(ruleset.NETDEV, made=lambda: DeviceGuard(ruleset.NETDEV))
+
+    def chains() -> set[str]:
+        shown = nft(netns, "list", "table", "netdev", "vifd")
+        return {name for name in (f"out-{index}", f"in-{index}") if f"chain {name}" in shown}
+
+    made = kernel.inside(netns, open_devices)
+    assert isinstance(made, DeviceGuard)
+    with contextlib.closing(made) as guard:
+
+        def put(wanted: Elements) -> None:
+            kernel.inside(netns, lambda: guard.put({index: wanted}))
+
+        plain = guarded(index, [MAC], [], trunk=False)
+        put(plain)
+        assert chains() == {f"out-{index}"}
+        put(plain | {limited(index, sets.BPS_TO_VM, 10**6, 10**5)})
+        assert chains() == {f"out-{index}", f"in-{index}"}
+        put(plain)
+        assert chains() == {f"out-{index}"}
+        assert not kernel.inside(netns, guard.restore)
+        kernel.run(netns, "link", "delete", "dev0")
+        put(NOTHING)
+        assert chains() == set()
+        assert not kernel.inside(netns, guard.restore)
+
+
 def test_on_a_trunk_one_tag_passes_and_a_second_does_not(netns: str) -> None:
     kernel.run(netns, "link", "add", "br0", "type", "bridge")
     kernel.run(netns, "link", "set", "br0", "up")
@@ -178,7 +211,7 @@ def test_on_a_trunk_one_tag_passes_and_a_second_does_not(netns: str) -> None:
 
 
 def test_another_versions_rules_are_replaced_and_nothing_passes_meanwhile(netns: str) -> None:
-    others = ruleset.BRIDGE._replace(chains=ruleset.BRIDGE.chains | {"another": ()})
+    others = ruleset.BRIDGE._replace(chains={**ruleset.BRIDGE.chains, "another": ()})
     kernel.run(netns, "link", "add", "br0", "type", "bridge")
     kernel.run(netns, "link", "set", "br0", "up")
     with contextlib.ExitStack() as stack:
