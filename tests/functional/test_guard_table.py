@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -104,7 +105,8 @@ def test_a_rule_or_policy_that_is_exchanged_for_another_is_put_back(netns: str, 
         assert guard.restore()
         assert guard.has(1, wanted)
         assert not guard.restore()
-        assert nft(netns, "-s", "list", "table", "bridge", "vifd") == before
+        later = before.replace("priority -350", "priority -349")
+        assert nft(netns, "-s", "list", "table", "bridge", "vifd") == later
 
 
 def test_a_rule_that_was_exchanged_while_nobody_looked_is_put_back_at_the_next_start(netns: str) -> None:
@@ -126,6 +128,25 @@ def test_a_table_changes_hands(netns: str, before: bool) -> None:
     with opened(netns, owned=not before) as second:
         assert second.has(1, wanted)
         assert nft(netns, "list", "table", "bridge", "vifd").count("flags owner") == (not before)
+
+
+def test_the_chains_of_a_new_table_come_after_the_old_ones(netns: str) -> None:
+    def priority() -> int:
+        shown = json.loads(nft(netns, "-j", "list", "chain", "bridge", "vifd", "prerouting"))["nftables"]
+        return int(next(one["chain"]["prio"] for one in shown if "chain" in one))
+
+    with opened(netns, owned=False) as guard:
+        guard.put({1: guarded(1, [MAC], [], trunk=False)})
+        first = priority()
+        found = []
+        for _ in range(41):
+            nft(netns, "flush", "chain", "bridge", "vifd", "sender")
+            assert guard.restore()
+            found.append(priority() - first)
+        assert found == [*range(1, 40), 0, 1]
+        nft(netns, "flush", "ruleset")
+        assert guard.restore()
+        assert priority() == first
 
 
 def test_nft_can_read_all_of_it(netns: str) -> None:
@@ -222,7 +243,7 @@ def test_another_versions_rules_are_replaced_and_nothing_passes_meanwhile(netns:
         with opened(netns, rules=others) as guard:
             guard.put({index: wanted})
             wait_for(lambda: legal in through(fds, legal))
-        for turn in range(40):
+        for turn in range(100):
             flood = stack.enter_context(ThreadPoolExecutor(1)).submit(lambda: through(fds, *[forged, legal] * 100))
             with opened(netns, rules=ruleset.BRIDGE if turn % 2 else others) as guard:
                 assert guard.has(index, wanted)

@@ -31,7 +31,7 @@ class DeviceGuard(Guard):
                 device = socket.if_indextoname(int(name.partition("-")[2]))
             except OSError:
                 continue  # it is gone, and the sweep forgets it
-            messages += self._rules.hook(name, self._hook(name), device)
+            messages += self._rules.hook(name, self._placed(name), device)
         return messages
 
     def _unhooked(self, names: Iterable[str]) -> list[Message]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from struct import unpack_from
 
-from vifd.kernel.nft import ruleset, seals, sets
+from vifd.kernel.nft import ruleset, seals, sets, wire
 from vifd.kernel.nft.elements import NOTHING, Element, Elements, pack_element, parse_element, port_of
 from vifd.kernel.nft.ruleset import TABLE, Hook, Ruleset
 from vifd.kernel.nft.sets import SETS
@@ -29,6 +29,7 @@ from vifd.kernel.nft.wire import (
     text,
 )
 
+_MOST_LATER = 40  # others have their places after that (linux/netfilter_bridge.h)
 _LIMIT_OBJECT, _LIMIT_PACKETS, _LIMIT_BYTES, _LIMIT_OVER = 4, 0, 1, 1
 
 
@@ -99,6 +100,7 @@ class Guard(Table):
         super().__init__(rules.family, TABLE, owned=owned, shared=shared)
         self._rules = rules
         self._ports: dict[int, Elements] = {}
+        self._later = 0  # by how much chains are called later than the ruleset says
         self._hooks = Counter[str]()  # how many ports each chain that the kernel calls is there for
 
     @property
@@ -188,7 +190,11 @@ class Guard(Table):
         return [name for name, hook in self._rules.hooks.items() if needs & hook.needed_for]
 
     def _hooked(self, names: Iterable[str]) -> list[Message]:
-        return [message for name in names for message in self._rules.hook(name, self._hook(name))]
+        return [message for name in names for message in self._rules.hook(name, self._placed(name))]
+
+    def _placed(self, name: str) -> Hook:
+        hook = self._hook(name)
+        return hook._replace(priority=hook.priority + self._later)
 
     def _unhooked(self, names: Iterable[str]) -> list[Message]:
         return [self._rules.unhook(name) for name in names]
@@ -200,8 +206,23 @@ class Guard(Table):
         return self._replacing(found, flags)
 
     def _replacing(self, found: dict[int, bytes] | None, flags: int) -> list[Message]:
-        """Give what makes the table anew with all that it has: each packet meets the old one or the new one."""
+        """Give what makes the table anew with all that it has: each packet meets the old one or the new one.
+
+        Each chain that a packet meets looks for itself whether the change has happened. Of equal priority the kernel calls the
+        newest first (net/netfilter/core.c, nf_hook_entries_grow): a packet could pass it before the change, and the old one
+        after. So the new chains are called later than the old ones.
+        """
+        placed = [self._find_priority(name) for name in self._hooks] if found is not None else []
+        later = [
+            there - self._hook(name).priority + 1 for name, there in zip(self._hooks, placed, strict=False) if there is not None
+        ]
+        self._later = max(later, default=0) % _MOST_LATER
         return [*([] if found is None else [self._deletion()]), *self._rules.messages(flags), *self._contents()]
+
+    def _find_priority(self, name: str) -> int | None:
+        chain = self._socket.ask(Message(Kind.GETCHAIN, self._family, text(1, TABLE) + text(3, name))) or {}
+        priority = wire.attributes_of(chain.get(4, b"")).get(2)
+        return None if priority is None else int(unpack_from(">i", priority)[0])
 
     def _contents(self) -> list[Message]:
         """Give what makes all that the table has of its ports."""
