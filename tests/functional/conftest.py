@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import features
 from tests.support.asking import release_all
 from tests.support.daemon import BLUE, Daemon, running, taps
 from tests.support.users import User, user
@@ -14,6 +15,16 @@ from vifclient import Client
 from vifclient.retry import NO_RETRY
 
 ALICE, BOB = 20001, 20002
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this kernel can't show; see tests.support.features."""
+    for mark in item.iter_markers("kernel"):
+        if reason := features.why_missing(*mark.args):
+            pytest.skip(reason)
+    for mark in item.iter_markers("kernel_without"):
+        if not features.why_missing(*mark.args):
+            pytest.skip(f"this kernel has {mark.args[0]}")
 
 
 @pytest.fixture(scope="module")

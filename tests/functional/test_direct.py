@@ -54,9 +54,6 @@ VNET_HDR = bytes(10)
 MAGIC = b"a frame of vifd's tests"
 ETHER_TYPE = 0x88B5  # IEEE 802, local experiments
 
-#: The kernel lists 802.1Q devices here where it knows them (net/8021q/vlanproc.c).
-HAS_8021Q = Path("/proc/net/vlan").exists()
-
 #: Opens a node as its owner does, sends what stdin has, and prints what arrives with the second argument in it.
 OPENER = """
 import os, sys
@@ -486,26 +483,13 @@ def test_what_a_macvtap_cant_have_is_refused(vifd: Daemon, client: Client, optio
     refused(vifd, client, "can't do", code="UNIMPLEMENTED", reason="UNSUPPORTED", port=PortSpec(**option))
 
 
-@pytest.mark.skipif(HAS_8021Q, reason="this kernel has 802.1Q")
+@pytest.mark.kernel_without("8021q")
 def test_a_vlan_without_the_kernels_support_is_refused_and_names_the_option(vifd: Daemon, client: Client) -> None:
     refused(vifd, client, "CONFIG_VLAN_8021Q", reason="HOST_NOT_READY", port=PortSpec(vlan=VlanSpec(vid=7)))
 
 
 def test_a_macvtap_is_no_trunk(vifd: Daemon, client: Client) -> None:
     refused(vifd, client, "no trunks", reason="NO_ACCEPTABLE_KIND", port=PortSpec(vlan=VlanSpec(trunk_vids=[7, 8])))
-
-
-@pytest.mark.skipif(not HAS_8021Q, reason="this kernel has no 802.1Q")
-def test_a_vlans_macvtaps_share_a_device_that_goes_with_the_last(vifd: Daemon, client: Client) -> None:
-    before = kernel.snapshot(vifd.netns)
-    one, other = (make_macvtap(client, port=PortSpec(vlan=VlanSpec(vid=7))) for _ in range(2))
-    assert one.macvtap.lower_ifname == other.macvtap.lower_ifname
-    (vlan,) = (link for link in ip(vifd.netns, "link", "show") if link.get("linkinfo", {}).get("info_kind") == "vlan")
-    assert (vlan["ifname"], vlan["link"], vlan["linkinfo"]["info_data"]["id"]) == (one.macvtap.lower_ifname, "up0", 7)
-    client.release_endpoint(one.endpoint_id)
-    assert other.macvtap.lower_ifname in {link["ifname"] for link in ip(vifd.netns, "link", "show")}
-    client.release_endpoint(other.endpoint_id)
-    assert kernel.snapshot(vifd.netns) == before
 
 
 # --- what goes wrong

@@ -61,6 +61,7 @@ def test_an_option_that_cannot_be_honoured_is_refused(vifd: Daemon, client: Clie
     assert kernel.snapshot(vifd.netns) == before
 
 
+@pytest.mark.kernel_without("bridge-vlan-filtering")
 @pytest.mark.parametrize("vlan", [VlanSpec(vid=7), VlanSpec(trunk_vids=[7, 8], native_vid=9)])
 def test_a_vlan_that_this_kernel_cannot_keep_apart_is_refused_by_name(vifd: Daemon, client: Client, vlan: VlanSpec) -> None:
     before = kernel.snapshot(vifd.netns)
