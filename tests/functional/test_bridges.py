@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support import guests, kernel
-from tests.support.asking import make, refusal
+from tests.support.asking import BRIDGE, TAP, make, refusal
 from tests.support.daemon import Daemon, ip, network_namespace, running, taps, wait_for
 from tests.support.frames import ICMPV6, SOLICITATION
 from vifclient import Client
-from vifclient.messages import PortSpec
+from vifclient.messages import DriftKind, EndpointPreference, PortSpec
 from vifclient.retry import NO_RETRY
 
 
@@ -250,6 +250,45 @@ def test_a_port_stays_silent_to_the_hosts_ipv6(netns: str) -> None:
         wait_for(lambda: kernel.bridge_ports(netns))
         for ifname in ("br-blue", taps(netns)[0]["ifname"]):
             assert kernel.settings(netns, ifname)["addr_info"] == []
+
+
+@pytest.mark.parametrize("kind", [TAP, BRIDGE])
+def test_an_uplink_that_was_taken_off_is_told_and_put_back_by_a_repair(netns: str, kind: EndpointPreference) -> None:
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    with vifd_with(netns, network(uplink="up0", repair="report")) as (_, client):
+        endpoint = make(client, acceptable=[kind])
+        kernel.run(netns, "link", "set", "up0", "nomaster")
+        (drift,) = client.check_endpoint(endpoint.endpoint_id).drifts
+        assert (drift.kind, drift.expected) == (DriftKind.DRIFT_KIND_NETWORK_MISSING, "up0")
+        assert "uplink up0 isn't on bridge br-blue" in drift.message
+        client.check_endpoint(endpoint.endpoint_id, repair=True)
+        assert kernel.settings(netns, "up0")["master"] == "br-blue"
+        assert not client.check_endpoint(endpoint.endpoint_id).drifts
+
+
+def test_an_uplink_that_is_gone_is_told_until_it_is_back(netns: str) -> None:
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    with vifd_with(netns, network(uplink="up0", repair="report")) as (_, client):
+        endpoint = make(client)
+        kernel.run(netns, "link", "delete", "up0")
+        client.check_endpoint(endpoint.endpoint_id, repair=True)
+        (drift,) = client.get_endpoint(endpoint.endpoint_id).drifts
+        assert "it can't be mended: uplink up0 of bridge br-blue isn't there" in drift.message
+        with refusal("FAILED_PRECONDITION", "HOST_NOT_READY"):
+            make(client)
+        kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+        client.check_endpoint(endpoint.endpoint_id, repair=True)
+        assert not client.check_endpoint(endpoint.endpoint_id).drifts
+
+
+def test_an_mtu_of_the_configurations_that_the_uplink_does_not_carry_is_refused(netns: str) -> None:
+    kernel.run(netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    with vifd_with(netns, network(uplink="up0")) as (daemon, _):
+        daemon.stop()
+        daemon.write_config(network(uplink="up0", mtu=9000))
+        daemon.start()
+        assert "uplink up0 has an MTU of 1500, less than the 9000 of bridge br-blue" in daemon.log()
+        assert kernel.settings(netns, "br-blue")["mtu"] == 1500
 
 
 @pytest.fixture

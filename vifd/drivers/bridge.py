@@ -31,7 +31,8 @@ class BridgeOptions(Struct, frozen=True):
     Args:
         bridge: the bridge; made if it is missing, used as it is if it exists.
         uplink: a device that is put on it; empty: none.
-        uplink_force: whether it is put there although the host's default route leads over it.
+        vlan: the VLAN of the uplink that is put there in its stead, by an 802.1Q device; 0: none.
+        uplink_force: whether the uplink is put there although the host's default route leads over it.
         mtu: bytes; 0: 1500 for a bridge that vifd makes, the bridge's own otherwise.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
         pool: what endpoints that ask for no address get one of, of each family: ranges, prefixes, addresses.
@@ -57,6 +58,7 @@ class BridgeOptions(Struct, frozen=True):
     nat: bool = False
     nat_uplink: str = ""
     public_pool: tuple[str, ...] = ()
+    vlan: Annotated[int, Meta(ge=1, le=4094)] = 0
 
 
 class BridgeDriver(NetworkDriver[BridgeOptions]):
@@ -77,6 +79,10 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
         ]
         if options.bridge and options.bridge == options.uplink:
             problems.append(Violation("uplink", "is the bridge itself"))
+        if options.vlan and not options.uplink:
+            problems.append(Violation("vlan", "needs uplink: the device whose VLAN it is"))
+        if options.vlan and options.uplink_force:
+            problems.append(Violation("uplink_force", "is of no use with vlan: the uplink itself stays the host's"))
         problems += addressing.check(cls.addressing(options))
         problems += _check_nat(options)
         problems += dhcp_network.check(_dhcp_network(options), served=options.dhcp)
@@ -94,6 +100,7 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
             bridge=options.bridge,
             uplink=options.uplink,
             uplink_force=options.uplink_force,
+            vlan=options.vlan,
             mtu_bytes=options.mtu or _DEFAULT_MTU_BYTES,
             addresses=options.addresses,
             nat=options.nat,
@@ -123,11 +130,17 @@ class BridgeDriver(NetworkDriver[BridgeOptions]):
 
     def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
         """See NetworkDriver."""
-        too_large = ""
+        problem = ""
         features = _TAP_FEATURES | {Feature.PUBLIC_ADDRESSES} if self.config.public_pool else _TAP_FEATURES
         if spec is not None and self.config.mtu and spec.port.mtu_bytes > self.config.mtu:
-            too_large = f"MTU {spec.port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
-        return (Offer(Kind.TAP, features, too_large), Offer(Kind.BRIDGE, _BRIDGE_FEATURES))
+            problem = f"MTU {spec.port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
+        if spec is not None and self.config.vlan and spec.port.vlan is not None:
+            problem = (
+                f"network {self.network} is VLAN {self.config.vlan} itself, and its ports are in no other; leave port.vlan out"
+            )
+        if spec is None and self.config.vlan:
+            features -= {Feature.VLAN}
+        return (Offer(Kind.TAP, features, problem), Offer(Kind.BRIDGE, _BRIDGE_FEATURES))
 
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
         """See NetworkDriver."""
@@ -161,7 +174,8 @@ def _check_nat(options: BridgeOptions) -> Iterator[Violation]:
         yield Violation("nat", "needs addresses: the guests' gateway, and with it their subnet")
     if options.nat_uplink and not options.nat:
         yield Violation("nat_uplink", "is of use with nat = true alone")
-    if options.nat_uplink and options.nat_uplink in {options.bridge, options.uplink}:
+    # With a VLAN the guests aren't on the uplink itself, and may get out by it.
+    if options.nat_uplink and options.nat_uplink in {options.bridge, "" if options.vlan else options.uplink}:
         yield Violation("nat_uplink", f"{options.nat_uplink} is on the guests' side; name a device that leads outside")
 
     if options.public_pool and not (options.nat and options.nat_uplink):

@@ -57,7 +57,7 @@ def check_options(catalog: Catalog, name: str, options: Any) -> list[Violation]:
 
 
 def check_together(catalog: Catalog, config: Config) -> None:
-    """Check that no two networks say different things of one bridge, and that no uplink is a bridge's and a direct network's.
+    """Check that no two networks say different things of one bridge, and that no uplink is wanted by two.
 
     Raises:
         ConfigError: with every network that contradicts one before it.
@@ -77,14 +77,21 @@ def _check_bridges(catalog: Catalog, config: Config, grants: Mapping[str, Bridge
         addressing = catalog[network.driver].addressing(network.options)
         other, *known = first.setdefault(grant.bridge, (name, grant, addressing))
         if known != [grant, addressing]:
-            differs = "with another uplink, mtu, addresses, pool, dns or NAT; let both say the same"
+            differs = "with another uplink, vlan, mtu, addresses, pool, dns or NAT; let both say the same"
             message = f"network {other} has bridge {grant.bridge} too, {differs}"
             yield Violation(f"networks.{name}.bridge", message)
 
 
 def _check_uplinks(grants: Authority, bridges: Mapping[str, BridgeGrant]) -> Iterator[Violation]:
-    """Find uplinks that can't carry macvtaps because they are put on a bridge."""
-    used = {grant.uplink: name for name, grant in bridges.items() if grant.uplink}
+    """Find uplinks, or VLANs of them, that two bridges want, and uplinks that can't carry macvtaps for they are on one."""
+    first: dict[tuple[str, int], str] = {}
+    for name, bridged in bridges.items():
+        other = first.setdefault((bridged.uplink, bridged.vlan), name) if bridged.uplink else name
+        if bridges[other].bridge != bridged.bridge:
+            what = f"VLAN {bridged.vlan} of {bridged.uplink}" if bridged.vlan else bridged.uplink
+            message = f"{what} is put on the bridge of network {other}; let both have that bridge, or use another"
+            yield Violation(f"networks.{name}.{'vlan' if bridged.vlan else 'uplink'}", message)
+    used = {grant.uplink: name for name, grant in bridges.items() if grant.uplink and not grant.vlan}
     for name, grant in grants.items():
         if isinstance(grant, UplinkGrant) and grant.uplink in used:
             message = f"{grant.uplink} is put on the bridge of network {used[grant.uplink]}; use another"
@@ -103,7 +110,7 @@ def _twice_served(served: Mapping[str, DhcpNetwork]) -> Iterator[Violation]:
 def _check_nat(grants: Mapping[str, BridgeGrant]) -> Iterator[Violation]:
     """Find subnets with NAT that are behind two bridges, and ways out that are ports of a bridge."""
     subnets = {name: [ip_interface(address).network for address in grant.addresses] for name, grant in grants.items()}
-    ports = {grant.uplink: grant.bridge for grant in grants.values() if grant.uplink}
+    ports = {grant.uplink: grant.bridge for grant in grants.values() if grant.uplink and not grant.vlan}
     for name, grant in grants.items():
         if not grant.nat:
             continue

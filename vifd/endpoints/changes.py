@@ -21,7 +21,7 @@ from vifd.endpoints.views import Views
 from vifd.errors import InvalidRequest, NotAllowed, TryAgain, Unsupported, VifdError, Violation, WrongState
 from vifd.kernel import names, ops
 from vifd.kernel.room import Room
-from vifd.model import Caller, Endpoint, Port, RateLimit
+from vifd.model import Caller, Endpoint, EndpointSpec, Port, RateLimit
 
 
 class Change(NamedTuple):
@@ -98,12 +98,15 @@ class Changes:
         if "guard_enabled" in fields:
             port = self._networks.policy.check_guard(caller, port, endpoint.network)
         kind = endpoint.location.kind if endpoint.location is not None else None
-        offer = next((offer for offer in driver.offers(None) if offer.kind is kind), None)
+        changed = EndpointSpec(endpoint.network, (), endpoint.owner, Port(**fields))
+        offer = next((offer for offer in driver.offers(changed) if offer.kind is kind), None)
         if offer is None:
             raise Unsupported(f"network {endpoint.network} has no {kind} endpoints any more; release the endpoint")
         missing = [option for feature, option in negotiation.features_of(port).items() if feature not in offer.features]
         if missing:
             raise Unsupported(f"{kind} on network {endpoint.network} can't do {', '.join(missing)}. Ask without it")
+        if offer.unavailable:
+            raise WrongState(f"endpoint {change.endpoint_id} can't be changed so: {offer.unavailable}")
         _check_bursts(port)
         return negotiation.settle_port(port, offer)
 
@@ -167,7 +170,7 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
     change = ops.ChangePort(
         configured.endpoint_id, configured.ifname, configured.network, mac, known.port if known else None, configured.port
     )
-    return (*(op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureNode)), change)
+    return (*(op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan | ops.EnsureNode)), change)
 
 
 def _configuration(entry: Entry) -> ops.ConfigurePort | None:

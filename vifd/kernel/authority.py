@@ -33,6 +33,7 @@ class BridgeGrant(Struct, frozen=True):
     Args:
         bridge: the bridge that is made if it is missing, and on which ports are put.
         uplink: the device that is put on it; empty: none.
+        vlan: the VLAN of the uplink whose 802.1Q device is put there in its stead; 0: none.
         uplink_force: whether that may be the host's own way out.
         mtu_bytes: the MTU of a bridge that vifd makes.
         addresses: the host's addresses on a bridge that vifd makes, with prefix lengths.
@@ -49,6 +50,7 @@ class BridgeGrant(Struct, frozen=True):
     nat: bool = False
     nat_uplink: str = ""
     public_pool: tuple[tuple[str, str], ...] = ()
+    vlan: int = 0
 
     def allows_public(self, public: Address, private: Address) -> bool:
         """Tell whether a public address may lead to a guest's own."""
@@ -112,12 +114,13 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
                 check_port(port)
                 _check_publics(port, _grant(authority, network))
-                _check_vlan(plan, port, _grant(authority, network))
+                _check_vlan(plan, port, _grant(authority, network), standing=port)
             case ops.ChangePort(endpoint_id, ifname, network, mac, before, port):
                 _require(not made, "a device that this plan makes needs no change")
                 _check_place(endpoint_id, ifname, _grant(authority, network), bridged=bridged)
                 _check_mac(mac, _grant(authority, network))
                 _check_publics(port, _grant(authority, network))
+                _check_vlan(plan, port, _grant(authority, network), standing=before or port)
                 for one in (port,) if before is None else (port, before):
                     check_port(one)
     networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode | ops.EnsureOwner)}
@@ -224,11 +227,21 @@ def _check_place(endpoint_id: str, ifname: str, grant: BridgeGrant | UplinkGrant
     _require(bridged or isinstance(grant, UplinkGrant), "a port needs EnsureBridge in its plan")
 
 
-def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant) -> None:
-    """Check that a macvtap stands in the VLAN that its port is in; a bridge keeps its ports' VLANs itself."""
+def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant, *, standing: Port) -> None:
+    """Check that a port is in a VLAN that its network can put it into.
+
+    Args:
+        plan: what the port is of.
+        port: what it is to be like.
+        grant: its network's.
+        standing: what it is like when the plan begins: a macvtap stands in the VLAN that it was made in.
+    """
+    if isinstance(grant, BridgeGrant):
+        _require(port.vlan is None or not grant.vlan, "a port in a VLAN, on a network that is one")
+        return
     ensured = [operation.vid for operation in plan if isinstance(operation, ops.EnsureVlan)]
-    wanted = [] if port.vlan is None else [port.vlan.vid]
-    _require(isinstance(grant, BridgeGrant) or ensured == wanted, f"VLANs {ensured} for a port in {wanted}")
+    wanted = [] if standing.vlan is None else [standing.vlan.vid]
+    _require(ensured == wanted, f"VLANs {ensured} for a port in {wanted}")
 
 
 def _check_mac(mac: str, grant: BridgeGrant | UplinkGrant) -> None:

@@ -9,10 +9,8 @@ second; either says whose it is, so a helper that dies in between finishes its w
 from __future__ import annotations
 
 import errno
-import functools
 import ipaddress
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import unpack_from
 from typing import NamedTuple
@@ -20,15 +18,14 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vifd.kernel import names
+from vifd.kernel import ipv6, names, netlink, vlans
 from vifd.kernel.authority import Address, BridgeGrant
+from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.netlink import IFF_UP, Ifla, Link, RtnlSocket, delete_link, get_link
 from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 
-_IPV6_CONF = Path("/proc/sys/net/ipv6/conf")
 _IFLA_BR_VLAN_FILTERING, _IFLA_BR_VLAN_DEFAULT_PVID = 7, 39
 _RTN_UNICAST = 1  # linux/rtnetlink.h
-_IPV6_MIN_MTU_BYTES = 1280  # linux/ipv6.h; below it the kernel takes IPv6 off a device (net/ipv6/addrconf.c, addrconf_notify)
 
 
 class BridgeError(Exception):
@@ -63,7 +60,8 @@ class BridgeState(NamedTuple):
         own: whether vifd made it, at whatever time.
         created: whether this call made it.
         vlans: whether it can keep VLANs apart.
-        uplink: the index of its uplink; 0: none.
+        uplink: the index of its uplink, or of the device of its VLAN there; 0: none.
+        uplink_name: the name of that.
     """
 
     name: str
@@ -73,6 +71,7 @@ class BridgeState(NamedTuple):
     created: bool
     vlans: BridgeVlans
     uplink: int = 0
+    uplink_name: str = ""
 
 
 def find_link(rtnl: RtnlSocket, ifname: str) -> Link | None:
@@ -90,7 +89,8 @@ def find_link(rtnl: RtnlSocket, ifname: str) -> Link | None:
 def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
     """Give the network's bridge with its uplink on it, making it first if it is missing or was left half made.
 
-    A bridge of somebody else's is used without changing any of its settings; only a configured uplink is put on it.
+    A bridge of somebody else's is used without changing any of its settings; only a configured uplink is put on it. With a VLAN
+    it is the 802.1Q device of that, which is made first if it is missing; the uplink stays the host's.
 
     Args:
         rtnl: the socket to ask through.
@@ -100,8 +100,18 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
     Raises:
         BridgeError: it can't be made or used.
     """
+    with vlans.lock:
+        try:
+            return _ensure(rtnl, network, grant)
+        except BridgeError:
+            if grant.vlan:
+                vlans.sweep(rtnl)
+            raise
+
+
+def _ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
     link = find_link(rtnl, grant.bridge)
-    uplink = _find_uplink(rtnl, grant, link) if grant.uplink else None
+    uplink = _find_uplink(rtnl, network, grant, link) if grant.uplink else None
     created = link is None
     if link is None or (_is_own(link, network) and not link.flags & IFF_UP):
         _make(network, grant, create=created, fresh=True)
@@ -114,12 +124,12 @@ def ensure(rtnl: RtnlSocket, network: str, grant: BridgeGrant) -> BridgeState:
         )
     if uplink is not None and uplink.number(Ifla.MASTER) != link.ifindex:
         _attach_uplink(grant, uplink, link)
-    uplink_index = 0 if uplink is None else uplink.ifindex
+    uplink_index, uplink_name = (0, "") if uplink is None else (uplink.ifindex, uplink.text(Ifla.IFNAME))
     own = _is_own(link, network)
-    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), own, created, _vlans(link), uplink_index)
+    return BridgeState(grant.bridge, link.ifindex, link.number(Ifla.MTU), own, created, vlans_of(link), uplink_index, uplink_name)
 
 
-def _vlans(link: Link) -> BridgeVlans:
+def vlans_of(link: Link) -> BridgeVlans:
     """Read what a bridge does with VLANs (linux/if_link.h, IFLA_BR_*)."""
     filtering = link.data.get(_IFLA_BR_VLAN_FILTERING)
     if filtering is None or _IFLA_BR_VLAN_DEFAULT_PVID not in link.data:
@@ -130,9 +140,31 @@ def _vlans(link: Link) -> BridgeVlans:
     return BridgeVlans("", unpack_from("=H", link.data[_IFLA_BR_VLAN_DEFAULT_PVID])[0])
 
 
+def find_uplink_problem(rtnl: RtnlSocket, grant: BridgeGrant, bridge: Link) -> tuple[str, str]:
+    """Say what is wrong with a bridge's uplink now: what should be on the bridge, and a sentence; empty: nothing.
+
+    Raises:
+        BridgeError: the kernel refused to say.
+    """
+    if not grant.uplink:
+        return "", ""
+    expected = names.vlan_name(grant.uplink, grant.vlan) if grant.vlan else grant.uplink
+    what = f"the device {expected} of VLAN {grant.vlan} of uplink {grant.uplink}" if grant.vlan else f"uplink {grant.uplink}"
+    link = find_link(rtnl, expected)
+    if link is None:
+        return expected, f"{what} is gone"
+    if link.number(Ifla.MASTER) != bridge.ifindex:
+        return expected, f"{what} isn't on bridge {grant.bridge}"
+    if grant.vlan and not link.flags & IFF_UP:
+        return expected, f"{what} is down"
+    return "", ""
+
+
 def is_unchanged(rtnl: RtnlSocket, state: BridgeState) -> bool:
-    """Tell by two ioctls, a twentieth of a message's cost, whether a bridge is still there as it was (netdevice(7))."""
+    """Tell by ioctls, each a fortieth of a message's cost, whether a bridge and its uplink are still there (netdevice(7))."""
     try:
+        if state.uplink and device_number(rtnl.fileno(), SIOCGIFINDEX, state.uplink_name) != state.uplink:
+            return False
         index = device_number(rtnl.fileno(), SIOCGIFINDEX, state.name)
         return index == state.ifindex and device_number(rtnl.fileno(), SIOCGIFMTU, state.name) == state.mtu_bytes
     except OSError:
@@ -151,6 +183,7 @@ def prepare(rtnl: RtnlSocket, network: str, grant: BridgeGrant, publics: Collect
     Raises:
         BridgeError: it can't be.
     """
+    _take_off_former_vlans(rtnl, grant)
     state = ensure(rtnl, network, grant)
     if state.own and not state.created:
         _make(network, grant, create=False, fresh=False, publics=publics)
@@ -172,16 +205,7 @@ def discard_unused(rtnl: RtnlSocket, state: BridgeState) -> None:
         if any(port["index"] != state.uplink for port in ipr.get_links(master=state.ifindex)):
             return
     rtnl.ask(delete_link(state.ifindex))
-
-
-def has_ipv6(mtu_bytes: int) -> bool:
-    """Tell whether a device of some MTU has IPv6: where it doesn't, the kernel refuses IPv6's attributes and settings."""
-    return mtu_bytes >= _IPV6_MIN_MTU_BYTES and _runs_ipv6()
-
-
-@functools.cache
-def _runs_ipv6() -> bool:
-    return _IPV6_CONF.exists()
+    vlans.discard_unused(rtnl)
 
 
 def _is_own(link: Link | None, network: str) -> bool:
@@ -214,13 +238,17 @@ def _make(network: str, grant: BridgeGrant, *, create: bool, fresh: bool, public
                 ipr.link("set", index=index, mtu=grant.mtu_bytes ^ 1)
             ipr.link("set", index=index, ifalias=names.network_mark(network), mtu=grant.mtu_bytes)
             _set_ipv6(grant)
-            if has_ipv6(grant.mtu_bytes) and not any(ipaddress.ip_interface(address).version == 6 for address in grant.addresses):
+            if ipv6.is_possible(grant.mtu_bytes) and not any(
+                ipaddress.ip_interface(address).version == 6 for address in grant.addresses
+            ):
                 spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
                 ipr.link("set", index=index, IFLA_AF_SPEC=spec)
             _set_addresses(ipr, index, grant.addresses, publics)
             ipr.link("set", index=index, state="up")
     except NetlinkError as error:
         raise BridgeError(f"can't make bridge {grant.bridge} of network {network}: {error.args[1]}", error.code) from error
+    except ipv6.SettingError as error:
+        raise BridgeError(str(error), error.errno) from error
 
 
 def _set_ipv6(grant: BridgeGrant) -> None:
@@ -229,14 +257,8 @@ def _set_ipv6(grant: BridgeGrant) -> None:
     It takes none from router advertisements. On a bridge without an uplink its addresses are there at once: the search for
     duplicates would begin with the first VM, for which the gateway then is silent for seconds, and let a VM take it away.
     """
-    if not has_ipv6(grant.mtu_bytes):
-        return
-    for setting, value in (("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "1" if grant.uplink else "0")):
-        try:
-            (_IPV6_CONF / grant.bridge / setting).write_text(value)
-        except OSError as error:
-            message = f"can't set {setting} of bridge {grant.bridge} ({error.strerror}); let vifd write below {_IPV6_CONF}"
-            raise BridgeError(message, error.errno or 0) from error
+    settings = {**ipv6.NO_AUTOCONFIGURATION, "accept_dad": "1" if grant.uplink else "0"}
+    ipv6.set_all(grant.bridge, grant.mtu_bytes, settings)
 
 
 def _set_addresses(ipr: IPRoute, index: int, addresses: tuple[str, ...], publics: Collection[Address]) -> None:
@@ -253,8 +275,8 @@ def _set_addresses(ipr: IPRoute, index: int, addresses: tuple[str, ...], publics
         ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
 
-def _find_uplink(rtnl: RtnlSocket, grant: BridgeGrant, bridge: Link | None) -> Link:
-    """Give a bridge's uplink, once it is clear that it can be put there: nothing has been changed by then.
+def _find_uplink(rtnl: RtnlSocket, network: str, grant: BridgeGrant, bridge: Link | None) -> Link:
+    """Give what is put on a bridge: its uplink, once it is clear that it can be put there, or the device of its VLAN there.
 
     Raises:
         BridgeError: it isn't there, belongs to another, carries less than the bridge, or the host would be cut off.
@@ -262,19 +284,56 @@ def _find_uplink(rtnl: RtnlSocket, grant: BridgeGrant, bridge: Link | None) -> L
     link = find_link(rtnl, grant.uplink)
     if link is None:
         raise BridgeError(f"uplink {grant.uplink} of bridge {grant.bridge} isn't there", errno.ENODEV)
+    mtu_bytes = grant.mtu_bytes if bridge is None or _is_own(bridge, network) else bridge.number(Ifla.MTU)
+    _check_mtu(grant, link, mtu_bytes)
+    if grant.vlan:
+        link = _ensure_vlan(rtnl, grant, link, bridge)
+        _check_mtu(grant, link, mtu_bytes)
     master = link.number(Ifla.MASTER)
     if master and (bridge is None or master != bridge.ifindex):
+        what = f"VLAN {grant.vlan} of uplink" if grant.vlan else "uplink"
         raise BridgeError(
-            f"uplink {grant.uplink} belongs to another bridge or bond already; take it out of that first", errno.EBUSY
+            f"{what} {grant.uplink} belongs to another bridge or bond already; take it out of that first", errno.EBUSY
         )
-    mtu_bytes, uplink_mtu_bytes = bridge.number(Ifla.MTU) if bridge else grant.mtu_bytes, link.number(Ifla.MTU)
-    if uplink_mtu_bytes < mtu_bytes:
-        words = f"uplink {grant.uplink} has an MTU of {uplink_mtu_bytes}, less than the {mtu_bytes} of bridge {grant.bridge}"
-        raise BridgeError(f"{words}: larger frames would get lost; raise the one, or lower the other (mtu)")
-    if not master and not grant.uplink_force and _has_default_route(link.ifindex):
+    if not grant.vlan and not master and not grant.uplink_force and _has_default_route(link.ifindex):
         words = f"uplink {grant.uplink} is the host's own way out (a default route): on bridge {grant.bridge} it would be cut off"
         raise BridgeError(f"{words}; take another, or say uplink_force = true", errno.EBUSY)
     return link
+
+
+def _check_mtu(grant: BridgeGrant, link: Link, mtu_bytes: int) -> None:
+    if link.number(Ifla.MTU) < mtu_bytes:
+        what = f"uplink {grant.uplink} has an MTU of {link.number(Ifla.MTU)}, less than the {mtu_bytes} of bridge {grant.bridge}"
+        raise BridgeError(f"{what}: larger frames would get lost; raise the one, or lower the other (mtu)")
+
+
+def _ensure_vlan(rtnl: RtnlSocket, grant: BridgeGrant, uplink: Link, bridge: Link | None) -> Link:
+    """Give the 802.1Q device of a bridge's VLAN, with the uplink up below it."""
+    if bridge is not None and uplink.number(Ifla.MASTER) == bridge.ifindex:
+        words = f"uplink {grant.uplink} is on bridge {grant.bridge} itself, where only its VLAN {grant.vlan} belongs"
+        raise BridgeError(f"{words}; take it off: ip link set {grant.uplink} nomaster", errno.EBUSY)
+    if not uplink.flags & IFF_UP:
+        reply = rtnl.ask(netlink.set_link(uplink.ifindex, b"", up=True))
+        if reply.errno:
+            raise BridgeError(f"can't set uplink {grant.uplink} up: {reply.message}", reply.errno)
+    mac = uplink.attributes.get(Ifla.ADDRESS, b"").hex(":")
+    parent = Uplink(grant.uplink, uplink.ifindex, uplink.number(Ifla.MTU), mac, up=True)
+    found = vlans.ensure(rtnl, parent, grant.vlan)
+    if isinstance(found, Failure):
+        raise BridgeError(found.message, found.errno)
+    return found
+
+
+def _take_off_former_vlans(rtnl: RtnlSocket, grant: BridgeGrant) -> None:
+    """Delete the devices of VLANs that a former configuration put on a bridge, before another joins them to its own."""
+    link = find_link(rtnl, grant.bridge)
+    if link is None:
+        return
+    wanted = names.vlan_name(grant.uplink, grant.vlan)
+    with vlans.lock, IPRoute() as ipr:
+        for port in ipr.get_links(master=link.ifindex):
+            if vlans.is_own(port) and port.get_attr("IFLA_IFNAME") != wanted:
+                rtnl.ask(delete_link(port["index"]))
 
 
 def _has_default_route(ifindex: int) -> bool:
@@ -294,4 +353,7 @@ def _attach_uplink(grant: BridgeGrant, uplink: Link, bridge: Link) -> None:
         with IPRoute() as ipr:
             ipr.link("set", index=uplink.ifindex, master=bridge.ifindex, state="up")
     except NetlinkError as error:
+        if grant.vlan and error.code == errno.EBUSY:
+            words = f"VLAN {grant.vlan} of uplink {grant.uplink} carries macvtaps of another network; release them"
+            raise BridgeError(words, error.code) from error
         raise BridgeError(f"can't put uplink {grant.uplink} on bridge {grant.bridge}: {error.args[1]}", error.code) from error

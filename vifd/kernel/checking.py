@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from pyroute2 import IPRoute
-
-from vifd.kernel import bridge, limitcheck, limits, macvtap, netlink, ops, ports
+from vifd.kernel import bridge, limitcheck, limits, macvtap, names, netlink, ops, ports
 from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, uplink_grant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.marks import is_device_of, look_up
@@ -14,7 +12,7 @@ from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.owner import NOBODY, owner_of
 from vifd.kernel.publics import Publics
-from vifd.model import Drift, DriftKind, Port, Vlan
+from vifd.model import Drift, DriftKind, Port
 
 
 class Checker:
@@ -43,43 +41,55 @@ class Checker:
         """
         devices = [next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), None) for plan in plans]
         replies = iter(look_up(self._rtnl, [op.endpoint_id for op in devices if op is not None]))
+        links = [None if op is None else next(replies).link for op in devices]
+        networks = {op.network for plan in plans for op in plan if isinstance(op, ops.EnsureBridge)}
+        bridges = {network: self._find_bridge(bridge_grant(authority, network)) for network in networks}
+        vids = _read_vids(plans, links)
         result = []
-        for plan, created in zip(plans, devices, strict=True):
+        for plan, created, link in zip(plans, devices, links, strict=True):
             configured = next((op for op in plan if isinstance(op, ops.ConfigurePort)), None)
             network = next((op.network for op in plan if isinstance(op, ops.EnsureBridge)), "")
-            drifts: list[Drift] = []
-            master = self._find_bridge(bridge_grant(authority, network), drifts) if network else None
+            state, drifts = bridges[network] if network else (None, ())
+            found = list(drifts)
             if created is not None:
-                link = next(replies).link
                 if not is_device_of(link, created.endpoint_id):
                     words = f"{created.ifname} is gone; repair the endpoint, or release it"
-                    drifts.append(_drift(DriftKind.DEVICE_MISSING, created.ifname, "", words))
+                    found.append(_drift(DriftKind.DEVICE_MISSING, created.ifname, "", words))
                 elif isinstance(created, ops.CreateMacvtap):
-                    drifts += self._compare_macvtap(link, created, plan, authority)
+                    found += self._compare_macvtap(link, created, plan, authority)
                 elif configured is not None:
-                    drifts += self._compare(link, created, configured.port, master)
-                    drifts += self._compare_publics(configured.port, authority[configured.network])
-            result.append(drifts)
+                    found += self._compare(link, created, configured.port, state, vids.get(link.ifindex, {}))
+                    found += self._compare_publics(configured.port, authority[configured.network])
+            result.append(found)
         return result
 
-    def _find_bridge(self, grant: BridgeGrant, drifts: list[Drift]) -> Link | None:
+    def _find_bridge(self, grant: BridgeGrant) -> tuple[Link | None, tuple[Drift, ...]]:
+        """Give a network's bridge, if it is there, and what is wrong with the network itself."""
         link = bridge.find_link(self._rtnl, grant.bridge)
         if link is None or link.kind != "bridge":
             actual = "" if link is None else link.kind or "a network card"
-            drifts.append(_drift(DriftKind.NETWORK_MISSING, grant.bridge, actual, f"there is no bridge {grant.bridge}"))
-            return None
-        return link
+            return None, (_drift(DriftKind.NETWORK_MISSING, grant.bridge, actual, f"there is no bridge {grant.bridge}"),)
+        expected, problem = bridge.find_uplink_problem(self._rtnl, grant, link)
+        return link, (_drift(DriftKind.NETWORK_MISSING, expected, "", problem),) if problem else ()
 
-    def _compare(self, link: Link, created: ops.CreateTap, port: Port, master: Link | None) -> Iterator[Drift]:
+    def _compare(
+        self, link: Link, created: ops.CreateTap, port: Port, master: Link | None, vids: Mapping[int, bool | None]
+    ) -> Iterator[Drift]:
         yield from _compare_link(link, created, port, master)
         yield from _compare_owner(link, created)
         if master is not None and link.number(Ifla.MASTER) == master.ifindex:
             yield from _compare_port(link, port)
-            yield from _compare_vlan(link.ifindex, port.vlan)
+            yield from _compare_vlan(master, port, vids)
         yield from self._compare_guard_and_limits(link, created.endpoint_id, port)
 
     def _compare_macvtap(self, link: Link, created: ops.CreateMacvtap, plan: ops.Plan, authority: Authority) -> Iterator[Drift]:
         uplink = bridge.find_link(self._rtnl, uplink_grant(authority, created.network).uplink)
+        vid = next((op.vid for op in plan if isinstance(op, ops.EnsureVlan)), 0)
+        if vid and uplink is not None:
+            is_up, name = bool(uplink.flags & IFF_UP), names.vlan_name(uplink.text(Ifla.IFNAME), vid)
+            uplink = bridge.find_link(self._rtnl, name)
+            if uplink is not None and is_up and not uplink.flags & IFF_UP:
+                yield _drift(DriftKind.VLAN, "up", "down", f"the device {name} of its VLAN {vid} is down")
         mode = macvtap.mode_of(link)
         if mode != created.mode:
             yield _drift(DriftKind.MASTER, created.mode, mode, f"it is in mode {mode or 'unknown'}")
@@ -167,24 +177,31 @@ def _compare_port(link: Link, port: Port) -> Iterator[Drift]:
         yield _drift(DriftKind.GUARD, str(int(router)), str(found), message)
 
 
-def _compare_vlan(ifindex: int, vlan: Vlan | None) -> Iterator[Drift]:
-    if vlan is None:
+def _compare_vlan(master: Link, port: Port, found: Mapping[int, bool | None]) -> Iterator[Drift]:
+    if port.vlan is None:
         return
-    wanted = {vlan.vid} if vlan.vid else {*vlan.trunk_vids, vlan.native_vid} - {0}
-    found = _read_vids(ifindex)
-    if found != wanted:
-        expected, actual = (", ".join(map(str, sorted(vids))) for vids in (wanted, found))
-        yield _drift(DriftKind.VLAN, expected, actual, f"it is in VLAN {actual or 'none'}")
+    state = bridge.vlans_of(master)
+    wanted = ports.vids_of(port.vlan, state._replace(missing=""))
+    if state.missing:
+        yield _drift(DriftKind.VLAN, _vids_in_words(wanted), "", state.missing)
+    elif found != wanted:
+        actual = _vids_in_words(found)
+        yield _drift(DriftKind.VLAN, _vids_in_words(wanted), actual, f"it is in VLAN {actual or 'none'}")
 
 
-def _read_vids(ifindex: int) -> set[int]:
-    """Read a port's VLANs; it lists every port, so only those that have some are asked for."""
-    with IPRoute() as ipr:
-        for message in ipr.get_vlans(index=ifindex):
-            if message["index"] == ifindex:
-                spec = message.get_attr("IFLA_AF_SPEC")
-                return {info["vid"] for info in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO")} if spec is not None else set()
-    return set()
+def _read_vids(plans: Sequence[ops.Plan], links: Sequence[Link | None]) -> dict[int, dict[int, bool | None]]:
+    """Read the VLANs of the ports that should be in some; the kernel lists all ports, so where there is none it isn't asked."""
+    indexes = {
+        link.ifindex
+        for plan, link in zip(plans, links, strict=True)
+        if link is not None and any(isinstance(op, ops.ConfigurePort) and op.port.vlan is not None for op in plan)
+    }
+    return ports.read_vids(indexes) if indexes else {}
+
+
+def _vids_in_words(vids: Mapping[int, bool | None]) -> str:
+    how = {True: " untagged", False: "", None: " untagged one way"}
+    return ", ".join(f"{vid}{how[untagged]}" for vid, untagged in sorted(vids.items()))
 
 
 def _name_of(ifindex: int) -> str:

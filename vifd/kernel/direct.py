@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterable, Sequence
 
-from vifd.kernel import bridge, macvtap, names, netlink, ops
+from vifd.kernel import macvtap, netlink, ops, vlans
 from vifd.kernel.authority import UplinkGrant
 from vifd.kernel.macvtap import Failure, Uplink, UplinkError
 from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.kernel.nodes import Nodes
 from vifd.kernel.tap import SIOCGIFINDEX, device_number
-
-#: Held from when a VLAN's device is found until a macvtap stands on it, and while those are deleted that nothing stands on.
-vlan_lock = threading.Lock()
 
 
 class Macvtaps:
@@ -68,40 +64,15 @@ class Macvtaps:
             for (op, uplink), reply in zip(wanted, replies, strict=True)
         ]
 
-    def ensure_vlan(self, op: ops.EnsureVlan, parent: Uplink) -> Uplink | Failure:
-        """Make the 802.1Q device of a VLAN, marked and up, if it is missing.
-
-        Args:
-            op: checked.
-            parent: the network's uplink.
-
-        Returns:
-            It, as what macvtaps stand on.
-        """
-        ifname = names.vlan_name(op.network, op.vid)
-        link = self._rtnl.ask(netlink.get_link(ifname=ifname)).link
-        if link is None:
-            reply = self._rtnl.ask(macvtap.create_vlan(ifname, parent, op.vid))
-            if reply.errno:
-                return macvtap.explain_vlan(parent, op.vid, reply)
-            link = self._rtnl.ask(netlink.get_link(ifname=ifname)).link
-        if not macvtap.is_vlan_of(link, op.network, op.vid) or link.number(Ifla.LINK) != parent.ifindex:
-            return Failure(ops.NOT_READY, 0, f"{ifname} is there and isn't VLAN {op.vid} of uplink {parent.name}; delete it")
-        marked = netlink.text(Ifla.IFALIAS, names.vlan_mark(op.network, op.vid))
-        marked += netlink.NO_IPV6_ADDRESS if bridge.has_ipv6(link.number(Ifla.MTU)) else b""
-        settings = [netlink.set_link(link.ifindex, marked), netlink.set_link(link.ifindex, b"", up=True)]
-        for reply in self._rtnl.exchange(settings):
-            if reply.errno:
-                return macvtap.explain_up(parent, parent.mac, reply)
-        return Uplink(ifname, link.ifindex, link.number(Ifla.MTU), parent.mac, up=True)
-
-    def discard_vlans(self, wanted: Iterable[ops.EnsureVlan]) -> None:
-        """Delete the 802.1Q devices of VLANs on which no macvtap stands (any more)."""
-        for op in set(wanted):
-            with vlan_lock:
-                link = self._rtnl.ask(netlink.get_link(ifname=names.vlan_name(op.network, op.vid))).link
-                if macvtap.is_vlan_of(link, op.network, op.vid) and not macvtap.standing_on(link.ifindex):
-                    self._rtnl.ask(netlink.delete_link(link.ifindex))
+    def ensure_vlan(self, parent: Uplink, vid: int) -> Uplink | Failure:
+        """Give the 802.1Q device of a VLAN as what macvtaps stand on; see vlans.ensure."""
+        link = vlans.ensure(self._rtnl, parent, vid)
+        if isinstance(link, Failure):
+            return link
+        if link.number(Ifla.MASTER):
+            words = f"VLAN {vid} of uplink {parent.name} is on the bridge of another network; request the endpoint there"
+            return Failure(ops.NOT_READY, errno.EBUSY, words)
+        return Uplink(link.text(Ifla.IFNAME), link.ifindex, link.number(Ifla.MTU), parent.mac, up=True)
 
     def ensure_node(self, op: ops.EnsureNode, ifindex: int) -> str | Failure:
         """Make the node of a macvtap.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import bridge, ifb, limits, macvtap, names, nat, netlink, ops, tap
+from vifd.kernel import bridge, ifb, limits, macvtap, names, nat, netlink, ops, tap, vlans
 from vifd.kernel.announcing import Announcer
 from vifd.kernel.authority import Authority, PlanRejectedError, UplinkGrant, check_identity, check_plan
 from vifd.kernel.checking import Checker
@@ -110,7 +110,8 @@ class Executor:
         self._guard.put({link.ifindex: NOTHING for i, _, link in found if answer[i] is None})
         gone = [plan for plan, refusal in zip(known, answer, strict=True) if refusal is None]
         self._publics.release(op.port for plan in gone for op in plan if isinstance(op, ops.ConfigurePort))
-        self._macvtaps.discard_vlans(op for plan in gone for op in plan if isinstance(op, ops.EnsureVlan))
+        if any(isinstance(op, ops.EnsureVlan) for plan in gone for op in plan):
+            vlans.discard_unused(self._rtnl)
         return answer
 
     def check(self, plans: Iterable[ops.Plan]) -> list[list[Drift]]:
@@ -157,7 +158,7 @@ class Executor:
     def prepare(self) -> dict[str, str]:
         """Bring NAT and every configured bridge to what the configuration says, and look at the uplinks of direct networks.
 
-        Nodes without a device are swept up.
+        Nodes without a device are swept up, and devices of VLANs that nothing uses.
 
         Returns:
             By network, why that was not possible.
@@ -174,6 +175,7 @@ class Executor:
             except (bridge.BridgeError, macvtap.UplinkError) as error:
                 problems[network] = str(error)
         self._macvtaps.discard_stale_nodes()
+        vlans.discard_unused(self._rtnl)
         return self._publics.settle(self._authority(), publics) | problems
 
     def _discard_nodes(self, wanted: list[_Create], found: list[Link]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import bridge, names, netlink, tap
+from vifd.kernel import ipv6, names, netlink, tap
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
 
 _LEAST_MTU_BYTES = 1280  # with less it has no IPv6 to shut (linux/ipv6.h, IPV6_MIN_MTU)
@@ -84,7 +84,7 @@ def is_of(link: Link, endpoint_id: str) -> bool:
 def finish(ifindex: int, endpoint_id: str) -> list[bytes]:
     """Pack what marks an ifb and sets it up: by a message of its own, or the kernel gives it an IPv6 address first."""
     attributes = netlink.text(Ifla.IFALIAS, names.ifb_mark(endpoint_id))
-    if bridge.has_ipv6(_LEAST_MTU_BYTES):
+    if ipv6.is_possible(_LEAST_MTU_BYTES):
         attributes += netlink.NO_IPV6_ADDRESS
     return [netlink.set_link(ifindex, attributes), netlink.set_link(ifindex, b"", up=True)]
 

@@ -7,7 +7,7 @@ program gives a device such a name (`is_half_made`).
 from __future__ import annotations
 
 import errno
-from struct import pack, unpack_from
+from struct import unpack_from
 from typing import NamedTuple, TypeGuard
 
 from pyroute2 import IPRoute
@@ -18,7 +18,7 @@ from vifd.kernel.tap import SIOCGIFINDEX, SIOCGIFMTU, device_number
 from vifd.model import Kind, MacvtapMode
 
 KIND = "macvtap"
-_IFLA_MACVLAN_MODE, _IFLA_VLAN_ID = 1, 1  # linux/if_link.h
+_IFLA_MACVLAN_MODE = 1  # linux/if_link.h
 _MODES = {MacvtapMode.PRIVATE: 1, MacvtapMode.VEPA: 2, MacvtapMode.BRIDGE: 4, MacvtapMode.PASSTHRU: 8}
 _IFF_LOOPBACK = 0x8
 #: Devices that end in a program or in a VM, or stand on another device themselves: nothing of theirs is an uplink.
@@ -113,32 +113,6 @@ def create(ifname: str, uplink: Uplink, *, mode: MacvtapMode, mac: str) -> bytes
         + netlink.attribute(Ifla.ADDRESS, _packed(mac))
     )
     return netlink.create_link(KIND, attributes, netlink.number(_IFLA_MACVLAN_MODE, _MODES[mode]))
-
-
-def create_vlan(ifname: str, parent: Uplink, vid: int) -> bytes:
-    """Pack the message that makes an 802.1Q device (linux/if_link.h, IFLA_VLAN_ID), down and without a mark."""
-    attributes = netlink.text(Ifla.IFNAME, ifname) + netlink.number(Ifla.LINK, parent.ifindex)
-    return netlink.create_link("vlan", attributes, netlink.attribute(_IFLA_VLAN_ID, pack("=H", vid)))
-
-
-def explain_vlan(parent: Uplink, vid: int, reply: Reply) -> Failure:
-    """Say why the kernel refused to make an 802.1Q device."""
-    match reply.errno:
-        case errno.EOPNOTSUPP:
-            words = "this kernel has no 802.1Q: port.vlan takes CONFIG_VLAN_8021Q, as module 8021q or built in"
-            return Failure(ops.NOT_READY, reply.errno, words)
-        case errno.EEXIST:
-            words = f"VLAN {vid} of uplink {parent.name} has a device of somebody else's; give that to a network as its uplink"
-            return Failure(ops.NOT_READY, reply.errno, words)
-        case _:
-            return Failure(ops.KERNEL, reply.errno, f"VLAN {vid} on uplink {parent.name}: {reply.message}")
-
-
-def is_vlan_of(link: Link | None, network: str, vid: int) -> TypeGuard[Link]:
-    """Tell whether a device is a network's 802.1Q device, or one that a helper began to make."""
-    if link is None or link.kind != "vlan" or link.text(Ifla.IFNAME) != names.vlan_name(network, vid):
-        return False
-    return link.text(Ifla.IFALIAS) in ("", names.vlan_mark(network, vid))
 
 
 def is_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, owner, ports, tap
+from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, owner, ports, tap, vlans
 from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, UplinkGrant, bridge_grant, check_plan
-from vifd.kernel.direct import Macvtaps, vlan_lock
+from vifd.kernel.direct import Macvtaps
 from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
@@ -126,7 +126,7 @@ class Maker:
         self._ensure_bridges(_alive(groups, ops.EnsureBridge), authority)
         for run, create in _alive(groups, ops.CreateTap):
             self._create_tap(run, create)
-        with vlan_lock:
+        with vlans.lock:
             self._create_macvtaps(groups, authority)
         for run, ensure in _alive(groups, ops.EnsureOwner):
             if (failure := owner.ensure(self._rtnl, ensure)) is not None:
@@ -143,8 +143,9 @@ class Maker:
     # --- the network
 
     def _ensure_bridges(self, todo: list[tuple[_Run, Any]], authority: Authority) -> None:
+        afresh = {op.network for run, op in todo if _needs_look(run.plan)}
         for network in {op.network for _, op in todo}:
-            self._bridges[network] = self._find_bridge(network, bridge_grant(authority, network))
+            self._bridges[network] = self._find_bridge(network, bridge_grant(authority, network), afresh=network in afresh)
         for run, op in todo:
             state = self._bridges[op.network]
             if isinstance(state, bridge.BridgeError):
@@ -153,9 +154,15 @@ class Maker:
                 run.bridge, run.grant = state, bridge_grant(authority, op.network)
                 run.made = ops.Made(0, state.mtu_bytes, state.name)
 
-    def _find_bridge(self, network: str, grant: BridgeGrant) -> bridge.BridgeState | bridge.BridgeError:
-        """Give a network's bridge, from memory if that still holds: no two bridges ever have the same index."""
-        known = self._bridges.get(network)
+    def _find_bridge(self, network: str, grant: BridgeGrant, *, afresh: bool) -> bridge.BridgeState | bridge.BridgeError:
+        """Give a network's bridge, from memory if that still holds: no two bridges ever have the same index.
+
+        Args:
+            network: the network.
+            grant: what the configuration says of it.
+            afresh: whether memory isn't enough: its uplink may be gone from it, or it may keep VLANs apart no more.
+        """
+        known = None if afresh else self._bridges.get(network)
         if isinstance(known, bridge.BridgeState) and known.name == grant.bridge and bridge.is_unchanged(self._rtnl, known):
             return known._replace(created=False)
         try:
@@ -205,9 +212,9 @@ class Maker:
         op = next((op for op in run.plan if isinstance(op, ops.EnsureVlan)), None)
         if op is None:
             return uplink
-        found = self._macvtaps.ensure_vlan(op, uplink)
+        found = self._macvtaps.ensure_vlan(uplink, op.vid)
         if isinstance(found, Failure):
-            run.fail_as(op, names.vlan_name(op.network, op.vid), found)
+            run.fail_as(op, names.vlan_name(uplink.name, op.vid), found)
             return None
         return found
 
@@ -346,8 +353,7 @@ class Maker:
             # A fresh port of a bridge learns from frames to reserved addresses, and isn't isolated, until it is told otherwise.
             messages.insert(0, netlink.set_link(ifindex, b"", up=False))
         messages.append(ports.bridge_port(ifindex, target.before, target.port))
-        vlan_before = None if target.before is None else target.before.vlan
-        return messages + ([] if state.vlans.missing else ports.vlans(ifindex, vlan_before, target.port.vlan, state.vlans))
+        return messages + ports.change_vids(ifindex, _vids_before(run, state), ports.vids_of(target.port.vlan, state.vlans))
 
     def _set_links(self, runs: Sequence[_Run]) -> None:
         """Set up what is to be up, and take off living devices the limits that they are not to have any more."""
@@ -412,7 +418,8 @@ class Maker:
             run.close()
         self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
         self._macvtaps.delete((r.created.ifname, r.made.ifindex) for r in made if isinstance(r.created, ops.CreateMacvtap))
-        self._macvtaps.discard_vlans(op for run in group.runs for op in run.plan if isinstance(op, ops.EnsureVlan))
+        if any(isinstance(op, ops.EnsureVlan) for run in group.runs for op in run.plan):
+            vlans.discard_unused(self._rtnl)
         limited = [run.target.endpoint_id for run in made if run.target is not None and run.target.port.limits is not None]
         self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
         self._guard.put({run.made.ifindex: NOTHING for run in made})
@@ -431,6 +438,26 @@ def _target_of(run: _Run) -> _Target:
     if run.target is None:
         raise RuntimeError("a run without a device is not configured")
     return run.target
+
+
+def _vids_before(run: _Run, state: bridge.BridgeState) -> Mapping[int, bool | None]:
+    """Give the VLANs that a port is in before it is configured; of a living one they are read where they are to change."""
+    target, fresh = _target_of(run), ports.vids_of(None, state.vlans)
+    if run.link is None or state.vlans.missing or run.link.number(Ifla.MASTER) != state.ifindex:
+        return fresh
+    if target.before is not None and target.before.vlan == target.port.vlan:
+        return ports.vids_of(target.port.vlan, state.vlans)
+    return ports.read_vids([run.made.ifindex])[run.made.ifindex]
+
+
+def _needs_look(plan: ops.Plan) -> bool:
+    """Tell whether a plan mends something, or needs what somebody else may have switched off on the bridge."""
+    ports_of = [op for op in plan if isinstance(op, ops.ConfigurePort | ops.ChangePort)]
+    return not ports_of or any(op.port.vlan is not None or _is_repair(op) for op in ports_of)
+
+
+def _is_repair(op: ops.Operation) -> bool:
+    return isinstance(op, ops.ChangePort) and op.before is None
 
 
 def _check(run: _Run, authority: Authority) -> None:

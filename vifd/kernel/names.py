@@ -26,6 +26,7 @@ _VLAN_MARK = "vifd:vlan:"
 _IFB_MARK = "vifd:ifb:"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DEVICE_NAME = re.compile(f"vd[{''.join(_LETTERS.values())}][a-z2-7]{{10}}")
+_VLAN_NAME = re.compile("vdq[a-z2-7]{10}")
 _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,14}")
 
 
@@ -96,14 +97,24 @@ def network_mark(network: str) -> str:
     return f"{_NETWORK_MARK}{network}"
 
 
-def vlan_name(network: str, vid: int) -> str:
-    """Give the name of the 802.1Q device on which a direct network's macvtaps of one VLAN stand."""
-    return f"vdq{_letters_of(vlan_mark(network, vid))}"
+def vlan_name(uplink: str, vid: int) -> str:
+    """Give the name of the 802.1Q device of one VLAN of an uplink."""
+    return f"vdq{_letters_of(vlan_mark(uplink, vid))}"
 
 
-def vlan_mark(network: str, vid: int) -> str:
+def is_vlan_name(text: str) -> bool:
+    """Tell whether a text has the form of an 802.1Q device's name."""
+    return _VLAN_NAME.fullmatch(text) is not None
+
+
+def vlan_mark(uplink: str, vid: int) -> str:
     """Give the ifalias that says that an 802.1Q device is vifd's."""
-    return f"{_VLAN_MARK}{network}:{vid}"
+    return f"{_VLAN_MARK}{uplink}:{vid}"
+
+
+def is_vlan_mark(alias: str) -> bool:
+    """Tell whether an ifalias says that an 802.1Q device is vifd's."""
+    return alias.startswith(_VLAN_MARK)
 
 
 def derived_mac(text: str) -> str:

@@ -169,6 +169,12 @@ def set_port_vlan(ifindex: int, vid: int, *, untagged: bool) -> bytes:
     return _port_vlan(RTM_SETLINK, ifindex, vid, _VLAN_PVID | _VLAN_UNTAGGED if untagged else 0)
 
 
+def is_untagged(flags: int) -> bool | None:
+    """Tell whether a port's VLAN is without tags, by its flags; None: in one direction alone."""
+    found = flags & (_VLAN_PVID | _VLAN_UNTAGGED)
+    return None if found in (_VLAN_PVID, _VLAN_UNTAGGED) else bool(found)
+
+
 def delete_port_vlan(ifindex: int, vid: int) -> bytes:
     """Pack an RTM_DELLINK of AF_BRIDGE that keeps a VLAN from a port."""
     return _port_vlan(RTM_DELLINK, ifindex, vid, 0)

@@ -13,7 +13,7 @@ from vifd.model import Drift, Limits, MacvtapMode, Port, RateLimit
 
 
 class EnsureBridge(Struct, frozen=True, tag="ensure_bridge", forbid_unknown_fields=True):
-    """Make the network's bridge, with its address and uplink, if it is missing. Undone only if this call made it.
+    """Make the network's bridge, with its address and its uplink or VLAN, if it is missing. Undone only if this call made it.
 
     Args:
         network: the network's name.
@@ -52,7 +52,7 @@ class CreateTap(Struct, frozen=True, tag="create_tap", forbid_unknown_fields=Tru
 
 
 class EnsureVlan(Struct, frozen=True, tag="ensure_vlan", forbid_unknown_fields=True):
-    """Make the 802.1Q device of a VLAN on the network's uplink, if it is missing. Undone with the last macvtap on it.
+    """Make the 802.1Q device of a VLAN on a direct network's uplink, if it is missing. Undone with the last macvtap on it.
 
     Args:
         network: the network, whose uplink it stands on.

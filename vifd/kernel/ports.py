@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
-from vifd.kernel import netlink
-from vifd.kernel.bridge import BridgeVlans, has_ipv6
+from pyroute2 import IPRoute
+
+from vifd.kernel import ipv6, netlink
+from vifd.kernel.bridge import BridgeVlans
 from vifd.kernel.limits import Wanted
 from vifd.kernel.netlink import Ifla, MulticastRouter
 from vifd.kernel.nft import sets
@@ -62,7 +64,7 @@ def attributes(port: Port, mtu_bytes: int, master: int | None) -> bytes:
         packed += netlink.number(Ifla.MASTER, master)
     if port.tx_queue_length:
         packed += netlink.number(Ifla.TXQLEN, port.tx_queue_length)
-    return packed + (netlink.NO_IPV6_ADDRESS if has_ipv6(mtu_bytes) else b"")
+    return packed + (netlink.NO_IPV6_ADDRESS if ipv6.is_possible(mtu_bytes) else b"")
 
 
 def default_queue_length(*, macvtap: bool) -> bytes:
@@ -102,25 +104,42 @@ def bridge_port(ifindex: int, before: Port | None, port: Port) -> bytes:
     )
 
 
-def vlans(ifindex: int, before: Vlan | None, vlan: Vlan | None, bridge: BridgeVlans) -> list[bytes]:
-    """Give the messages that bring a port from one VLAN setting to another: what is wanted first, then what goes.
+def vids_of(vlan: Vlan | None, bridge: BridgeVlans) -> dict[int, bool]:
+    """Give the VLANs that a port is to be in, each with whether its frames are untagged there.
 
     Args:
-        ifindex: the device.
-        before: what it has; None: what a new port has.
-        vlan: what it is to have; None: what a new port has.
+        vlan: the port's setting; None: what the bridge gives a new port.
         bridge: what the bridge does with VLANs.
     """
-    present, wanted = _vids(before, bridge), _vids(vlan, bridge)
-    added = [netlink.set_port_vlan(ifindex, vid, untagged=untagged) for vid, untagged in sorted(wanted.items() - present.items())]
-    return added + [netlink.delete_port_vlan(ifindex, vid) for vid in sorted(present.keys() - wanted.keys())]
-
-
-def _vids(vlan: Vlan | None, bridge: BridgeVlans) -> dict[int, bool]:
-    """Give the VLANs of a port, each with whether its frames are untagged there."""
+    if bridge.missing:
+        return {}
     if vlan is None:
         return {bridge.default_vid: True} if bridge.default_vid else {}
     if vlan.vid:
         return {vlan.vid: True}
     native = {vlan.native_vid: True} if vlan.native_vid else {}
     return dict.fromkeys(vlan.trunk_vids, False) | native
+
+
+def read_vids(ifindexes: Collection[int]) -> dict[int, dict[int, bool | None]]:
+    """Read the VLANs of ports, in the form of `vids_of`; None where frames are untagged in one direction alone.
+
+    The kernel lists every port of every bridge.
+    """
+    found = dict[int, dict[int, bool | None]]()
+    with IPRoute() as ipr:
+        for message in ipr.get_vlans():
+            if message["index"] in ifindexes and (spec := message.get_attr("IFLA_AF_SPEC")) is not None:
+                infos = spec.get_attrs("IFLA_BRIDGE_VLAN_INFO")
+                found[message["index"]] = {info["vid"]: netlink.is_untagged(info["flags"]) for info in infos}
+    return {ifindex: found.get(ifindex, {}) for ifindex in ifindexes}
+
+
+def change_vids(ifindex: int, present: Mapping[int, bool | None], wanted: Mapping[int, bool]) -> list[bytes]:
+    """Give the messages that bring a port from some VLANs to others: what is wanted first, then what goes."""
+    added = [
+        netlink.set_port_vlan(ifindex, vid, untagged=untagged)
+        for vid, untagged in sorted(wanted.items())
+        if present.get(vid, ...) is not untagged
+    ]
+    return added + [netlink.delete_port_vlan(ifindex, vid) for vid in sorted(present.keys() - wanted.keys())]

@@ -16,6 +16,7 @@ from vifd.model import (
     Preference,
     TapDevice,
     TapPreference,
+    Vlan,
 )
 
 NAME = "vdtz5geomx5ho"
@@ -158,3 +159,31 @@ def test_public_addresses_are_offered_where_there_is_a_pool_of_them() -> None:
 )
 def test_a_pool_of_public_addresses_that_cant_be_is_refused(changed: dict[str, object]) -> None:
     assert violations(**(PUBLIC | changed)) == {"public_pool"}
+
+
+@pytest.mark.parametrize("vlan", [Vlan(7), Vlan(100), Vlan(0, (7, 8), 9)])
+def test_a_network_that_is_a_vlan_puts_no_port_into_another(vlan: Vlan) -> None:
+    of_vlan = driver(uplink="eth1", vlan=100)
+    (tap, _) = of_vlan.offers(spec(TapPreference(), port=Port(vlan=vlan)))
+    assert "network blue is VLAN 100 itself" in tap.unavailable
+    (tap, _) = of_vlan.offers(spec(TapPreference()))
+    assert tap.unavailable == ""
+    assert Feature.VLAN not in of_vlan.offers(None)[0].features
+
+
+def test_a_vlan_is_granted_with_its_uplink() -> None:
+    assert BridgeDriver.grant(BridgeOptions("br-blue", "eth1", vlan=100)) == BridgeGrant("br-blue", "eth1", vlan=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"vlan": 7}, "vlan"), ({"uplink": "eth1", "vlan": 7, "uplink_force": True}, "uplink_force")]
+)
+def test_a_vlan_that_cant_be_is_refused(options: dict[str, object], field: str) -> None:
+    (problem,) = BridgeDriver.check_options(BridgeOptions("br-blue", **options))
+    assert problem.field == field
+
+
+def test_guests_in_a_vlan_may_get_out_by_the_uplink_itself() -> None:
+    nat = {"addresses": ("10.0.0.1/24",), "nat": True, "nat_uplink": "eth1", "uplink": "eth1"}
+    assert BridgeDriver.check_options(BridgeOptions("br-blue", vlan=7, **nat)) == []
+    assert [problem.field for problem in BridgeDriver.check_options(BridgeOptions("br-blue", **nat))] == ["nat_uplink"]

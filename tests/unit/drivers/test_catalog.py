@@ -138,7 +138,9 @@ def test_two_networks_may_share_a_bridge_of_which_they_say_the_same() -> None:
     catalog.check_together(catalog.load(), parse(TWO_ON_ONE))
 
 
-@pytest.mark.parametrize("more", ["mtu = 9000", 'uplink = "eth7"', 'addresses = ["10.0.0.1/24"]', 'dns = ["9.9.9.9"]'])
+@pytest.mark.parametrize(
+    "more", ["mtu = 9000", 'uplink = "eth7"', 'uplink = "eth7"\nvlan = 7', 'addresses = ["10.0.0.1/24"]', 'dns = ["9.9.9.9"]']
+)
 def test_two_networks_that_say_different_things_of_one_bridge_are_refused(more: str) -> None:
     with pytest.raises(ConfigError) as caught:
         catalog.check_together(catalog.load(), parse(TWO_ON_ONE + more))
@@ -161,6 +163,23 @@ def test_an_uplink_cant_be_a_bridges_and_a_direct_networks() -> None:
     (problem,) = caught.value.problems
     assert problem.field == "networks.a.uplink"
     assert "eth7 is put on the bridge of network b" in problem.message
+
+
+UP = 'uplink = "eth7"\n'
+
+
+def test_an_uplink_and_each_vlan_of_it_go_on_one_bridge() -> None:
+    assert problems_of(a=UP, b=f"{UP}vlan = 7", c=f"{UP}vlan = 8") == set()
+    assert {field for field, _ in problems_of(a=UP, b=UP)} == {"networks.b.uplink"}
+    ((field, message),) = problems_of(a=f"{UP}vlan = 7", b=f"{UP}vlan = 7")
+    assert (field, "VLAN 7 of eth7 is put on the bridge of network a" in message) == ("networks.b.vlan", True)
+
+
+def test_an_uplink_that_only_lends_a_vlan_may_be_a_direct_networks_and_a_way_out() -> None:
+    direct = '[networks.z]\ndriver = "direct"\nuplink = "eth7"\n'
+    assert problems_of(a=f"{UP}vlan = 7\n{direct}") == set()
+    nat = 'addresses = ["10.0.0.1/24"]\nnat = true\nnat_uplink = "eth7"'
+    assert problems_of(a=f"{UP}vlan = 7", b=nat) == set()
 
 
 def test_two_direct_networks_may_share_an_uplink() -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from tests.support.messages import endpoint_id
 from tests.support.worlds import ALICE, BOB, BOOT, BRIDGE, ROOT, World, asked, failure_of, world
+from vifd.drivers.bridge import BridgeDriver, BridgeOptions
 from vifd.endpoints.changes import Change, Changes
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.policy import Policy
 from vifd.errors import KernelRefused, NotAllowed, TryAgain, UnknownEndpoint, Unsupported, WrongState
-from vifd.model import DriftKind, Endpoint, Limits, Port, RateLimit
+from vifd.model import DriftKind, Endpoint, Limits, Port, RateLimit, Vlan
 
 LIMITS = Limits(from_vm=RateLimit(rate_bps=10**8), to_vm=RateLimit())
 
@@ -134,6 +135,18 @@ async def test_others_have_nothing_to_change(one: World, changes: Changes) -> No
 async def test_a_bridge_has_no_port(one: World, changes: Changes) -> None:
     await one.make(asked(acceptable=BRIDGE))
     assert isinstance(await failure_of(changes.update(ALICE, change(isolated=True))), Unsupported)
+
+
+async def test_what_the_network_cannot_have_is_refused_before_anything_is_touched(one: World, changes: Changes) -> None:
+    (made,) = await one.make()
+    in_vlan = BridgeDriver("blue", BridgeOptions("br-blue", "eth1", vlan=100))
+    one.networks.configure({**one.networks.drivers, "blue": in_vlan}, one.networks.policy)
+    calls = len(one.room.calls)
+    error = await failure_of(changes.update(ALICE, change(vlan=Vlan(7))))
+    assert isinstance(error, WrongState)
+    assert "network blue is VLAN 100 itself" in str(error)
+    assert (current(one), len(one.room.calls)) == (made, calls)
+    assert (await changes.update(ALICE, change(isolated=True))).port.isolated
 
 
 async def test_a_network_that_is_gone_changes_nothing(one: World, changes: Changes) -> None:

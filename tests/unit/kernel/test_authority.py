@@ -345,3 +345,21 @@ def test_no_public_address_is_to_be_had_without_nat_and_a_pool(grant: BridgeGran
 )
 def test_a_tap_is_given_back_under_its_own_name_and_to_somebody(changed: dict[str, Any], problem: str) -> None:
     assert problem in rejected(replace(OWNER, **changed))
+
+
+def test_a_living_macvtap_stands_in_the_vlan_that_it_was_made_in() -> None:
+    moved = replace(IN_VLAN.port, vlan=Vlan(8))
+    moving = replace(CHANGED, before=IN_VLAN.port, port=moved)
+    check_plan((EnsureVlan("lan", 7), moving), AUTHORITY)  # it is refused later, with words for the caller
+    for ensured in ((), (EnsureVlan("lan", 8),)):
+        assert "for a port in [7]" in rejected(*ensured, moving)
+    check_plan((EnsureVlan("lan", 8), replace(moving, before=None)), AUTHORITY)
+
+
+def test_a_port_of_a_network_that_is_a_vlan_is_in_no_other() -> None:
+    authority = {"blue": BridgeGrant("br-blue", "eth1", vlan=100)}
+    in_vlan = replace(PORT, port=replace(PORT.port, vlan=Vlan(7)))
+    check_plan((ENSURE, TAP, in_vlan), AUTHORITY)
+    check_plan((ENSURE, TAP, PORT), authority)
+    with pytest.raises(PlanRejectedError, match="a port in a VLAN, on a network that is one"):
+        check_plan((ENSURE, TAP, in_vlan), authority)

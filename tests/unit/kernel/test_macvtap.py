@@ -38,29 +38,6 @@ def test_a_macvtap_is_made_as_pyroute2_reads_it(mode: MacvtapMode) -> None:
     assert info.get_attr("IFLA_INFO_DATA").get_attr("IFLA_MACVTAP_MODE") == mode.value
 
 
-def test_a_vlans_device_is_made_as_pyroute2_reads_it() -> None:
-    message = decoded(macvtap.create_vlan("vdq2a", UPLINK, 7))
-    assert (message.get_attr("IFLA_IFNAME"), message.get_attr("IFLA_LINK")) == ("vdq2a", 3)
-    info = message.get_attr("IFLA_LINKINFO")
-    assert (info.get_attr("IFLA_INFO_KIND"), info.get_attr("IFLA_INFO_DATA").get_attr("IFLA_VLAN_ID")) == ("vlan", 7)
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(errno.EOPNOTSUPP, "CONFIG_VLAN_8021Q"), (errno.EEXIST, "somebody else's"), (errno.ENOMEM, "the kernel's words")],
-)
-def test_why_there_is_no_vlan_is_told(number: int, words: str) -> None:
-    found = macvtap.explain_vlan(UPLINK, 7, Reply(number, "the kernel's words"))
-    assert (found.errno, words in found.message) == (number, True)
-
-
-@pytest.mark.parametrize(
-    ("kind", "alias", "own"), [("vlan", "vifd:vlan:lan:7", True), ("vlan", "", True), ("vlan", "x", False), ("veth", "", False)]
-)
-def test_only_a_networks_own_vlan_device_is_its(kind: str, alias: str, *, own: bool) -> None:
-    assert macvtap.is_vlan_of(link(kind, name=names.vlan_name("lan", 7), alias=alias), "lan", 7) is own
-
-
 def link(kind: str = "macvtap", *, mode: int = 4, name: str = NAME, alias: str = "", up: bool = False) -> Link:
     info = netlink.text(1, kind) + netlink.nested(2, netlink.number(1, mode))
     attributes = netlink.text(Ifla.IFNAME, name) + netlink.nested(Ifla.LINKINFO, info)

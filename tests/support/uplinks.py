@@ -1,0 +1,77 @@
+"""An uplink with a cable's far end, and the VLANs there."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from tests.support import kernel
+from tests.support.daemon import ip
+
+UPLINK, FAR = "up0", "far0"
+_ETH_P_ALL = 3
+_FRAME_BYTES = 1 << 16
+
+
+def add_uplink(netns: str, name: str = UPLINK, peer: str = FAR, *, mtu_bytes: int = 1500) -> None:
+    """Make an uplink, and what is at its other end, without addresses."""
+    mtu = str(mtu_bytes)
+    kernel.run(netns, "link", "add", name, "mtu", mtu, "type", "veth", "peer", "name", peer, "mtu", mtu)
+    for ifname in (name, peer):
+        kernel.run(netns, "link", "set", ifname, "addrgenmode", "none", "up")
+
+
+def vlan_devices(netns: str) -> list[Any]:
+    """Every 802.1Q device of a namespace but those of the far end."""
+    links = ip(netns, "link", "show")
+    return [link for link in links if link.get("linkinfo", {}).get("info_kind") == "vlan" and link["link"] != FAR]
+
+
+class Far:
+    """One VLAN at the far end."""
+
+    def __init__(self, netns: str, ifname: str) -> None:
+        self.mac = kernel.settings(netns, ifname)["address"]
+        self._socket = kernel.packet_socket(netns, ifname, _ETH_P_ALL)
+        self._socket.setblocking(False)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame in this VLAN."""
+        self._socket.send(frame)
+
+    def read(self) -> bytes:
+        """Give the next frame that arrived in this VLAN.
+
+        Raises:
+            BlockingIOError: there is none.
+        """
+        while True:
+            frame, address = self._socket.recvfrom(_FRAME_BYTES)
+            if address[2] != socket.PACKET_OUTGOING:  # type: ignore[attr-defined]  # mypy doesn't know it
+                return frame
+
+    def fileno(self) -> int:
+        """For select."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def far_side(netns: str, vid: int) -> Iterator[Far]:
+    """Take part in a VLAN at the far end of the uplink, for the time of a block; 0: without a tag."""
+    ifname = f"{FAR}.{vid}" if vid else FAR
+    if vid:
+        kernel.run(netns, "link", "add", "link", FAR, "name", ifname, "type", "vlan", "id", str(vid))
+        kernel.run(netns, "link", "set", ifname, "addrgenmode", "none", "up")
+    far = Far(netns, ifname)
+    try:
+        yield far
+    finally:
+        far.close()
+        if vid:
+            kernel.run(netns, "link", "delete", ifname)
