@@ -115,12 +115,13 @@ class Announcer:
             return f"{link.text(Ifla.IFNAME)} has the MAC {mac}"
         if is_macvtap != isinstance(grant, UplinkGrant):
             return f"{link.text(Ifla.IFNAME)} is no device of this network"
-        if is_macvtap:
+        if isinstance(grant, UplinkGrant):
             lower = self._rtnl.ask(netlink.get_link(ifindex=link.number(Ifla.LINK))).link
             return lower if lower is not None else "its uplink is gone"
-        uplink = self._rtnl.ask(netlink.get_link(ifname=grant.uplink)).link
+        ifname = grant.uplink_port
+        uplink = self._rtnl.ask(netlink.get_link(ifname=ifname)).link
         if uplink is None or not link.number(Ifla.MASTER) or uplink.number(Ifla.MASTER) != link.number(Ifla.MASTER):
-            return f"{link.text(Ifla.IFNAME)} and uplink {grant.uplink} aren't on one bridge"
+            return f"{link.text(Ifla.IFNAME)} and uplink {ifname} aren't on one bridge"
         return uplink
 
 

@@ -52,6 +52,11 @@ class BridgeGrant(Struct, frozen=True):
     public_pool: tuple[tuple[str, str], ...] = ()
     vlan: int = 0
 
+    @property
+    def uplink_port(self) -> str:
+        """The device that is put on the bridge: the uplink, or that of its VLAN; empty: none."""
+        return names.vlan_name(self.uplink, self.vlan) if self.vlan else self.uplink
+
     def allows_public(self, public: Address, private: Address) -> bool:
         """Tell whether a public address may lead to a guest's own."""
         subnets = [ipaddress.ip_interface(address).network for address in self.addresses]

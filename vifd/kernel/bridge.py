@@ -148,7 +148,7 @@ def find_uplink_problem(rtnl: RtnlSocket, grant: BridgeGrant, bridge: Link) -> t
     """
     if not grant.uplink:
         return "", ""
-    expected = names.vlan_name(grant.uplink, grant.vlan) if grant.vlan else grant.uplink
+    expected = grant.uplink_port
     what = f"the device {expected} of VLAN {grant.vlan} of uplink {grant.uplink}" if grant.vlan else f"uplink {grant.uplink}"
     link = find_link(rtnl, expected)
     if link is None:
@@ -329,7 +329,7 @@ def _take_off_former_vlans(rtnl: RtnlSocket, grant: BridgeGrant) -> None:
     link = find_link(rtnl, grant.bridge)
     if link is None:
         return
-    wanted = names.vlan_name(grant.uplink, grant.vlan)
+    wanted = grant.uplink_port
     with vlans.lock, IPRoute() as ipr:
         for port in ipr.get_links(master=link.ifindex):
             if vlans.is_own(port) and port.get_attr("IFLA_IFNAME") != wanted:
