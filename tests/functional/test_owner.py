@@ -13,9 +13,14 @@ import pytest
 from tests.support import kernel
 from tests.support.asking import new_id
 from tests.support.daemon import ip, network_namespace, taps
-from vifd.kernel import names, ops, owner
+from tests.support.plans import configure
+from vifd.kernel import limits, names, ops, owner, tap
+from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.executor import Executor, Tools
 from vifd.kernel.marks import look_up
 from vifd.kernel.netlink import Link, RtnlSocket
+from vifd.kernel.nft.devices import open_guards
+from vifd.kernel.nft.nat import NoNatTable
 from vifd.model import Kind
 
 _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP, _TUNSETQUEUE = 0x400454CB, 0x400454CC, 0x400454CE, 0x400454D9
@@ -178,3 +183,43 @@ def test_a_device_of_another_kind_that_has_its_name_by_now_is_left_alone(netns: 
     kernel.run(netns, "link", "add", TAP, "type", "bridge")
     assert "it can't be opened" in give_back(netns, rtnl, link)
     assert ip(netns, "link", "show", TAP)[0]["linkinfo"]["info_kind"] == "bridge"
+
+
+@pytest.mark.parametrize("queues", [1, 2])
+def test_a_tap_that_somebody_opened_before_it_had_an_owner_is_not_made(
+    netns: str, monkeypatch: pytest.MonkeyPatch, queues: int
+) -> None:
+    """Between the two steps that make a tap, anybody may open one that takes several."""
+    opened: list[int] = []
+    set_owner = tap.set_owner
+
+    def set_owner_late(fd: int, *, uid: int, gid: int | None) -> None:
+        with contextlib.suppress(OSError):
+            opened.append(tap.open_queue(TAP, multi_queue=queues > 1, vnet_hdr=True))
+        set_owner(fd, uid=uid, gid=gid)
+
+    def make_one() -> ops.ApplyAnswer:
+        plan = (ops.EnsureBridge("blue"), ops.CreateTap(ONE, TAP, "fe:54:00:12:34:56", 1000, None, queues, True), configure(ONE))
+        with an_executor() as executor:
+            monkeypatch.setattr(tap, "set_owner", set_owner_late)
+            return executor.apply(((plan,),))
+
+    (answer,) = kernel.inside(netns, make_one)
+    assert isinstance(answer, ops.Refusal) is bool(opened) is (queues > 1)
+    for fd in opened:
+        os.close(fd)
+    assert len(taps(netns)) == (0 if queues > 1 else 1)
+
+
+@contextlib.contextmanager
+def an_executor() -> Iterator[Executor]:
+    """What the helper carries plans out with, in this process, without NAT and macvtaps."""
+    rtnl = RtnlSocket()
+    tools = Tools(open_guards(owned=False, direct=False), NoNatTable(), limits.probe(rtnl), "no nodes here", None)
+    rtnl.close()
+    executor = Executor(lambda: {"blue": BridgeGrant("br-blue")}, tools)
+    try:
+        yield executor
+    finally:
+        executor._rtnl.close()
+        tools.close()

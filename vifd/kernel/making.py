@@ -112,6 +112,10 @@ class Maker:
             exists = f"a device of that name is there already that isn't {op.endpoint_id}'s"
             run.fail(op, op.ifname, error.errno or 0, exists if error.errno == errno.EBUSY else os.strerror(error.errno or 0))
             return
+        if op.queues > 1 and not owner.is_ours_alone(self._rtnl, ifindex):
+            run.close()
+            run.fail(op, op.ifname, errno.EBUSY, "somebody opened it before it had an owner; ask again")
+            return
         run.created = op
         run.made = ops.Made(ifindex, run.made.mtu_bytes, run.made.bridge_name)
 

@@ -86,6 +86,8 @@ class TunInfo(IntEnum):
     PI = 4
     VNET_HDR = 5
     MULTI_QUEUE = 7
+    NUM_QUEUES = 8
+    NUM_DISABLED_QUEUES = 9
 
 
 def attribute(kind: int, payload: bytes) -> bytes:

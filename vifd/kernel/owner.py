@@ -35,6 +35,18 @@ def owner_of(link: Link) -> tuple[int, int]:
     return uid, gid
 
 
+def is_ours_alone(rtnl: RtnlSocket, ifindex: int) -> bool:
+    """Tell whether nobody has a queue of a new tap but its maker.
+
+    Until a tap has an owner, anybody may open it who knows its name (drivers/net/tun.c, tun_not_capable). One with a single queue
+    is its maker's; one with several has to be looked at once it has its owner.
+    """
+    link = rtnl.ask(netlink.get_link(ifindex=ifindex)).link
+    data = {} if link is None else link.data
+    counts = [int.from_bytes(data.get(kind, b""), "little") for kind in (TunInfo.NUM_QUEUES, TunInfo.NUM_DISABLED_QUEUES)]
+    return counts == [1, 0]
+
+
 def ensure(rtnl: RtnlSocket, op: ops.EnsureOwner) -> Failure | None:
     """Let an endpoint's tap be for its owner again. Needs CAP_NET_ADMIN: who opens it here isn't who it was given to.
 
