@@ -72,8 +72,10 @@ class Story:
         self._terminal.heading("A virtual machine: vifctl run asks, hands QEMU the open tap, and releases when QEMU ends")
         accelerator = machine.find_accelerator(guest, self._stage.as_user)
         process = self._boot(guest, accelerator)
-        [endpoint] = self._wait_until(lambda endpoints: [end["state"] for end in endpoints] == ["ENDPOINT_STATE_ATTACHED"])
-        self._terminal.good(f"QEMU runs as {_user_of(_child_of(process.pid))} and has the tap open: the endpoint is attached")
+        [endpoint] = self._wait_until(lambda endpoints: [end["state"] for end in endpoints] == ["ENDPOINT_STATE_ACTIVE"])
+        self._terminal.good(
+            f"QEMU runs as {_user_of(_child_of(process.pid))} and has the tap open; vifd saw its frames: the endpoint is active"
+        )
         self._run_vifctl("list")
         self._run_vifctl("show", endpoint["endpoint_id"])
         self._run_ip("-d", "link", "show", endpoint["tap"]["ifname"])

@@ -288,6 +288,6 @@ def test_queues_outlive_the_daemon_that_opened_them(alice: User) -> None:
             assert arrives(sending.fds[0], VNET_HDR + frame(one.port.mac, MAGIC), receiving.fds[0], MAGIC)
             daemon.start()
             with alice.client(daemon) as again:
-                assert state_of(again, one.endpoint_id) == "ATTACHED"
+                wait_for(lambda: state_of(again, one.endpoint_id) == "ACTIVE")  # its frame was seen, too
                 assert again.get_endpoint(one.endpoint_id).tap.ifindex == one.tap.ifindex
             assert Path(f"/proc/self/fd/{sending.fds[0]}").exists()
