@@ -45,8 +45,10 @@ class Relay:
         try:
             upstream.bind(f"\0{_PREFIX}{nonce}")
             await loop.sock_connect(upstream, self._upstream)
-            await loop.create_unix_connection(lambda: inner, sock=upstream)
-            await loop.create_unix_connection(lambda: outer, sock=connection.dup())
+            # uvloop's create_unix_connection forgets, where the other side leaves meanwhile, that the descriptor is closed: the
+            # socket object closes its number again, when it may be somebody else's. This one takes hold of the object first.
+            await loop.connect_accepted_socket(lambda: inner, upstream)
+            await loop.connect_accepted_socket(lambda: outer, connection.dup())
             await asyncio.wait([inner.closed, outer.closed], return_when=asyncio.FIRST_COMPLETED)
         finally:
             inner.close()

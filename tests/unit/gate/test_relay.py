@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -72,6 +73,24 @@ async def test_what_the_server_says_first_arrives(run: object, folder: Path) -> 
 
     async with relayed(folder, greet) as (client, _):
         assert await read_all(client) == b"settings"
+
+
+def stale_sockets() -> list[socket.socket]:
+    """Find those that take a descriptor for theirs that isn't open."""
+    sockets = [one for one in gc.get_objects() if isinstance(one, socket.socket) and one.fileno() >= 0]
+    return [one for one in sockets if not Path(f"/proc/self/fd/{one.fileno()}").exists()]
+
+
+async def test_a_client_that_leaves_at_once_leaves_no_descriptor_that_is_closed_a_second_time(run: object, folder: Path) -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"settings")
+
+    for _ in range(20):
+        async with relayed(folder, greet) as (client, task):
+            client.close()
+            await asyncio.wait([task])
+        (folder / "grpc").unlink()
+    assert stale_sockets() == []
 
 
 async def test_many_bytes_go_both_ways_at_once(run: object, folder: Path) -> None:
