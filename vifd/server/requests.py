@@ -62,6 +62,7 @@ def batch_request(
     check = Checker()
     _check_batch(check, message, [request.endpoint_id for request in message.requests])
     requests = [_endpoint_request(check.at(f"requests[{i}]"), r, caller) for i, r in enumerate(message.requests)]
+    check.known(message)  # after the requests: each names its own unknown fields, and this one drops them from the whole
     check.require(len({request.validate_only for request in requests}) <= 1, "requests", "differ in validate_only")
     check.done()
     return requests
@@ -131,6 +132,17 @@ def endpoint_id(message: Any) -> str:
     named = check.endpoint_id(message.endpoint_id)
     check.done()
     return named
+
+
+def nothing(message: Any) -> None:
+    """Check a request that asks for nothing in particular.
+
+    Raises:
+        InvalidRequest: it does.
+    """
+    check = Checker()
+    check.known(message)
+    check.done()
 
 
 def wanted(message: Any) -> model.Filter:

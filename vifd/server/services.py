@@ -157,6 +157,7 @@ class HostService(HostServiceServicer):
     async def GetHostInfo(
         self, message: host_service_pb2.GetHostInfoRequest, caller: Caller
     ) -> host_service_pb2.GetHostInfoResponse:
+        requests.nothing(message)
         return host_service_pb2.GetHostInfoResponse(
             version=__version__,
             boot_id=self._facts.boot_id,

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.messages import ID, endpoint_id, request, with_unknown_field
+from tests.support.messages import ID, batch, endpoint_id, request, with_unknown_field
 from vif.v1 import endpoint_service_pb2 as pb
+from vif.v1.host_service_pb2 import GetHostInfoRequest
 from vifd.endpoints.engine import Release
 from vifd.errors import InvalidRequest, Unsupported, Violation
 from vifd.model import Caller, Filter
@@ -68,6 +69,8 @@ def test_a_request_for_one_endpoint_names_it() -> None:
         lambda: requests.endpoint_id(with_unknown_field(pb.GetEndpointRequest(endpoint_id=ID))),
         lambda: requests.release(with_unknown_field(pb.ReleaseEndpointRequest(endpoint_id=ID))),
         lambda: requests.wanted(with_unknown_field(pb.WatchEndpointsRequest())),
+        lambda: requests.nothing(with_unknown_field(GetHostInfoRequest())),
+        lambda: requests.batch_request(with_unknown_field(batch(request())), CALLER),
         lambda: requests.batch_release(
             with_unknown_field(pb.BatchReleaseEndpointsRequest(requests=[pb.ReleaseEndpointRequest(endpoint_id=ID)]))
         ),
@@ -75,6 +78,11 @@ def test_a_request_for_one_endpoint_names_it() -> None:
 )
 def test_a_field_that_this_vifd_doesnt_know_is_a_violation(check: Callable[[], object]) -> None:
     assert violations(check) == ["unknown_fields"]
+
+
+def test_a_request_of_a_batch_names_its_own_unknown_field() -> None:
+    message = batch(with_unknown_field(request()))
+    assert violations(lambda: requests.batch_request(message, CALLER)) == ["requests[0].unknown_fields"]
 
 
 def test_a_filter_is_taken() -> None:
