@@ -8,7 +8,7 @@ import importlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from logging import getLogger
 from pathlib import Path
@@ -47,6 +47,8 @@ from vifd.kernel.rulesetmonitor import RulesetMonitor
 from vifd.systemd import Notifier
 
 if TYPE_CHECKING:
+    from grpc.aio import ServerInterceptor
+
     from vifd.server.app import Server
 
 _log = getLogger("vifd")
@@ -64,12 +66,14 @@ class Setup(NamedTuple):
         load: reads the configuration's text; again on SIGHUP.
         config: what it says.
         in_memory: keep no journal on disk.
+        embedded: serve inside a program that does other things: its signals and its garbage collector stay its own.
     """
 
     drivers: catalog.Catalog
     load: Callable[[], str]
     config: Config
     in_memory: bool = False
+    embedded: bool = False
 
     def parse(self, text: str) -> Config:
         """Turn the configuration's text into values.
@@ -110,10 +114,11 @@ class _Privileged(NamedTuple):
             self.dhcp.stop()
 
 
-class _Sockets(NamedTuple):
+class Sockets(NamedTuple):
+    """The public socket, the fd socket, and where grpc listens: in a directory that only vifd's user can enter."""
+
     rpc: socket.socket
     fds: socket.socket
-    #: Where grpc listens: in a directory that only vifd's user can enter.
     upstream: Path
 
 
@@ -134,7 +139,7 @@ def run(setup: Setup) -> None:
     if setup.config.daemon.netns:
         netns.enter(setup.config.daemon.netns)
     locks = _lock(setup.config, privileged=privileged)
-    sockets = _listen(setup.config, identity)
+    sockets = listen(setup.config, identity)
     if not setup.in_memory:
         privileges.make_directory(Path(setup.config.daemon.state_dir), identity)
     privileges.raise_file_limit()
@@ -148,7 +153,7 @@ def run(setup: Setup) -> None:
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)
-    uvloop.run(_Daemon(setup, sockets, privileged_processes, notifier).serve())
+    uvloop.run(Daemon(setup, sockets, privileged_processes, notifier).serve())
     if privileged_processes is not None:
         privileged_processes.stop()
     for lock in locks:
@@ -164,7 +169,8 @@ def _lock(config: Config, *, privileged: bool) -> list[int]:
     return locks
 
 
-def _listen(config: Config, identity: privileges.Identity | None) -> _Sockets:
+def listen(config: Config, identity: privileges.Identity | None) -> Sockets:
+    """Make the sockets that the configuration names, or take those that systemd passes; None: they are this user's."""
     path = Path(config.daemon.socket)
     access = listeners.Access(identity.socket_gid if identity else None, int(config.daemon.socket_mode, 8))
     passed = {listener.type: listener for listener in listeners.passed()}
@@ -172,7 +178,7 @@ def _listen(config: Config, identity: privileges.Identity | None) -> _Sockets:
     fds = passed.get(socket.SOCK_SEQPACKET) or listeners.listen(Path(config.daemon.fd_socket), socket.SOCK_SEQPACKET, access)
     private = Path(f"{path}.d")
     privileges.make_directory(private, identity)
-    return _Sockets(rpc, fds, private / "grpc")  # grpc takes the place of an earlier run's socket by itself
+    return Sockets(rpc, fds, private / "grpc")  # grpc takes the place of an earlier run's socket by itself
 
 
 def _dhcp_files(config: Config) -> Files:
@@ -204,29 +210,38 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_OBJECTS_A_COLLECTION, 20, 50)
 
 
-class _Daemon:
-    """The unprivileged process from here on: everything lives in one event loop."""
+class Daemon:
+    """The unprivileged process from here on: all of it lives in one event loop. `interceptors` stand in front of its services."""
 
-    def __init__(self, setup: Setup, sockets: _Sockets, privileged: _Privileged | None, notifier: Notifier) -> None:
-        self._setup, self._sockets, self._notifier = setup, sockets, notifier
+    def __init__(
+        self,
+        setup: Setup,
+        sockets: Sockets,
+        privileged: _Privileged | None,
+        notifier: Notifier,
+        interceptors: Sequence[ServerInterceptor] = (),
+    ) -> None:
+        self._setup, self._sockets, self._notifier, self._interceptors = setup, sockets, notifier, interceptors
         self._channels = privileged.helper if privileged else None
         self._room: PrivilegedRoom | NoRoom = NoRoom()
-        self._networks = Networks()
-        self._registry = Registry(self._networks)
+        self.networks = Networks()
+        self.registry = Registry(self.networks)
         channel = privileged.dhcp.channel if privileged and privileged.dhcp else None
         served = catalog.dhcp_networks(setup.drivers, setup.config)
         self._dhcp = DhcpServers(channel, _dhcp_files(setup.config), served, self._lose_helper)
-        self._dhcp.on_status(self._networks.set_service_problem)
-        self._registry.listen(Guests(self._dhcp).on_change)
+        self._dhcp.on_status(self.networks.set_service_problem)
+        self.registry.listen(Guests(self._dhcp).on_change)
         self._stop = asyncio.Event()
+        self.stop = self._stop.set  # lets `serve` come to its end; to be called in its thread
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Start, serve, stop."""
         async with AsyncExitStack() as stop:
             await self._start(stop)
-            self._listen_to_signals()
-            _spare_the_collector()
+            if not self._setup.embedded:
+                self._listen_to_signals()
+                _spare_the_collector()
             self._notifier.ready(self._status())
             networks = len(self._setup.config.networks)
             _log.info("vifd serves", extra={"socket": self._setup.config.daemon.socket, "networks": networks})
@@ -247,18 +262,18 @@ class _Daemon:
         problems = await self._prepare()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
         stop.callback(journal.close)
-        registry = self._registry
+        registry = self.registry
         # What is heard before the mender is there, the recovery looks at itself.
-        follower = Follower(registry, self._networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
+        follower = Follower(registry, self.networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
         monitor = LinkMonitor(self._listener(follower, lambda ifindex: activation.on_learned(ifindex)))  # noqa: PLW0108  made later
-        engine = Engine(journal, self._room, registry, self._networks, monitor.has_carrier)
-        mender = Mender(journal, self._room, registry, self._networks, engine.busy)
-        changes = Changes(journal, self._room, registry, self._networks, engine)
-        activation = Activation(journal, self._room, registry, self._networks, engine.busy)
+        engine = Engine(journal, self._room, registry, self.networks, monitor.has_carrier)
+        mender = Mender(journal, self._room, registry, self.networks, engine.busy)
+        changes = Changes(journal, self._room, registry, self.networks, engine)
+        activation = Activation(journal, self._room, registry, self.networks, engine.busy)
         self._configure(self._setup.config, problems)
-        for entry in await recover(journal, self._room, _boot_id(), self._networks.drivers):
+        for entry in await recover(journal, self._room, _boot_id(), self.networks.drivers):
             registry.add(entry.endpoint, entry.plan)
-        door = Door(self._networks.admits)
+        door = Door(self.networks.admits)
         stop.push_async_callback(door.close)
         self._dhcp.start()
         stop.push_async_callback(self._dhcp.close)
@@ -298,7 +313,7 @@ class _Daemon:
         from vifd.gate import handoff  # noqa: PLC0415  grpc must not exist before the helper is forked
 
         door.open(self._sockets.rpc, relaying.serve, relay.refuse)
-        queues = Queues(self._registry, self._networks, self._room)
+        queues = Queues(self.registry, self.networks, self._room)
         door.open(self._sockets.fds, handoff.Handoff(queues.open).serve, handoff.refuse)
 
     def _watch_rulesets(self, mender: Mender, stop: AsyncExitStack) -> None:
@@ -313,13 +328,13 @@ class _Daemon:
         from vifd.server.app import Server  # noqa: PLC0415  grpc must not exist before the helper is forked
         from vifd.server.services import EndpointService, HostFacts, HostService, UseCases  # noqa: PLC0415  as above
 
-        daemon, views = self._setup.config.daemon, Views(self._registry, self._networks)
+        daemon, views = self._setup.config.daemon, Views(self.registry, self.networks)
         mechanism = None if self._channels is None else self._channels.support.ingress
         facts = HostFacts(_boot_id(), sorted(self._setup.drivers), daemon.fd_socket, mechanism)
         host = HostService(views, relaying.find_caller, facts)
         use_cases = UseCases(engine, views, changes, mender, activation)
         endpoints = EndpointService(use_cases, relaying.find_caller, netns.path_of(daemon.netns))
-        return Server(self._sockets.upstream, endpoints, host)
+        return Server(self._sockets.upstream, endpoints, host, self._interceptors)
 
     async def _prepare(self) -> dict[str, str]:
         """Bring the networks' bridges to what the configuration says; a network that can't be is reported, the others work."""
@@ -332,17 +347,17 @@ class _Daemon:
 
     def _configure(self, config: Config, problems: dict[str, str]) -> None:
         drivers = {name: catalog.create(self._setup.drivers, network) for name, network in config.networks.items()}
-        self._networks.configure(drivers, Policy(config.policy), problems)
+        self.networks.configure(drivers, Policy(config.policy), problems)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(self._reload()))
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(self.reload()))
         if self._notifier.watchdog_s is not None:
             self._keep(self._give_signs_of_life(self._notifier.watchdog_s))
 
-    async def _reload(self) -> None:
+    async def reload(self) -> None:
         """Take networks and policy of the configuration as it is now; a wrong one changes nothing."""
         self._notifier.reloading()
         try:
@@ -378,7 +393,7 @@ class _Daemon:
         os._exit(1)
 
     def _status(self) -> str:
-        return f"{len(self._registry)} endpoints"
+        return f"{len(self.registry)} endpoints"
 
     def _keep(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

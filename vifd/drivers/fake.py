@@ -20,6 +20,7 @@ from vifd.kernel.ops import Made
 from vifd.model import (
     BridgePort,
     BridgePreference,
+    Drift,
     Endpoint,
     EndpointSpec,
     Feature,
@@ -128,6 +129,8 @@ class FakeDriver(NetworkDriver[FakeOptions]):
     def __init__(self, network: str, options: FakeOptions) -> None:
         super().__init__(network, options)
         self._far_ends: dict[str, list[socket.socket]] = {}
+        #: By endpoint, what a check finds (`vifd.testing`).
+        self.drifts: dict[str, tuple[Drift, ...]] = {}
 
     def open_queues(self, endpoint: Endpoint, count: int) -> list[int]:
         """Open wires that lead nowhere: what is written stays unread, and nothing ever comes."""
@@ -136,9 +139,18 @@ class FakeDriver(NetworkDriver[FakeOptions]):
         self._far_ends[endpoint.endpoint_id] = [far for _, far in pairs]
         return [near.detach() for near, _ in pairs]
 
+    def close(self) -> None:
+        """Hang up the wires of every endpoint."""
+        for endpoint_id in list(self._far_ends):
+            self._hang_up(endpoint_id)
+
     async def unbind(self, endpoint: Endpoint) -> None:
         """See NetworkDriver."""
         self._hang_up(endpoint.endpoint_id)
+
+    async def check(self, endpoint: Endpoint) -> Sequence[Drift]:
+        """See NetworkDriver."""
+        return self.drifts.get(endpoint.endpoint_id, ())
 
     def _hang_up(self, endpoint_id: str) -> None:
         for far in self._far_ends.pop(endpoint_id, ()):

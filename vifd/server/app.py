@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -32,10 +33,17 @@ class Server:
         path: where grpc listens; in a directory that only this user can enter.
         endpoints: the service of endpoints.
         host: the service of the host.
+        interceptors: what every call goes through first.
     """
 
-    def __init__(self, path: Path, endpoints: EndpointService, host: HostService) -> None:
-        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
+    def __init__(
+        self,
+        path: Path,
+        endpoints: EndpointService,
+        host: HostService,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_AT_ONCE)
         self._health = health.aio.HealthServicer()
         add_EndpointServiceServicer_to_server(endpoints, self._server)
         add_HostServiceServicer_to_server(host, self._server)

@@ -43,7 +43,7 @@ def unary(
             caller = _identify(self.find_caller, context)
             answer = await method(self, request, caller)
         except Exception as error:
-            await _abort(context, method.__name__, caller, error)
+            await abort(context, method.__name__, caller, error)
         if _log.isEnabledFor(DEBUG):
             _log.debug(
                 "call", extra={**_about(method.__name__, caller), "milliseconds": round((time.monotonic() - started) * 1e3, 3)}
@@ -66,7 +66,7 @@ def stream(
             async for answer in method(self, request, caller):
                 yield answer
         except Exception as error:
-            await _abort(context, method.__name__, caller, error)
+            await abort(context, method.__name__, caller, error)
 
     return call
 
@@ -78,7 +78,15 @@ def _identify(find_caller: FindCaller, context: Context) -> Caller:
     return caller
 
 
-async def _abort(context: Context, method: str, caller: Caller | None, error: Exception) -> NoReturn:
+async def abort(context: Context, method: str, caller: Caller | None, error: Exception) -> NoReturn:
+    """End a call with an error's status.
+
+    Args:
+        context: the call's.
+        method: its name, for the log.
+        caller: who calls; None: nobody knows.
+        error: what went wrong; what vifd doesn't raise on purpose is a bug.
+    """
     known = _translate(error)
     if known is error:
         _log.info("call failed", extra={**_about(method, caller), "reason": known.reason, "error": message_of(known)})

@@ -1,0 +1,168 @@
+"""The built-in drivers keep what every driver promises; and the suite notices one that doesn't."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from vifd.drivers.base import NetworkDriver, Planned
+from vifd.drivers.bridge import BridgeDriver
+from vifd.drivers.direct import DirectDriver
+from vifd.drivers.fake import FakeDriver, FakeOptions
+from vifd.errors import Violation
+from vifd.kernel.ops import EnsureBridge
+from vifd.model import Kind, Offer, TapDevice, TapPreference
+from vifd.testing import NetworkDriverConformance
+
+
+class TestBridge(NetworkDriverConformance):
+    driver = BridgeDriver
+    networks = (
+        'bridge = "br-blue"',
+        'bridge = "br-blue"\nuplink = "eth7"\nmtu = 9000\naddresses = ["10.0.0.1/24"]\npool = ["10.0.0.9"]',
+        'bridge = "br-blue"\naddresses = ["10.0.0.1/24"]\nnat = true\nnat_uplink = "eth7"\npublic_pool = ["203.0.113.7"]',
+    )
+    bad_networks: ClassVar = {
+        "bridge": 'bridge = "not/a name"',
+        "uplink": 'bridge = "br-blue"\nuplink = "br-blue"',
+        "mtu": 'bridge = "br-blue"\nmtu = 67',
+        "pool": 'bridge = "br-blue"\npool = ["10.0.0.9"]',
+        "nat": 'bridge = "br-blue"\nnat = true',
+        "repair": 'bridge = "br-blue"\nrepair = "perhaps"',
+    }
+
+
+class TestDirect(NetworkDriverConformance):
+    driver = DirectDriver
+    networks = ('uplink = "eth7"', 'uplink = "eth7"\nmtu = 1400\nrepair = "report"')
+    bad_networks: ClassVar = {"uplink": 'uplink = "not/a name"', "mtu": 'uplink = "eth7"\nmtu = 70000'}
+
+
+class TestFake(NetworkDriverConformance):
+    driver = FakeDriver
+    networks = ("", 'kinds = ["tap", "pci"]\nunavailable = ["pci"]\nmtu = 9000')
+    bad_networks: ClassVar = {"kinds": 'kinds = ["tpa"]', "unavailable": 'unavailable = [""]', "mtu": "mtu = 1"}
+
+
+# --- drivers that break one promise each
+
+
+class Restless(FakeDriver):
+    def plan(self, *arguments: Any) -> Planned:
+        planned = super().plan(*arguments)
+        return msgspec.structs.replace(planned, port=msgspec.structs.replace(planned.port, mtu_bytes=random.randrange(68, 9000)))
+
+
+class Curious(FakeDriver):
+    def plan(self, *arguments: Any) -> Planned:
+        Path("/proc/self/comm").read_text()
+        return super().plan(*arguments)
+
+
+class Forgetful(FakeDriver):
+    def plan(self, *arguments: Any) -> Planned:
+        planned = super().plan(*arguments)
+        return msgspec.structs.replace(planned, port=msgspec.structs.replace(planned.port, isolated=False))
+
+
+class Greedy(FakeDriver):
+    def plan(self, *arguments: Any) -> Planned:
+        return msgspec.structs.replace(super().plan(*arguments), plan=(EnsureBridge("conformance"),))
+
+
+class Silent(FakeDriver):
+    def offers(self, spec: Any) -> Sequence[Offer]:
+        return [msgspec.structs.replace(offer, unavailable="no") for offer in super().offers(spec)]
+
+
+class Twofold(FakeDriver):
+    def offers(self, spec: Any) -> Sequence[Offer]:
+        return [*super().offers(spec), *super().offers(spec)]
+
+
+class Shy(FakeDriver):
+    def offers(self, spec: Any) -> Sequence[Offer]:
+        offers = super().offers(spec)
+        return offers if spec is None or not spec.port.isolated else offers[:1]
+
+
+class Crowded(FakeDriver):
+    def locate(self, endpoint_id: str, preference: Any, made: Any) -> Any:
+        return super().locate("11111111-2222-4333-8444-555555555555", preference, made)
+
+
+class Confused(FakeDriver):
+    def locate(self, endpoint_id: str, preference: Any, made: Any) -> Any:
+        return TapDevice("vdt0", 1, 1, vnet_hdr=True)
+
+
+class SingleQueued(FakeDriver):
+    def locate(self, endpoint_id: str, preference: Any, made: Any) -> Any:
+        alone = TapPreference() if preference.kind is Kind.TAP else preference
+        return super().locate(endpoint_id, alone, made)
+
+
+class Imposing(FakeDriver):
+    def plan(self, *arguments: Any) -> Planned:
+        planned = super().plan(*arguments)
+        return msgspec.structs.replace(planned, port=msgspec.structs.replace(planned.port, mac="52:54:00:00:00:01"))
+
+
+class Fragile(FakeDriver):
+    async def unbind(self, endpoint: Any) -> None:
+        del self._bound[endpoint.endpoint_id]
+
+    async def bind(self, endpoint: Any) -> None:
+        self._bound = {endpoint.endpoint_id: True}
+
+    _bound: ClassVar[dict[str, bool]] = {}
+
+
+class Lenient(FakeDriver):
+    @classmethod
+    def check_options(cls, options: FakeOptions) -> list[Violation]:
+        return []
+
+
+class Loose(FakeDriver):
+    class Options(Struct):
+        kinds: tuple[str, ...] = ()
+
+    options = Options
+
+
+BROKEN: dict[type[NetworkDriver[Any]], str] = {
+    Restless: "test_plans_are_pure",
+    Curious: "test_plans_are_pure",
+    Forgetful: "test_an_option_that_it_offers_is_honoured",
+    Greedy: "test_plans_pass_the_privileged_helpers_check",
+    Silent: "test_each_kind_is_offered_once_or_with_the_reason_why_not",
+    Twofold: "test_each_kind_is_offered_once_or_with_the_reason_why_not",
+    Shy: "test_what_is_asked_for_changes_no_kind_but_only_whether_it_can_be_made",
+    Crowded: "test_two_endpoints_have_nothing_in_common",
+    Confused: "test_a_location_is_pure_and_of_the_kind_that_was_chosen",
+    SingleQueued: "test_queues_that_it_offers_are_there",
+    Imposing: "test_a_mac_is_the_callers_or_a_local_one",
+    Fragile: "test_the_network_system_may_be_told_twice",
+    Lenient: "test_a_wrong_key_is_named",
+    Loose: "test_it_has_a_name_and_frozen_options",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda driver: driver.__name__)
+def test_a_driver_that_breaks_a_promise_is_noticed(broken: type[NetworkDriver[Any]]) -> None:
+    class Suite(NetworkDriverConformance):
+        driver = broken
+        networks = ("",)
+        bad_networks: ClassVar = {"kinds": 'kinds = ["tpa"]'}
+
+    test: Callable[..., None] = getattr(Suite(), BROKEN[broken])
+    arguments = {"test_it_has_a_name_and_frozen_options": [], "test_a_wrong_key_is_named": ["kinds"]}.get(BROKEN[broken], [""])
+    with pytest.raises((AssertionError, KeyError, pytest.fail.Exception)):
+        test(*arguments)
