@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support import kernel
-from tests.support.asking import BATCH, BRIDGE, asked, make, new_id, refusal, release_all, state_of
+from tests.support.asking import BATCH, asked, make, refusal, release_all, state_of
 from tests.support.daemon import Daemon, taps, wait_for
 from vifclient import Client
 from vifclient.messages import EndpointPreference, PciPreference, ReleaseEndpointRequest, RequestEndpointRequest
@@ -67,27 +67,6 @@ def test_a_batch_that_fails_leaves_those_that_existed(vifd: Daemon, client: Clie
     assert names(vifd) == {endpoint.tap.ifname}
 
 
-def test_a_batch_with_an_id_of_another_spec_is_refused_as_a_whole(vifd: Daemon, client: Client) -> None:
-    endpoint = make(client)
-    with refusal("ALREADY_EXISTS", "ID_IN_USE"):
-        client.batch_request_endpoints([asked(), asked(endpoint.endpoint_id, acceptable=[BRIDGE])])
-    assert list(client.list_endpoints()) == [endpoint]
-
-
-def test_the_same_batch_again_gives_the_same_endpoints(client: Client) -> None:
-    requests = [asked() for _ in range(3)]
-    assert client.batch_request_endpoints(requests) == client.batch_request_endpoints(requests)
-
-
-def test_overlapping_batches_at_once_share_what_they_have_in_common(vifd: Daemon, client: Client) -> None:
-    requests = [asked() for _ in range(12)]
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda i: client.batch_request_endpoints(requests[i : i + 7]), range(6)))
-    generations = {(a.endpoint.endpoint_id, a.endpoint.generation) for answer in answers for a in answer}
-    assert len(generations) == 12
-    assert len(names(vifd)) == 12
-
-
 def test_a_batch_may_be_validated_only(vifd: Daemon, client: Client) -> None:
     answers = client.batch_request_endpoints([asked(validate_only=True) for _ in range(3)])
     assert [len(answer.plan) for answer in answers] == [3, 3, 3]
@@ -101,21 +80,6 @@ def test_a_release_takes_the_tap_down_and_forgets_the_endpoint(vifd: Daemon, cli
     assert kernel.snapshot(vifd.netns) == before
     with refusal("NOT_FOUND", "UNKNOWN_ENDPOINT"):
         client.get_endpoint(endpoint.endpoint_id)
-
-
-def test_a_release_of_what_is_not_there_is_fine(client: Client) -> None:
-    endpoint_id = make(client).endpoint_id
-    for _ in range(3):
-        client.release_endpoint(endpoint_id)
-    client.release_endpoint(new_id(), generation=7)
-    client.batch_release_endpoints(releases(asked(), asked()))
-
-
-def test_releases_of_one_endpoint_at_once_are_all_answered(vifd: Daemon, client: Client) -> None:
-    endpoint_id = make(client).endpoint_id
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: client.release_endpoint(endpoint_id), range(8)))
-    assert names(vifd) == set()
 
 
 def test_a_release_of_an_endpoint_that_is_being_made_waits_for_it(vifd: Daemon, client: Client) -> None:
@@ -151,39 +115,6 @@ def test_a_renamed_tap_is_found_and_released(vifd: Daemon, client: Client) -> No
     kernel.run(vifd.netns, "link", "set", endpoint.tap.ifname, "down", "name", "renamed0")
     client.release_endpoint(endpoint.endpoint_id)
     assert taps(vifd.netns) == []
-
-
-def test_each_life_of_an_id_has_a_larger_generation(client: Client) -> None:
-    endpoint_id, generations = new_id(), []
-    for _ in range(3):
-        generations.append(make(client, endpoint_id).generation)
-        client.release_endpoint(endpoint_id)
-    assert generations == sorted(set(generations))
-
-
-def test_a_release_of_the_present_generation_is_done(vifd: Daemon, client: Client) -> None:
-    endpoint = make(client)
-    client.release_endpoint(endpoint.endpoint_id, generation=endpoint.generation)
-    assert names(vifd) == set()
-
-
-def test_a_late_release_cannot_hurt_a_later_life(vifd: Daemon, client: Client) -> None:
-    endpoint_id = new_id()
-    old = make(client, endpoint_id)
-    client.release_endpoint(endpoint_id)
-    endpoint = make(client, endpoint_id)
-    with refusal("FAILED_PRECONDITION", "STALE_GENERATION"):
-        client.release_endpoint(endpoint_id, generation=old.generation)
-    assert list(client.list_endpoints()) == [endpoint]
-
-
-def test_a_stale_generation_in_a_batch_releases_nothing(client: Client) -> None:
-    endpoints = [make(client) for _ in range(3)]
-    wanted = [ReleaseEndpointRequest(endpoint_id=e.endpoint_id, generation=e.generation) for e in endpoints]
-    wanted[1].generation += 1
-    with refusal("FAILED_PRECONDITION", "STALE_GENERATION"):
-        client.batch_release_endpoints(wanted)
-    assert len(list(client.list_endpoints())) == 3
 
 
 def test_a_full_bridge_refuses_the_next_port_and_leaves_nothing_behind(vifd: Daemon, client: Client) -> None:

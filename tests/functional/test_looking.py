@@ -5,20 +5,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import grpc
-import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support import kernel
 from tests.support.asking import BRIDGE, asked, event, make, new_id, refusal, state_of
 from tests.support.daemon import Daemon, taps, wait_for
-from vif.v1.endpoint_service_pb2 import EndpointFilter, ListEndpointsRequest
-from vif.v1.endpoint_service_pb2_grpc import EndpointServiceStub
 from vifclient import Client, VifError
-from vifclient.errors import from_rpc
 from vifclient.messages import DriftKind, EndpointKind, Feature, Instance
 
 NETWORKS = """
@@ -33,44 +24,6 @@ bridge = "br-red"
 mtu = 9000
 """
 GONE_SECONDS = 20
-
-
-def list_page(vifd: Daemon, **fields: Any) -> Any:
-    with grpc.insecure_channel(f"unix:{vifd.socket}") as channel:
-        try:
-            return EndpointServiceStub(channel).ListEndpoints(ListEndpointsRequest(**fields), timeout=GONE_SECONDS)
-        except grpc.RpcError as error:
-            raise from_rpc(error) from error
-
-
-def test_get_gives_what_the_request_gave(client: Client) -> None:
-    endpoint = make(client)
-    assert client.get_endpoint(endpoint.endpoint_id) == endpoint
-
-
-def test_pages_are_by_id_and_complete_and_without_overlap(vifd: Daemon, client: Client) -> None:
-    ids = sorted(make(client, acceptable=[BRIDGE]).endpoint_id for _ in range(7))
-    pages, token = [], ""
-    while token or not pages:
-        page = list_page(vifd, page_size=3, page_token=token)
-        pages.append([endpoint.endpoint_id for endpoint in page.endpoints])
-        token = page.next_page_token
-    assert pages == [ids[:3], ids[3:6], ids[6:]]
-
-
-def test_a_page_goes_on_where_the_last_one_ended_whatever_happened_in_between(vifd: Daemon, client: Client) -> None:
-    ids = sorted(make(client, acceptable=[BRIDGE]).endpoint_id for _ in range(4))
-    page = list_page(vifd, page_size=2)
-    for endpoint_id in ids[:3]:
-        client.release_endpoint(endpoint_id)
-    rest = list_page(vifd, page_size=2, page_token=page.next_page_token)
-    assert [endpoint.endpoint_id for endpoint in rest.endpoints] == ids[3:]
-
-
-def test_a_page_that_is_just_full_is_the_last(vifd: Daemon, client: Client) -> None:
-    for _ in range(2):
-        make(client, acceptable=[BRIDGE])
-    assert list_page(vifd, page_size=2).next_page_token == ""
 
 
 def test_filters_leave_only_what_matches_them_all(client: Client) -> None:
@@ -90,21 +43,6 @@ def test_a_filter_pages_too(client: Client) -> None:
     found = list(client.list_endpoints(labels={"x": "1"}, page_size=1))
     assert len(found) == 3
     assert [endpoint.endpoint_id for endpoint in found] == sorted(set(ids) & {e.endpoint_id for e in found})
-
-
-@pytest.mark.parametrize("token", ["garbage", "AAAA", "/../", "é"])
-def test_a_token_of_nobodys_is_refused(vifd: Daemon, token: str) -> None:
-    with refusal("INVALID_ARGUMENT", "INVALID_FIELD") as caught:
-        list_page(vifd, page_token=token)
-    assert [field for field, _ in caught.value.violations] == ["page_token"]
-
-
-def test_a_token_of_another_filters_is_refused(vifd: Daemon, client: Client) -> None:
-    for _ in range(3):
-        make(client, acceptable=[BRIDGE])
-    token = list_page(vifd, page_size=1).next_page_token
-    with refusal("INVALID_ARGUMENT", "INVALID_FIELD"):
-        list_page(vifd, page_size=1, page_token=token, filter=EndpointFilter(network="blue"))
 
 
 def test_a_watch_gives_what_is_there_then_every_change_in_order(client: Client) -> None:
@@ -219,20 +157,3 @@ def test_the_host_says_what_its_networks_offer(vifd: Daemon, client: Client) -> 
         (EndpointKind.ENDPOINT_KIND_BRIDGE, True),
     ]
     assert Feature.FEATURE_FD_HANDOFF in blue.offers[0].features
-
-
-def test_health_is_served(vifd: Daemon) -> None:
-    with grpc.insecure_channel(f"unix:{vifd.socket}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "vif.v1.EndpointService", "vif.v1.HostService"):
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=GONE_SECONDS)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def test_reflection_is_served(vifd: Daemon) -> None:
-    with grpc.insecure_channel(f"unix:{vifd.socket}") as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        asked_for = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        (answer,) = stub.ServerReflectionInfo(asked_for, timeout=GONE_SECONDS)
-    names = {service.name for service in answer.list_services_response.service}
-    assert {"vif.v1.EndpointService", "vif.v1.HostService", "grpc.health.v1.Health"} <= names

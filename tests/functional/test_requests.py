@@ -8,9 +8,9 @@ import pytest
 
 from tests.functional.conftest import ALICE
 from tests.support import kernel
-from tests.support.asking import BRIDGE, TAP, asked, make, new_id, refusal, state_of
+from tests.support.asking import BRIDGE, TAP, asked, make, refusal, state_of
 from tests.support.daemon import Daemon, ip, taps, wait_for
-from vifclient import Client, VifError
+from vifclient import Client
 from vifclient.errors import DeadlineExceeded
 from vifclient.messages import (
     Consideration,
@@ -137,12 +137,6 @@ def test_a_bridge_is_given_by_name_with_a_name_for_the_port(vifd: Daemon, client
     assert kernel.snapshot(vifd.netns) == before
 
 
-def test_the_callers_order_decides(client: Client) -> None:
-    answer = client.request_endpoint(asked(acceptable=[BRIDGE, TAP]))
-    assert answer.endpoint.WhichOneof("location") == "bridge"
-    assert outcomes(answer.considered) == [(0, "BRIDGE", "CHOSEN"), (1, "TAP", "NOT_NEEDED")]
-
-
 def test_what_the_network_cannot_give_is_passed_over_with_its_reason(client: Client) -> None:
     acceptable = [EndpointPreference(pci=PciPreference()), EndpointPreference(macvtap=MacvtapPreference()), TAP, BRIDGE]
     answer = client.request_endpoint(asked(acceptable=acceptable))
@@ -186,12 +180,6 @@ def test_validate_only_shows_the_plan_and_changes_nothing(vifd: Daemon, client: 
     assert client.request_endpoint(request).endpoint.state == EndpointState.ENDPOINT_STATE_READY
 
 
-def test_validate_only_refuses_what_a_request_would_be_refused(client: Client) -> None:
-    taken = make(client).endpoint_id
-    with refusal("ALREADY_EXISTS", "ID_IN_USE"):
-        make(client, taken, acceptable=[BRIDGE], validate_only=True)
-
-
 def test_the_same_request_again_gives_the_same_endpoint(vifd: Daemon, client: Client) -> None:
     request = asked(labels={"b": "2", "a": "1"}, port=PortSpec(mtu_bytes=1400))
     first = client.request_endpoint(request)
@@ -227,22 +215,6 @@ def test_different_requests_at_once_are_all_made(vifd: Daemon, client: Client) -
         endpoints = list(pool.map(lambda _: make(client), range(64)))
     assert len({endpoint.generation for endpoint in endpoints}) == 64
     assert {tap["ifname"] for tap in taps(vifd.netns)} == {endpoint.tap.ifname for endpoint in endpoints}
-
-
-def test_requests_and_releases_of_one_id_at_once_leave_nothing_behind_after_a_last_release(vifd: Daemon, client: Client) -> None:
-    endpoint_id = new_id()
-
-    def turn(number: int) -> str:
-        try:
-            make(client, endpoint_id) if number % 2 else client.release_endpoint(endpoint_id)
-        except VifError as error:
-            return error.reason
-        return ""
-
-    with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(turn, range(80))) == {""}
-    client.release_endpoint(endpoint_id)
-    assert taps(vifd.netns) == []
 
 
 def test_a_client_that_goes_away_in_the_middle_finds_its_endpoint_when_it_asks_again(vifd: Daemon, client: Client) -> None:

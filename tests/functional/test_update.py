@@ -157,13 +157,6 @@ def test_what_the_mask_does_not_name_stays(client: Client, endpoint: Endpoint) -
     assert client.get_endpoint(endpoint.endpoint_id) == changed
 
 
-@pytest.mark.parametrize("mask", [[], ["mac"], ["nonsense"], ["port.limits"], ["limits.from_vm"], ["limits", "mac"], ["*"], [""]])
-def test_a_mask_that_names_nothing_to_change_is_refused(client: Client, endpoint: Endpoint, mask: list[str]) -> None:
-    with refusal("INVALID_ARGUMENT", "INVALID_FIELD"):
-        client.update_endpoint(endpoint.endpoint_id, PortSpec(limits=LIMITS), mask)
-    assert client.get_endpoint(endpoint.endpoint_id) == endpoint
-
-
 @pytest.mark.parametrize(
     "port",
     [
