@@ -22,7 +22,7 @@ export PYTHON
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: .venv/installed ## Make .venv with vifd, vifctl, grpcurl and the tools of the tests
+venv: .venv/installed ## Make .venv with vifd, vifctl, vif-sanity, grpcurl and the tools of the tests
 
 .venv/installed: pyproject.toml hatch_build.py $(wildcard protos/vif/v1/*.proto)
 	tests/setup venv
@@ -84,7 +84,7 @@ install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, a
 	# below DESTDIR, the programs name their interpreter by the path it will have
 	test -z "$(DESTDIR)" || grep -rlIF '#!$(DESTDIR)' $(DESTDIR)$(PREFIX)/bin | xargs sed -i '1s|^#!$(DESTDIR)|#!|'
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SYSCONFDIR)/vifd
-	ln -sfn $(PREFIX)/bin/vifd $(PREFIX)/bin/vifctl $(DESTDIR)$(BINDIR)/
+	ln -sfn $(PREFIX)/bin/vifd $(PREFIX)/bin/vifctl $(PREFIX)/bin/vif-sanity $(DESTDIR)$(BINDIR)/
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions
 	$(DESTDIR)$(PREFIX)/bin/python -I $(DESTDIR)$(PREFIX)/bin/vifctl completion bash >$(DESTDIR)$(DATADIR)/bash-completion/completions/vifctl
 	install -D -m 644 systemd/vifd.socket $(DESTDIR)$(LIBDIR)/systemd/system/vifd.socket
@@ -101,7 +101,7 @@ install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, a
 uninstall: ## Take away what install made; the configuration and the state stay (root)
 	-test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl disable --now vifd.service vifd.socket
 	test ! -e $(DESTDIR)$(PREFIX)/pyvenv.cfg || rm -rf $(DESTDIR)$(PREFIX)
-	rm -f $(DESTDIR)$(BINDIR)/vifd $(DESTDIR)$(BINDIR)/vifctl $(DESTDIR)$(DATADIR)/bash-completion/completions/vifctl
+	rm -f $(DESTDIR)$(BINDIR)/vifd $(DESTDIR)$(BINDIR)/vifctl $(DESTDIR)$(BINDIR)/vif-sanity $(DESTDIR)$(DATADIR)/bash-completion/completions/vifctl
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,systemd/system/vifd.service systemd/system/vifd.socket sysusers.d/vifd.conf tmpfiles.d/vifd.conf)
 	test -n "$(DESTDIR)" -o ! -d /run/systemd/system || systemctl daemon-reload
 
