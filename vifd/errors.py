@@ -11,6 +11,7 @@
     │   ├── StaleGeneration
     │   ├── WrongState
     │   ├── AddressInUse
+    │   ├── NoProcess
     │   └── HostNotReady
     ├── Exhausted                something has to be released first
     │   ├── NetworkFull
@@ -135,8 +136,14 @@ class AddressInUse(Refused):
     reason = "ADDRESS_IN_USE"
 
 
+class NoProcess(Refused):
+    """There is no process (any more) for an endpoint to live as long as."""
+
+    reason = "NO_PROCESS"
+
+
 class HostNotReady(Refused):
-    """A configured bridge or uplink isn't there, or isn't what it should be."""
+    """A configured bridge or uplink isn't there, or isn't what it should be; or this kernel can't do what is asked for."""
 
     reason = "HOST_NOT_READY"
 

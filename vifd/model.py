@@ -247,6 +247,34 @@ class Instance(Struct, frozen=True):
     name: str = ""
 
 
+class ProcessLifetime(Struct, frozen=True, tag="process"):
+    """Until a process ends.
+
+    Args:
+        pid: its id, in vifd's pid namespace; 0 in a request: the caller's.
+        inode: tells it from every other process of this boot, where the kernel can (Linux 6.9); else 0.
+        start_ticks: when it started, in clock ticks since boot, where the inode is 0.
+    """
+
+    pid: int
+    inode: int = 0
+    start_ticks: int = 0
+
+
+class LeaseLifetime(Struct, frozen=True, tag="lease"):
+    """Until nobody has called for the endpoint for a time, in nanoseconds."""
+
+    ttl_ns: int
+
+    @property
+    def ttl_s(self) -> float:
+        """The time in seconds."""
+        return self.ttl_ns / 1e9
+
+
+Lifetime = ProcessLifetime | LeaseLifetime
+
+
 class EndpointSpec(Struct, frozen=True):
     """What a caller asks for, checked and with the owner filled in."""
 
@@ -258,6 +286,7 @@ class EndpointSpec(Struct, frozen=True):
     labels: Mapping[str, str] = {}
     port_id: str = ""
     live_migratable: bool = False
+    lifetime: Lifetime | None = None
 
 
 class EndpointRequest(Struct, frozen=True):
@@ -372,6 +401,7 @@ class Endpoint(Struct, frozen=True):
     Args:
         generation: tells the lives of one id apart; 0 where nothing was made.
         create_time_ns: since the epoch, in nanoseconds.
+        lifetime: None: until it is released.
     """
 
     endpoint_id: str
@@ -389,6 +419,7 @@ class Endpoint(Struct, frozen=True):
     considered: tuple[Consideration, ...] = ()
     drifts: tuple[Drift, ...] = ()
     ip_config: IpConfig | None = None
+    lifetime: Lifetime | None = None
 
     @property
     def ifindex(self) -> int:
@@ -421,9 +452,18 @@ class Filter(Struct, frozen=True):
 
 
 class Caller(Struct, frozen=True):
-    """Who calls, as the kernel says (SO_PEERCRED, SO_PEERGROUPS)."""
+    """Who calls, as the kernel says (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD).
+
+    Args:
+        uid: the user.
+        gid: its primary group.
+        groups: its supplementary groups.
+        pid: the process; 0: it is in a pid namespace that vifd can't see.
+        process_inode: tells the process from every other of this boot; 0: this kernel doesn't say.
+    """
 
     uid: int
     gid: int
     groups: frozenset[int] = frozenset()
     pid: int = 0
+    process_inode: int = 0

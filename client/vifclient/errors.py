@@ -8,13 +8,14 @@
     │   ├── NoAcceptableKind         accept another kind; `considered` says why none would do
     │   ├── StaleGeneration          do nothing: the life that was meant is over
     │   ├── AddressInUse             ask for another address or MAC: it is another endpoint's, or the network's own
+    │   ├── NoProcess                start the process that the endpoint is to live as long as, or name another
     │   ├── WrongState               read the endpoint again, then decide
     │   └── Unsupported              ask without that call or option
     ├── HostError                    something on this host has to change first
     │   ├── NotAllowed               ask the administrator: the policy doesn't allow it
     │   │   └── SocketDenied         ask to be added to the socket's group, or run as another user
     │   ├── Exhausted                release something, or ask for more room
-    │   ├── HostNotReady             tell the administrator: a bridge, uplink or PF of the configuration is missing
+    │   ├── HostNotReady             tell the administrator: a bridge, uplink or PF is missing, or the kernel is too old
     │   └── FdsTruncated             raise this process's limit of open files
     ├── TransientError               the same call again is safe
     │   ├── Unavailable              vifd starts or stops, or what stands behind it does; the client has retried already
@@ -117,6 +118,10 @@ class AddressInUse(RequestError):
     """An address or the MAC is another endpoint's, or the network's own: ask for another."""
 
 
+class NoProcess(RequestError):
+    """There is no process (any more) for the endpoint to live as long as: start it first, or name another."""
+
+
 class WrongState(RequestError):
     """The endpoint isn't in a state that allows the call: read it again, then decide."""
 
@@ -146,7 +151,9 @@ class Exhausted(HostError):
 
 
 class HostNotReady(HostError):
-    """A bridge, uplink or PF of the configuration isn't there or isn't what it should be: tell the administrator."""
+    """A bridge, uplink or PF of the configuration isn't there or isn't what it should be, or this kernel can't do it: tell the
+    administrator.
+    """
 
 
 class FdsTruncated(HostError):
@@ -190,6 +197,7 @@ _BY_REASON: Mapping[str, type[VifError]] = {
     "STALE_GENERATION": StaleGeneration,
     "WRONG_STATE": WrongState,
     "ADDRESS_IN_USE": AddressInUse,
+    "NO_PROCESS": NoProcess,
     "HOST_NOT_READY": HostNotReady,
     "OVERLOADED": Overloaded,
 }

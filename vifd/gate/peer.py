@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from logging import getLogger
 
+from vifd.kernel.processes import inode_of
 from vifd.model import Caller
 
 _log = getLogger(__name__)
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-_SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13
+_SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77  # asm-generic/socket.h, since Linux 4.13 and 6.5
 _GROUPS_BYTES = 1024  # what Python's getsockopt takes at most: 256 groups
 
 
@@ -28,4 +30,16 @@ def identify(connection: socket.socket) -> Caller:
     except OSError as error:
         _log.warning("a caller's groups can't be read", extra={"uid": uid, "error": str(error)})
         data = b""
-    return Caller(uid, gid, frozenset(struct.unpack(f"={len(data) // 4}I", data)), pid)
+    return Caller(uid, gid, frozenset(struct.unpack(f"={len(data) // 4}I", data)), pid, _process_inode(connection))
+
+
+def _process_inode(connection: socket.socket) -> int:
+    """Tell the process that connected from every other, also from one that has its pid by now; 0 where the kernel doesn't."""
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # an older kernel, or the process has ended already
+        return 0
+    try:
+        return inode_of(pidfd)
+    finally:
+        os.close(pidfd)

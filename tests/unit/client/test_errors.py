@@ -21,6 +21,7 @@ CODE = grpc.StatusCode
         (CODE.FAILED_PRECONDITION, "STALE_GENERATION", errors.StaleGeneration),
         (CODE.FAILED_PRECONDITION, "WRONG_STATE", errors.WrongState),
         (CODE.FAILED_PRECONDITION, "ADDRESS_IN_USE", errors.AddressInUse),
+        (CODE.FAILED_PRECONDITION, "NO_PROCESS", errors.NoProcess),
         (CODE.FAILED_PRECONDITION, "HOST_NOT_READY", errors.HostNotReady),
         (CODE.RESOURCE_EXHAUSTED, "NETWORK_FULL", errors.Exhausted),
         (CODE.RESOURCE_EXHAUSTED, "QUOTA", errors.Exhausted),
@@ -54,7 +55,7 @@ def test_every_reason_of_the_contract_has_a_branch() -> None:
     known = {
         "INVALID_FIELD", "ID_IN_USE", "UNKNOWN_NETWORK", "UNKNOWN_ENDPOINT", "NO_ACCEPTABLE_KIND", "STALE_GENERATION",
         "WRONG_STATE", "HOST_NOT_READY", "NETWORK_FULL", "QUOTA", "OVERLOADED", "UNKNOWN_CALLER", "NOT_ALLOWED", "UNSUPPORTED",
-        "TRY_AGAIN", "KERNEL", "BUG", "ADDRESS_IN_USE",
+        "TRY_AGAIN", "KERNEL", "BUG", "ADDRESS_IN_USE", "NO_PROCESS",
     }  # fmt: skip
     assert {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"} == known  # noqa: SIM118
 

@@ -1,19 +1,59 @@
+import errno
 import os
+import select
+import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.sockets import connect, ordinary_user
 from vifd.gate.listeners import Access, listen
 from vifd.gate.peer import identify
+from vifd.kernel.processes import Processes
 from vifd.model import Caller
 
 
 def test_a_peer_is_who_the_kernel_says() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert identify(one) == Caller(os.geteuid(), os.getegid(), frozenset(os.getgroups()), os.getpid())
+        inode = Processes().identify(os.getpid()).inode
+        assert identify(one) == Caller(os.geteuid(), os.getegid(), frozenset(os.getgroups()), os.getpid(), inode)
+
+
+def test_a_peers_process_is_that_which_connected_and_leaves_nothing_open(folder: Path) -> None:
+    with listen(folder / "s", socket.SOCK_STREAM, Access(None, 0o666)) as listener:
+        child = os.fork()
+        if child == 0:
+            connect(folder / "s", socket.SOCK_STREAM)
+            signal.pause()
+        process = Processes().identify(child)
+        while True:
+            try:
+                connection, _ = listener.accept()
+                break
+            except BlockingIOError:
+                select.select([listener], [], [], 10)
+        with connection:
+            before = sorted(Path("/proc/self/fd").iterdir())
+            assert (identify(connection).pid, identify(connection).process_inode) == (child, process.inode)
+            assert sorted(Path("/proc/self/fd").iterdir()) == before
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            assert identify(connection).process_inode in {0, process.inode}  # by kernel: one that is gone has none, or the same
+
+
+def test_a_kernel_that_knows_no_pidfds_of_peers_tells_no_process() -> None:
+    class OlderSocket(socket.socket):
+        def getsockopt(self, level: int, option: int, *size: int) -> Any:
+            if option == 77:
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            return super().getsockopt(level, option, *size)
+
+    one, other = socket.socketpair()
+    with OlderSocket(fileno=one.detach()) as older, other:
+        assert (identify(older).pid, identify(older).process_inode) == (os.getpid(), 0)
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])

@@ -23,6 +23,7 @@ TABLE: list[tuple[errors.VifdError, str, CODE]] = [
     (errors.StaleGeneration("x"), "STALE_GENERATION", CODE.FAILED_PRECONDITION),
     (errors.WrongState("x"), "WRONG_STATE", CODE.FAILED_PRECONDITION),
     (errors.AddressInUse("x"), "ADDRESS_IN_USE", CODE.FAILED_PRECONDITION),
+    (errors.NoProcess("x"), "NO_PROCESS", CODE.FAILED_PRECONDITION),
     (errors.HostNotReady("x"), "HOST_NOT_READY", CODE.FAILED_PRECONDITION),
     (errors.NetworkFull("x"), "NETWORK_FULL", CODE.RESOURCE_EXHAUSTED),
     (errors.QuotaReached("x"), "QUOTA", CODE.RESOURCE_EXHAUSTED),
