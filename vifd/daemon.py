@@ -25,10 +25,11 @@ from vifd.dhcp.servers import DhcpServers
 from vifd.drivers import catalog
 from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Changes
-from vifd.endpoints.engine import Engine
+from vifd.endpoints.engine import Engine, Host
 from vifd.endpoints.follower import Follower
 from vifd.endpoints.guests import Guests
 from vifd.endpoints.journal import Journal
+from vifd.endpoints.lifetimes import Clock, Lifetimes
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import Policy
@@ -42,6 +43,7 @@ from vifd.gate.door import Door
 from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority
 from vifd.kernel.monitor import LinkMonitor, Listener
+from vifd.kernel.processes import Processes
 from vifd.kernel.room import NoRoom, PrivilegedRoom
 from vifd.kernel.rulesetmonitor import RulesetMonitor
 from vifd.systemd import Notifier
@@ -262,16 +264,17 @@ class Daemon:
         problems = await self._prepare()
         journal = Journal(":memory:" if self._setup.in_memory else Path(daemon.state_dir) / "journal.db")
         stop.callback(journal.close)
-        registry = self.registry
+        registry, processes = self.registry, Processes()
         # What is heard before the mender is there, the recovery looks at itself.
         follower = Follower(registry, self.networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
         monitor = LinkMonitor(self._listener(follower, lambda ifindex: activation.on_learned(ifindex)))  # noqa: PLW0108  made later
-        engine = Engine(journal, self._room, registry, self.networks, monitor.has_carrier)
+        engine = Engine(journal, self._room, registry, self.networks, Host(monitor.has_carrier, processes))
         mender = Mender(journal, self._room, registry, self.networks, engine.busy)
+        lifetimes = Lifetimes(registry, engine, processes, Clock.of_loop())
         changes = Changes(journal, self._room, registry, self.networks, engine)
         activation = Activation(journal, self._room, registry, self.networks, engine.busy)
         self._configure(self._setup.config, problems)
-        for entry in await recover(journal, self._room, _boot_id(), self.networks.drivers):
+        for entry in await recover(journal, self._room, _boot_id(), self.networks.drivers, processes):
             registry.add(entry.endpoint, entry.plan)
         door = Door(self.networks.admits)
         stop.push_async_callback(door.close)
@@ -283,6 +286,7 @@ class Daemon:
         self._watch_rulesets(mender, stop)
         for close in (engine.close, activation.close, mender.close):
             stop.push_async_callback(close)
+        stop.callback(lifetimes.close)
         patrol = asyncio.get_running_loop().create_task(mender.patrol(daemon.patrol_seconds))
         stop.callback(patrol.cancel)
         relaying = relay.Relay(self._sockets.upstream)

@@ -58,7 +58,8 @@ class Calls:
             NotFound: There is no such network.
             AlreadyExists: The id is in use with another spec.
             NoAcceptableKind: The network can give none of the acceptable kinds.
-            HostNotReady: The network's bridge or uplink isn't there.
+            HostNotReady: The network's bridge or uplink isn't there, or this kernel can't do what is asked for.
+            NoProcess: The process that it is to live as long as isn't there (any more).
             Exhausted: The network is full, or the quota is reached.
         """
         return Call("RequestEndpoint", request, _itself, timeout_s)

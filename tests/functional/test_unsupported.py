@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 from tests.support import kernel
 from tests.support.asking import BRIDGE, TAP, asked, make, refusal
@@ -14,11 +13,9 @@ from tests.support.daemon import Daemon
 from vifclient import Client
 from vifclient.messages import (
     GuardSpec,
-    LeaseLifetime,
     Lifetime,
     LimitsSpec,
     PortSpec,
-    ProcessLifetime,
     RateLimit,
     UntilReleased,
     VlanSpec,
@@ -36,8 +33,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "its addresses": {"acceptable": [BRIDGE], "port": PortSpec(addresses=["10.91.0.7"])},
     "its queue": {"acceptable": [BRIDGE], "port": PortSpec(tx_queue_length=5)},
     "public addresses": {"port": PortSpec(public_addresses=["203.0.113.5"])},
-    "process lifetime": {"lifetime": Lifetime(process=ProcessLifetime())},
-    "lease": {"lifetime": Lifetime(lease=LeaseLifetime(ttl=Duration(seconds=60)))},
     "port id": {"port_id": "7f4c9a2e"},
 }
 

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.lives import FakeProcesses, FakeTime
 from tests.support.messages import endpoint_id
 from tests.support.rooms import FakeRoom
 from vifd.config import PolicyRule
 from vifd.drivers.base import NetworkDriver
 from vifd.drivers.bridge import BridgeDriver, BridgeOptions
 from vifd.drivers.fake import FakeDriver, FakeOptions
-from vifd.endpoints.engine import Engine, Release
+from vifd.endpoints.engine import Engine, Host, Release
 from vifd.endpoints.follower import Follower
 from vifd.endpoints.journal import Journal
+from vifd.endpoints.lifetimes import Lifetimes
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import Policy
 from vifd.endpoints.queues import Queues
@@ -94,7 +96,8 @@ class World:
         self.journal = Journal(path)
         self.carriers: dict[int, bool] = {}
         self.networks = Networks()
-        self.registry = Registry(self.networks)
+        self.time, self.processes = FakeTime(), FakeProcesses()
+        self.registry = Registry(self.networks, self.time.now)
         self.noting = NotingDriver("red", BridgeOptions("br-red"))
         self.drivers: dict[str, NetworkDriver[Any]] = {
             "blue": BridgeDriver("blue", BridgeOptions("br-blue")),
@@ -102,12 +105,17 @@ class World:
             "fake": FakeDriver("fake", FakeOptions()),
         }
         self.networks.configure(self.drivers, Policy(rules))
-        self.engine = Engine(
-            self.journal, self.room, self.registry, self.networks, lambda ifindex: self.carriers.get(ifindex, False)
-        )
+        host = Host(lambda ifindex: self.carriers.get(ifindex, False), self.processes)
+        self.engine = Engine(self.journal, self.room, self.registry, self.networks, host)
         self.views = Views(self.registry, self.networks)
         self.queues = Queues(self.registry, self.networks, self.room)
         self.follower = Follower(self.registry, self.networks, self.room)
+        self.lifetimes: Lifetimes | None = None
+
+    def keep_lifetimes(self) -> Lifetimes:
+        """Let lifetimes end from now on, as the daemon does from its start; in the test's own event loop."""
+        self.lifetimes = Lifetimes(self.registry, self.engine, self.processes, self.time.clock)
+        return self.lifetimes
 
     async def make(self, *requests: EndpointRequest, caller: Caller = ALICE) -> list[Endpoint]:
         """Request endpoints; the default is one tap on blue."""
@@ -119,7 +127,7 @@ class World:
 
     async def recover(self, boot_id: str = BOOT) -> list[Endpoint]:
         """Do what a start does."""
-        entries = await recover(self.journal, self.room, boot_id, self.drivers)
+        entries = await recover(self.journal, self.room, boot_id, self.drivers, self.processes)
         for entry in entries:
             self.registry.add(entry.endpoint, entry.plan)
         return sorted((entry.endpoint for entry in entries), key=lambda endpoint: endpoint.endpoint_id)

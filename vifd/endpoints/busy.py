@@ -49,15 +49,15 @@ class Busy:
         while self._works:
             await asyncio.wait([work.task for work in self._works.values()])
 
-    async def start(
+    def begin(
         self,
         endpoints: Sequence[Endpoint],
         work: Coroutine[Any, Any, Any],
         spec_hash: Callable[[Endpoint], str] = lambda _: "",
         *,
         leaves: bool = False,
-    ) -> Any:
-        """Run work on endpoints in a task of its own, and wait for it; give what it gives.
+    ) -> asyncio.Task[Any]:
+        """Run work on endpoints in a task of its own; from now on others find it.
 
         Args:
             endpoints: what it is about; nothing may be happening to them.
@@ -76,4 +76,13 @@ class Busy:
                 task.exception()  # a caller that went away must not make it an unseen error
 
         task.add_done_callback(done)
-        return await asyncio.shield(task)
+        return task
+
+    async def start(
+        self,
+        endpoints: Sequence[Endpoint],
+        work: Coroutine[Any, Any, Any],
+        spec_hash: Callable[[Endpoint], str] = lambda _: "",
+    ) -> Any:
+        """Run work on endpoints as `begin` does, wait for it, and give what it gives."""
+        return await asyncio.shield(self.begin(endpoints, work, spec_hash))

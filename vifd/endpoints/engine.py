@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
 from typing import NamedTuple
 
@@ -25,8 +25,10 @@ from vifd.endpoints.policy import unknown_network
 from vifd.endpoints.registry import Registry
 from vifd.endpoints.works import Job, Works
 from vifd.errors import (
+    HostNotReady,
     IdInUse,
     InvalidRequest,
+    NoProcess,
     NotAllowed,
     StaleGeneration,
     TryAgain,
@@ -35,11 +37,14 @@ from vifd.errors import (
     WrongState,
 )
 from vifd.kernel.ops import Plan
+from vifd.kernel.processes import Processes
 from vifd.kernel.room import Room
 from vifd.model import (
     Caller,
     Endpoint,
     EndpointRequest,
+    Owner,
+    ProcessLifetime,
     State,
     TapDevice,
 )
@@ -62,6 +67,18 @@ class Release(NamedTuple):
     generation: int = 0
 
 
+class Host(NamedTuple):
+    """What the engine asks of the host beside the kernel's room.
+
+    Args:
+        has_carrier: tells what the link monitor knows of a device, by its index.
+        processes: those that endpoints may live as long as.
+    """
+
+    has_carrier: Callable[[int], bool]
+    processes: Processes
+
+
 class Engine:
     """Makes and takes down.
 
@@ -70,18 +87,11 @@ class Engine:
         room: the kernel.
         registry: the endpoints; filled by the recovery.
         networks: the networks and the policy.
-        has_carrier: tells what the link monitor knows of a device, by its index.
+        host: what else there is.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        room: Room,
-        registry: Registry,
-        networks: Networks,
-        has_carrier: Callable[[int], bool] = lambda _ifindex: False,
-    ) -> None:
-        self._journal, self._has_carrier = journal, has_carrier
+    def __init__(self, journal: Journal, room: Room, registry: Registry, networks: Networks, host: Host) -> None:
+        self._journal, (self._has_carrier, self._processes) = journal, host
         self._registry, self._networks = registry, networks
         works = Works(journal, room)
         self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(works.make, weight=len, capacity=_PLANS_A_BATCH)
@@ -121,12 +131,13 @@ class Engine:
         self.check_running()
         for request in requests:
             self._check_network(caller, request)
+        requests = [self._settle_lifetime(caller, request) for request in requests]
         if requests[0].validate_only:
             self._check_quota(caller, [r for r in requests if self._registry.find(r.endpoint_id) is None])
             with self._registry.addresses.draft() as draft:
                 return [self._preview(caller, request, draft) for request in requests]
-        while waiting := [r for r in requests if r.endpoint_id in self.busy]:
-            await self._join(waiting[0])
+        while (waiting := [r for r in requests if r.endpoint_id in self.busy]) or (over := self._find_over(requests)):
+            await (self._join(waiting[0]) if waiting else self.take_down(over))
         present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
         missing = [request for request in requests if request.endpoint_id not in present]
         if missing:
@@ -144,6 +155,31 @@ class Engine:
         self._networks.policy.check_request(caller, request.spec)
         if request.spec.network not in self._networks.drivers:
             raise UnknownNetwork(unknown_network(request.spec.network))
+
+    def _settle_lifetime(self, caller: Caller, request: EndpointRequest) -> EndpointRequest:
+        """Put in which process is meant: its pid may be another's later."""
+        wanted = request.spec.lifetime
+        if not isinstance(wanted, ProcessLifetime):
+            return request
+        pid = wanted.pid or caller.pid
+        if not pid:
+            raise HostNotReady(
+                "vifd can't see the caller's process, for it is in another pid namespace, and could not find it again after a "
+                "restart; name a process of vifd's pid namespace, or ask for another lifetime"
+            )
+        process = self._processes.identify(pid)
+        if wanted.pid or not caller.process_inode:
+            uid = self._processes.uid_of(process)
+            if not self._networks.policy.may_change(caller, Owner(uid), request.spec.network):
+                raise NotAllowed(f"process {pid} is uid {uid}'s, not uid {caller.uid}'s; name one of the caller's own")
+        elif process.inode != caller.process_inode:
+            raise NoProcess("the process that opened this connection has ended; connect from the one that is meant")
+        return msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, lifetime=process))
+
+    def _find_over(self, requests: Sequence[EndpointRequest]) -> list[Endpoint]:
+        """Find endpoints of these ids whose process has ended though nobody has noticed yet: they are no answer any more."""
+        present = [endpoint for r in requests if (endpoint := self._registry.find(r.endpoint_id)) is not None]
+        return [e for e in present if isinstance(e.lifetime, ProcessLifetime) and self._processes.has_ended(e.lifetime)]
 
     def _check_quota(self, caller: Caller, missing: Sequence[EndpointRequest]) -> None:
         wanted = Counter((request.spec.owner.uid, request.spec.network) for request in missing)
@@ -164,8 +200,10 @@ class Engine:
             raise error
 
     def _check_same(self, request: EndpointRequest, endpoint: Endpoint) -> Endpoint:
-        if (endpoint.spec_hash, endpoint.owner.uid) != (request.spec_hash, request.spec.owner.uid):
+        spec = request.spec
+        if (endpoint.spec_hash, endpoint.owner.uid, endpoint.lifetime) != (request.spec_hash, spec.owner.uid, spec.lifetime):
             raise _in_use(request.endpoint_id)
+        self._registry.note_call(request.endpoint_id)
         if endpoint.state is State.RELEASING:
             raise WrongState(f"the release of endpoint {request.endpoint_id} failed; release it again, then request it")
         return endpoint
@@ -210,6 +248,7 @@ class Engine:
             labels=spec.labels,
             considered=considered,
             ip_config=settled.ip_config,
+            lifetime=spec.lifetime,
         )
         return Job(endpoint, planned.plan, driver, preference)
 
@@ -253,17 +292,39 @@ class Engine:
             VifdError: the kernel refused one; the others are gone.
         """
         self.check_running()
-        ids = [release.endpoint_id for release in releases]
+        await self.wait_for_work(release.endpoint_id for release in releases)
+        await self.take_down([e for release in releases if (e := self._check_release(caller, release)) is not None])
+
+    async def wait_for_work(self, endpoint_ids: Iterable[str]) -> None:
+        """Wait until nothing is happening to endpoints but that they are taken down."""
+        ids = list(endpoint_ids)
         while under_way := [work.task for i in ids if (work := self.busy.find(i)) is not None and not work.leaves]:
             await asyncio.wait(under_way)
-        found = [e for release in releases if (e := self._check_release(caller, release)) is not None]
-        fresh = [endpoint for endpoint in found if endpoint.endpoint_id not in self.busy]
-        others = {work.task for e in found if (work := self.busy.find(e.endpoint_id)) is not None}
+
+    async def take_down(self, endpoints: Sequence[Endpoint]) -> None:
+        """Take endpoints down, or wait for who does.
+
+        Raises:
+            VifdError: one is still there; the others are gone.
+        """
+        fresh = [endpoint for endpoint in endpoints if endpoint.endpoint_id not in self.busy]
+        tasks = {work.task for e in endpoints if (work := self.busy.find(e.endpoint_id)) is not None}
         if fresh:
-            self.check_running()
-            await self.busy.start(fresh, self._take_down(fresh), leaves=True)
-        for task in others:
-            await asyncio.shield(task)
+            tasks.update(self.begin_to_take_down(fresh))
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            task.result()
+
+    def begin_to_take_down(self, endpoints: Sequence[Endpoint]) -> list[asyncio.Task[None]]:
+        """Begin to take endpoints down that nothing is happening to: at once, so that nobody gets one of them for an answer.
+
+        Raises:
+            TryAgain: vifd is stopping.
+        """
+        self.check_running()
+        parts = [endpoints[start : start + _PLANS_A_BATCH] for start in range(0, len(endpoints), _PLANS_A_BATCH)]
+        return [self.busy.begin(part, self._take_down(part), leaves=True) for part in parts]
 
     def _check_release(self, caller: Caller, release: Release) -> Endpoint | None:
         endpoint = self._registry.find(release.endpoint_id)

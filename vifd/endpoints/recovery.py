@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from logging import getLogger
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,8 +14,9 @@ from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import CreateMacvtap, CreateTap, Device, Plan
+from vifd.kernel.processes import Processes
 from vifd.kernel.room import Room
-from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, MacvtapMode, State, TapDevice
+from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, MacvtapMode, ProcessLifetime, State, TapDevice
 
 _log = getLogger(__name__)
 _T = TypeVar("_T")
@@ -24,9 +24,9 @@ _AT_ONCE = 256  # the helper takes no more than a few hundred plans in a call
 
 
 async def recover(
-    journal: Journal, room: Room, boot_id: str, drivers: Mapping[str, NetworkDriver[Any]] = MappingProxyType({})
+    journal: Journal, room: Room, boot_id: str, drivers: Mapping[str, NetworkDriver[Any]], processes: Processes
 ) -> list[Entry]:
-    """Undo what was never answered, finish what was being taken down, check and mend the rest, and sweep up strays.
+    """Undo what was never answered, finish what was being taken down or is over, check and mend the rest, and sweep up strays.
 
     Args:
         journal: the journal as the last run left it.
@@ -34,6 +34,7 @@ async def recover(
         boot_id: of the running kernel; if it is another than the journal's, the kernel part of every endpoint is gone with the
         host.
         drivers: by network; they tell their network systems of endpoints that are gone.
+        processes: those that endpoints live as long as.
 
     Returns:
         The endpoints that live, READY, ATTACHED or ACTIVE; and those that could not be taken down, RELEASING.
@@ -48,11 +49,33 @@ async def recover(
             _log.info("the host was started anew: endpoints are forgotten", extra={"endpoints": len(entries)})
         entries = await _forget(journal, drivers, entries)
         journal.set_boot_id(boot_id)
-    unfinished = [e for e in entries if e.endpoint.state in (State.PENDING, State.RELEASING)]
+    unfinished, finished = list[Entry](), list[Entry]()
+    for entry in entries:
+        (unfinished if _is_unfinished(entry) or _is_over(entry, processes) else finished).append(entry)
     kept = await _take_down(journal, room, drivers, unfinished)
-    living = await _mend(journal, room, drivers, [entry for entry in entries if entry not in unfinished])
+    living = await _mend(journal, room, drivers, finished)
     await _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
     return living + kept
+
+
+def _is_unfinished(entry: Entry) -> bool:
+    return entry.endpoint.state in (State.PENDING, State.RELEASING)
+
+
+def _is_over(entry: Entry, processes: Processes) -> bool:
+    """Tell whether an endpoint's process has ended; whether a lease would have, nobody could say while vifd was down."""
+    process = entry.endpoint.lifetime
+    if not isinstance(process, ProcessLifetime):
+        return False
+    try:
+        is_over = processes.has_ended(process)
+    except VifdError as error:
+        _log.error("whether an endpoint's process lives can't be told; it stays", extra=_about(entry, error))
+        return False
+    if is_over:
+        about = {"endpoint_id": entry.endpoint.endpoint_id, "reason": f"process {process.pid} has ended"}
+        _log.info("an endpoint's lifetime is over: it is released", extra=about)
+    return is_over
 
 
 async def _forget(journal: Journal, drivers: Mapping[str, NetworkDriver[Any]], entries: Sequence[Entry]) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from enum import Enum
 
@@ -54,13 +55,15 @@ class Registry:
 
     Args:
         networks: what says which addresses the networks have.
+        now: gives the time of calls, in seconds.
     """
 
-    def __init__(self, networks: Networks | None = None) -> None:
+    def __init__(self, networks: Networks | None = None, now: Callable[[], float] = time.monotonic) -> None:
         #: Who has which address; it follows what is added, updated and removed here.
         self.addresses = AddressBook(networks or Networks())
         self._endpoints: dict[str, Endpoint] = {}
         self._plans: dict[str, Plan] = {}
+        self._now, self._last_calls = now, dict[str, float]()
         self._by_ifindex: dict[int, str] = {}
         self._count_by_owner: dict[int, int] = {}
         self._watchers: set[_Watcher] = set()
@@ -89,10 +92,19 @@ class Registry:
         """Tell how many endpoints a uid owns."""
         return self._count_by_owner.get(uid, 0)
 
+    def note_call(self, endpoint_id: str) -> None:
+        """Note that somebody who may release an endpoint has called for it now, which renews its lease."""
+        self._last_calls[endpoint_id] = self._now()
+
+    def last_call(self, endpoint_id: str) -> float:
+        """Tell when somebody called for an endpoint last; at least it was added then."""
+        return self._last_calls[endpoint_id]
+
     def add(self, endpoint: Endpoint, plan: Plan) -> None:
         """Add an endpoint and tell the watchers."""
         self._endpoints[endpoint.endpoint_id] = endpoint
         self._plans[endpoint.endpoint_id] = plan
+        self.note_call(endpoint.endpoint_id)
         self._count_by_owner[endpoint.owner.uid] = self.count_of(endpoint.owner.uid) + 1
         self._index(endpoint)
         self.addresses.put(endpoint)
@@ -113,7 +125,7 @@ class Registry:
     def remove(self, endpoint_id: str) -> None:
         """Forget an endpoint and tell the watchers."""
         endpoint = self._endpoints.pop(endpoint_id)
-        del self._plans[endpoint_id]
+        del self._plans[endpoint_id], self._last_calls[endpoint_id]
         self._unindex(endpoint)
         self.addresses.drop(endpoint_id)
         left = self.count_of(endpoint.owner.uid) - 1

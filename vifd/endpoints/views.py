@@ -25,7 +25,7 @@ class NetworkInfo(NamedTuple):
 
 
 class Views:
-    """Shows the endpoints and networks that there are, to those who may see them. Changes nothing.
+    """Shows the endpoints and networks that there are, to those who may see them.
 
     Args:
         registry: the endpoints.
@@ -36,14 +36,16 @@ class Views:
         self._registry, self._networks = registry, networks
 
     def get(self, caller: Caller, endpoint_id: str) -> Endpoint:
-        """Give an endpoint.
+        """Give the endpoint that a call is about. If the caller may release it, that renews its lease.
 
         Raises:
             UnknownEndpoint: there is none, or none that the caller may see.
         """
-        endpoint = self._registry.find(endpoint_id)
-        if endpoint is None or not self._networks.policy.may_see(caller, endpoint.owner, endpoint.network):
+        endpoint, policy = self._registry.find(endpoint_id), self._networks.policy
+        if endpoint is None or not policy.may_see(caller, endpoint.owner, endpoint.network):
             raise UnknownEndpoint(f"there is no endpoint {endpoint_id} that this caller may see")
+        if policy.may_change(caller, endpoint.owner, endpoint.network):
+            self._registry.note_call(endpoint_id)
         return endpoint
 
     def page(self, caller: Caller, wanted: Filter, *, after: str, count: int) -> tuple[list[Endpoint], bool]:

@@ -13,7 +13,7 @@ from vif.v1 import endpoint_service_pb2
 from vifd import model
 from vifd.endpoints.changes import Change
 from vifd.endpoints.engine import Release
-from vifd.errors import InvalidRequest, Unsupported, Violation
+from vifd.errors import InvalidRequest, Violation
 from vifd.kernel.names import is_endpoint_id
 from vifd.server import ports
 from vifd.server.checker import Checker, optional
@@ -21,7 +21,8 @@ from vifd.server.checker import Checker, optional
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PORT_ID = re.compile(r"[!-~]{1,255}")
 _BATCH, _QUEUES = 64, 256
-_MAX_ID = (1 << 32) - 2
+_MAX_ID, _MAX_PID = (1 << 32) - 2, 1 << 22  # PID_MAX_LIMIT, linux/threads.h
+_MIN_TTL_NS, _MAX_TTL_NS = 1_000_000_000, 366 * 86_400 * 1_000_000_000
 _PAGE, _MAX_PAGE = 100, 1000
 
 #: What of a port can be changed while its VM runs: the contract's name and the model's.
@@ -43,7 +44,6 @@ def endpoint_request(message: endpoint_service_pb2.RequestEndpointRequest, calle
 
     Raises:
         InvalidRequest: with every violation.
-        Unsupported: a lifetime that this vifd can't give.
     """
     check = Checker()
     request = _endpoint_request(check, message, caller)
@@ -221,10 +221,25 @@ def _endpoint_request(check: Checker, message: Any, caller: model.Caller) -> mod
         labels=check.labels(message.labels),
         port_id=message.port_id,
         live_migratable=message.require.live_migratable,
+        lifetime=_lifetime(check.at("lifetime"), message.lifetime),
     )
-    if not check.found and message.lifetime.WhichOneof("until") not in (None, "until_released"):
-        raise Unsupported("this vifd keeps every endpoint until it is released; leave lifetime out, or say until_released")
     return model.EndpointRequest(message.endpoint_id, spec, _spec_hash(message), message.validate_only)
+
+
+def _lifetime(check: Checker, message: Any) -> model.Lifetime | None:
+    match message.WhichOneof("until"):
+        case "process":
+            pid = message.process.pid
+            check.require(pid <= _MAX_PID, "process.pid", f"{pid} is no process id")
+            return model.ProcessLifetime(pid)
+        case "lease":
+            ttl = message.lease.ttl
+            ttl_ns = ttl.seconds * 1_000_000_000 + ttl.nanos
+            well_formed = 0 <= ttl.nanos < 1_000_000_000
+            check.require(well_formed and _MIN_TTL_NS <= ttl_ns <= _MAX_TTL_NS, "lease.ttl", "has to be 1 second to 366 days")
+            return model.LeaseLifetime(ttl_ns)
+        case _:
+            return None
 
 
 def _spec_hash(message: Any) -> str:

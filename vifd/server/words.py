@@ -49,6 +49,8 @@ def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
         message.instance.uuid, message.instance.name = value.instance.uuid, value.instance.name
     if value.ip_config is not None:
         _set_fields(message.ip_config, value.ip_config)
+    if value.lifetime is not None:
+        _set_lifetime(message.lifetime, value.lifetime)
     if value.create_time_ns:
         message.create_time.FromNanoseconds(value.create_time_ns)
     if value.location is not None:
@@ -73,6 +75,14 @@ def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_p
     target.SetInParent()
     for name, field in fields.items():
         setattr(target, name, field)
+
+
+def _set_lifetime(message: endpoint_pb2.Lifetime, value: model.Lifetime) -> None:
+    match value:
+        case model.ProcessLifetime():
+            message.process.pid = value.pid
+        case model.LeaseLifetime():
+            message.lease.ttl.FromNanoseconds(value.ttl_ns)
 
 
 def _set_fields(message: Any, value: model.IpConfig) -> None:

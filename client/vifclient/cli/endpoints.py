@@ -1,6 +1,7 @@
 """The commands on endpoints: request, release, update, check, activate, list, show, watch."""
 
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from vifclient.cli.command import Command, connect
 from vifclient.cli.completers import complete_endpoint, complete_network
 from vifclient.cli.output import open_output
 from vifclient.cli.port import Port, port_option, port_options
+from vifclient.cli.quantities import read_duration
 from vifclient.cli.settings import Settings, check_text, split_labels
 from vifclient.cli.spec import Spec, spec_options
 from vifclient.cli.words import KINDS
@@ -18,6 +20,7 @@ from vifclient.client import Client
 from vifclient.messages import CheckEndpointResponse, ReleaseEndpointRequest
 
 DRIFTS_EXIT = 1
+_MAX_PID, _MAX_LEASE_S = 1 << 22, 366 * 86400
 _BATCH = 64  # what BatchReleaseEndpoints takes
 _EXAMPLE_ID = "3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61"
 
@@ -45,6 +48,7 @@ def _filter_options(function: Any) -> Any:
         "vifctl request default",
         "vifctl request blue --kind tap --kind bridge --queues 4 --instance-name web1",
         "vifctl request blue --address 10.0.0.7 --rate-from-vm 100M --rate-to-vm 1G --vlan 7",
+        "vifctl request blue --lease 30s",
         "vifctl request blue --validate-only",
     ],
 )
@@ -58,14 +62,37 @@ def _filter_options(function: Any) -> Any:
     show_default=True,
     help="What you can attach; may be repeated, best first.",
 )
+@click.option("--process", type=click.IntRange(1, _MAX_PID), metavar="PID", help="Release it when this process ends.")
+@click.option(
+    "--lease",
+    callback=read_duration(1, _MAX_LEASE_S),
+    metavar="TIME",
+    help="Release it when nobody has called for it for so long: 30s, 5m, 2h.",
+)
 @click.option("--validate-only", is_flag=True, help="Only say what would be made, and why.")
 @click.pass_obj
-def request_command(settings: Settings, /, kinds: tuple[str, ...], *, validate_only: bool, **options: Any) -> None:
+def request_command(
+    settings: Settings,
+    /,
+    kinds: tuple[str, ...],
+    *,
+    process: int | None,
+    lease: Decimal | None,
+    validate_only: bool,
+    **options: Any,
+) -> None:
     """Ask for an endpoint on NETWORK, and show it.
 
-    It stays until `vifctl release`. The same request with the same --id shows the same endpoint again.
+    It stays until `vifctl release`, or as --process or --lease say. The same request with the same --id shows the same endpoint
+    again, and renews its lease, as `vifctl show` does.
     """
     request = Spec.take(options).to_request(kinds, validate_only=validate_only)
+    if process is not None and lease is not None:
+        raise click.UsageError("--process and --lease exclude each other.", click.get_current_context())
+    if process is not None:
+        request.lifetime.process.pid = process
+    if lease is not None:
+        request.lifetime.lease.ttl.FromNanoseconds(int(lease * 10**9))
     with connect(settings) as client:
         answer = client.request_endpoint(request)
     open_output(settings).requested(answer)

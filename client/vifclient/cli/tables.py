@@ -47,7 +47,7 @@ class Tables:
             self._print("\nNothing was made. It would take:" if answer.plan else "\nNothing was made.", "bold")
             for step in answer.plan:
                 self._print(f"  {step}")
-        elif self._console.is_terminal:
+        elif self._console.is_terminal and not answer.endpoint.HasField("lifetime"):
             self._print(f"\nTake it down with: vifctl release {answer.endpoint.endpoint_id}", "dim")
 
     def released(self, endpoint_ids: list[str]) -> None:
@@ -217,6 +217,7 @@ def _describe(endpoint: Endpoint) -> Iterable[tuple[str, str | Text]]:
     yield "instance", " ".join(filter(None, [endpoint.instance.name, endpoint.instance.uuid]))
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
     yield "owner", _owner(endpoint)
+    yield "lives", words.lifetime_line(endpoint.lifetime)
     if endpoint.HasField("create_time"):
         yield "created", endpoint.create_time.ToDatetime().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
     yield "generation", str(endpoint.generation or "")

@@ -1,12 +1,13 @@
 """The contract's messages in the few words that people read."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from google.protobuf.descriptor import EnumDescriptor
 
 from vif.v1.endpoint_pb2 import Endpoint, EndpointKind
-from vifclient.cli.quantities import show_quantity
-from vifclient.messages import Drift, DriftKind, IpConfig, LimitsMechanism, RateLimit, VlanSpec
+from vifclient.cli.quantities import show_duration, show_quantity
+from vifclient.messages import Drift, DriftKind, IpConfig, Lifetime, LimitsMechanism, RateLimit, VlanSpec
 
 # Attributes that name an endpoint's device, one in each kind of location.
 _DEVICE_FIELDS = ("bridge_name", "ifname", "address", "socket_path", "device_path")
@@ -99,6 +100,18 @@ def vlan_line(vlan: VlanSpec) -> str:
         return str(vlan.vid)
     trunk = f"trunk of {', '.join(map(str, vlan.trunk_vids))}"
     return f"{trunk}; untagged in {vlan.native_vid}" if vlan.native_vid else trunk
+
+
+def lifetime_line(lifetime: Lifetime) -> str:
+    """Say how long an endpoint lives: "as long as process 4242", "30 s after the last call for it"."""
+    match lifetime.WhichOneof("until"):
+        case "process":
+            return f"as long as process {lifetime.process.pid}"
+        case "lease":
+            ttl = lifetime.lease.ttl
+            return f"{show_duration(ttl.seconds + Decimal(ttl.nanos) / 10**9)} after the last call for it"
+        case _:
+            return "until it is released"
 
 
 def ip_config_line(config: IpConfig) -> str:

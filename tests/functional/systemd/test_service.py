@@ -69,6 +69,19 @@ def test_a_queue_is_handed_over(machine: Machine) -> None:
     assert shown.stdout.strip() == "/dev/net/tun"
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_processes_of_others_are_watched(machine: Machine, hidden: bool) -> None:
+    """Also where /proc hides them, on kernels that tell of them otherwise (Linux 6.13)."""
+    drop_in = "/etc/systemd/system/vifd.service.d"
+    if hidden:
+        machine.run("sh", "-c", f"mkdir {drop_in} && printf '[Service]\\nProtectProc=invisible\\n' >{drop_in}/hidden.conf")
+        machine.systemctl("daemon-reload")
+    machine.systemctl("start", "vifd.service")
+    script = "vifctl request default --process $$ && vifctl list"
+    assert "ready" in machine.run("sh", "-c", script, uid=MEMBER_UID).stdout
+    machine.wait_until("sh", "-c", "! ip -brief link | grep -q vdt")
+
+
 def test_the_socket_unit_starts_the_service(machine: Machine) -> None:
     machine.systemctl("start", "vifd.socket")
     assert endpoint_ids(machine) == []

@@ -247,6 +247,8 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
             instance=request.instance,
             labels=request.labels,
         )
+        if request.HasField("lifetime"):
+            endpoint.lifetime.CopyFrom(request.lifetime)
         endpoint.create_time.GetCurrentTime()
         if preference.HasField("tap"):
             queues = preference.tap.queues or 1

@@ -5,7 +5,7 @@ import pytest
 from tests.support.messages import ID, batch, endpoint_id, request, with_unknown_field
 from vif.v1 import endpoint_service_pb2 as pb
 from vifd import model
-from vifd.errors import InvalidRequest, Unsupported
+from vifd.errors import InvalidRequest
 from vifd.server import requests
 
 CALLER = model.Caller(1000, 1001, frozenset({1001, 36}))
@@ -163,10 +163,47 @@ def test_an_owner_without_a_uid_is_the_caller() -> None:
     assert parse(request("acceptable { tap {} } owner { gid: 36 }")).spec.owner == model.Owner(1000, 36)
 
 
-@pytest.mark.parametrize("until", ["process { pid: 1 }", "lease { ttl { seconds: 60 } }"])
-def test_a_lifetime_that_this_vifd_cant_give_is_unsupported(until: str) -> None:
-    with pytest.raises(Unsupported, match="until it is released"):
-        parse(request(f"acceptable {{ tap {{}} }} lifetime {{ {until} }}"))
+@pytest.mark.parametrize(
+    ("text", "lifetime"),
+    [
+        ("", None),
+        ("lifetime {}", None),
+        ("lifetime { until_released {} }", None),
+        ("lifetime { process {} }", model.ProcessLifetime(0)),
+        ("lifetime { process { pid: 4194304 } }", model.ProcessLifetime(1 << 22)),
+        ("lifetime { lease { ttl { seconds: 1 } } }", model.LeaseLifetime(1_000_000_000)),
+        ("lifetime { lease { ttl { seconds: 1 nanos: 5 } } }", model.LeaseLifetime(1_000_000_005)),
+        ("lifetime { lease { ttl { seconds: 31622400 } } }", model.LeaseLifetime(366 * 86_400_000_000_000)),
+    ],
+)
+def test_a_lifetime_is_taken(text: str, lifetime: model.Lifetime | None) -> None:
+    assert parse(request(f"acceptable {{ tap {{}} }} {text}")).spec.lifetime == lifetime
+
+
+@pytest.mark.parametrize(
+    ("until", "field"),
+    [
+        ("process { pid: 4194305 }", "process.pid"),
+        ("lease {}", "lease.ttl"),
+        ("lease { ttl { nanos: 999999999 } }", "lease.ttl"),
+        ("lease { ttl { seconds: -5 } }", "lease.ttl"),
+        ("lease { ttl { seconds: 2 nanos: -1 } }", "lease.ttl"),
+        ("lease { ttl { seconds: 1 nanos: 1000000000 } }", "lease.ttl"),
+        ("lease { ttl { seconds: 31622400 nanos: 1 } }", "lease.ttl"),
+    ],
+)
+def test_a_lifetime_that_cant_be_is_a_violation(until: str, field: str) -> None:
+    assert wrong(f"acceptable {{ tap {{}} }} lifetime {{ {until} }}") == [f"lifetime.{field}"]
+
+
+def test_another_lifetime_is_another_spec() -> None:
+    texts = [
+        "",
+        "lifetime { process {} }",
+        "lifetime { lease { ttl { seconds: 5 } } }",
+        "lifetime { lease { ttl { seconds: 6 } } }",
+    ]
+    assert len({parse(request(f"acceptable {{ tap {{}} }} {text}")).spec_hash for text in texts}) == len(texts)
 
 
 def test_a_field_that_this_vifd_doesnt_know_is_a_violation() -> None:

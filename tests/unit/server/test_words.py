@@ -90,6 +90,12 @@ def test_a_location_whose_fields_are_all_empty_is_still_set() -> None:
     assert endpoint(location=model.BridgePort("", "")).WhichOneof("location") == "bridge"
 
 
+def test_a_lifetime_is_told_as_it_was_asked_for() -> None:
+    assert endpoint(lifetime=model.ProcessLifetime(7, inode=8)).lifetime.process.pid == 7
+    assert endpoint(lifetime=model.LeaseLifetime(1_500_000_000)).lifetime.lease.ttl.ToMilliseconds() == 1500
+    assert not endpoint().HasField("lifetime")
+
+
 def test_a_pending_endpoint_has_no_location() -> None:
     assert endpoint(state=model.State.PENDING).WhichOneof("location") is None
 
@@ -103,6 +109,7 @@ def test_every_field_of_an_endpoint_is_filled_in() -> None:
         labels={"a": "b"},
         drifts=(model.Drift(model.DriftKind.MTU, "1500", "1400", "x"),),
         ip_config=model.IpConfig(("10.0.0.2/24",), ("10.0.0.1",), ("10.0.0.1",), dhcp=True),
+        lifetime=model.ProcessLifetime(7, 8),
     )
     unset = {"bridge", "macvtap", "pci", "ovs_port", "vhost_user", "vdpa"}
     assert {field.name for field, _ in message.ListFields()} == {f.name for f in message.DESCRIPTOR.fields} - unset

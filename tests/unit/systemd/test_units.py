@@ -12,7 +12,8 @@ import pytest
 
 UNITS = Path(__file__).parents[3] / "systemd"
 # Without DHCP it would be 19: that takes Internet sockets with any peer (0.5), and to bind, send raw packets and signals (0.2).
-MAXIMUM_EXPOSURE_TENTHS = 27
+# That it sees other users' processes, which lifetimes take on older kernels, is 0.2.
+MAXIMUM_EXPOSURE_TENTHS = 29
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
