@@ -27,6 +27,7 @@ from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Engine, Host
 from vifd.endpoints.follower import Follower
+from vifd.endpoints.garbage import Garbage
 from vifd.endpoints.guests import Guests
 from vifd.endpoints.journal import Journal
 from vifd.endpoints.lifetimes import Clock, Lifetimes
@@ -336,7 +337,7 @@ class Daemon:
         mechanism = None if self._channels is None else self._channels.support.ingress
         facts = HostFacts(_boot_id(), sorted(self._setup.drivers), daemon.fd_socket, mechanism)
         host = HostService(views, relaying.find_caller, facts)
-        use_cases = UseCases(engine, views, changes, mender, activation)
+        use_cases = UseCases(engine, views, changes, mender, activation, Garbage(self._registry, engine))
         endpoints = EndpointService(use_cases, relaying.find_caller, netns.path_of(daemon.netns))
         return Server(self._sockets.upstream, endpoints, host, self._interceptors)
 

@@ -202,8 +202,10 @@ class Calls:
     ) -> Call[list[str]]:
         """Release the caller's own endpoints but those to keep: for a hypervisor driver after its own restart.
 
+        What is being made when the call comes, or is asked for after that, stays.
+
         Args:
-            keep_endpoint_ids: The endpoints that stay.
+            keep_endpoint_ids: The endpoints that stay; there may be some among them that don't exist.
             network: Only those on this network. Empty: on all.
             dry_run: Only say which would be released.
             allow_empty: Allow an empty `keep_endpoint_ids`, which releases all of the caller's.

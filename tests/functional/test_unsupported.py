@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,9 +20,6 @@ from vifclient.messages import (
     VlanSpec,
 )
 
-CALLS: dict[str, Callable[[Client, str], object]] = {
-    "CollectGarbage": lambda client, _: client.collect_garbage([], allow_empty=True),
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "a guard of a port that the hypervisor makes": {"acceptable": [BRIDGE], "port": PortSpec(guard=GuardSpec(enabled=True))},
     "limits of it": {"acceptable": [BRIDGE], "port": PortSpec(limits=LimitsSpec(to_vm=RateLimit(rate_bps=1_000_000)))},
@@ -35,16 +31,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "public addresses": {"port": PortSpec(public_addresses=["203.0.113.5"])},
     "port id": {"port_id": "7f4c9a2e"},
 }
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_call_that_is_not_built_says_so_and_changes_nothing(vifd: Daemon, client: Client, call: str) -> None:
-    endpoint = make(client)
-    before = kernel.snapshot(vifd.netns)
-    with refusal("UNIMPLEMENTED", "UNSUPPORTED"):
-        CALLS[call](client, endpoint.endpoint_id)
-    assert kernel.snapshot(vifd.netns) == before
-    assert list(client.list_endpoints()) == [endpoint]
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -16,6 +16,7 @@ from vifd.drivers.bridge import BridgeDriver, BridgeOptions
 from vifd.drivers.fake import FakeDriver, FakeOptions
 from vifd.endpoints.engine import Engine, Host, Release
 from vifd.endpoints.follower import Follower
+from vifd.endpoints.garbage import Garbage
 from vifd.endpoints.journal import Journal
 from vifd.endpoints.lifetimes import Lifetimes
 from vifd.endpoints.networks import Networks
@@ -107,6 +108,7 @@ class World:
         self.networks.configure(self.drivers, Policy(rules))
         host = Host(lambda ifindex: self.carriers.get(ifindex, False), self.processes)
         self.engine = Engine(self.journal, self.room, self.registry, self.networks, host)
+        self.garbage = Garbage(self.registry, self.engine)
         self.views = Views(self.registry, self.networks)
         self.queues = Queues(self.registry, self.networks, self.room)
         self.follower = Follower(self.registry, self.networks, self.room)

@@ -13,6 +13,7 @@ from vif.v1 import endpoint_service_pb2
 from vifd import model
 from vifd.endpoints.changes import Change
 from vifd.endpoints.engine import Release
+from vifd.endpoints.garbage import Collection
 from vifd.errors import InvalidRequest, Violation
 from vifd.kernel.names import is_endpoint_id
 from vifd.server import ports
@@ -119,6 +120,23 @@ def change(message: endpoint_service_pb2.UpdateEndpointRequest) -> Change:
     port = ports.port(check.at("port"), message.port)
     check.done()
     return Change(endpoint_id_, port, [_CHANGEABLE[path] for path in paths])
+
+
+def collection(message: endpoint_service_pb2.CollectGarbageRequest) -> Collection:
+    """Check what is to be collected.
+
+    Raises:
+        InvalidRequest: with every violation.
+    """
+    check = Checker()
+    check.known(message)
+    keep = frozenset(check.endpoint_id(name, f"keep_endpoint_ids[{i}]") for i, name in enumerate(message.keep_endpoint_ids))
+    everything = "is empty, which releases all of your endpoints; say allow_empty if that is meant"
+    check.require(keep or message.allow_empty, "keep_endpoint_ids", everything)
+    network = message.network
+    check.require(not network or _NETWORK.fullmatch(network), "network", "can't name a network")
+    check.done()
+    return Collection(keep, network, dry_run=message.dry_run)
 
 
 def endpoint_id(message: Any) -> str:

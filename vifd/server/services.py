@@ -13,10 +13,11 @@ from vifd import __version__
 from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Changes
 from vifd.endpoints.engine import Answer, Engine
+from vifd.endpoints.garbage import Garbage
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.registry import Change
 from vifd.endpoints.views import Views
-from vifd.errors import InvalidRequest, Unsupported
+from vifd.errors import InvalidRequest
 from vifd.kernel.ops import describe
 from vifd.model import Caller, Endpoint, LimitsMechanism
 from vifd.server import requests, words
@@ -26,13 +27,14 @@ _EVENTS: dict[Change, Any] = {change: pb.WatchEventKind.Value(f"WATCH_EVENT_KIND
 
 
 class UseCases(NamedTuple):
-    """What the service calls: who makes and takes down, who shows, who changes, who checks, who activates."""
+    """What the service calls: who makes and takes down, who shows, who changes, who checks, who activates, who collects."""
 
     engine: Engine
     views: Views
     changes: Changes
     mender: Mender
     activation: Activation
+    garbage: Garbage
 
 
 class EndpointService(EndpointServiceServicer):
@@ -45,7 +47,7 @@ class EndpointService(EndpointServiceServicer):
     """
 
     def __init__(self, use_cases: UseCases, find_caller: FindCaller, netns_path: str) -> None:
-        self._engine, self._views, self._changes, self._mender, self._activation = use_cases
+        self._engine, self._views, self._changes, self._mender, self._activation, self._garbage = use_cases
         self.find_caller, self._netns_path = find_caller, netns_path
 
     @unary
@@ -112,7 +114,8 @@ class EndpointService(EndpointServiceServicer):
 
     @unary
     async def CollectGarbage(self, message: pb.CollectGarbageRequest, caller: Caller) -> pb.CollectGarbageResponse:
-        raise _not_built("collect garbage; list the endpoints and release those that are not needed")
+        released = await self._garbage.collect(caller, requests.collection(message))
+        return pb.CollectGarbageResponse(released_endpoint_ids=released)
 
     def _endpoint(self, endpoint: Endpoint) -> endpoint_pb2.Endpoint:
         return words.endpoint(endpoint, self._netns_path)
@@ -166,7 +169,3 @@ class HostService(HostServiceServicer):
             fd_socket_path=self._facts.fd_socket,
             limits_mechanism=words.limits_mechanism(self._facts.limits_mechanism),
         )
-
-
-def _not_built(what: str) -> Unsupported:
-    return Unsupported(f"this vifd can't {what}")

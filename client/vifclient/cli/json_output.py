@@ -42,6 +42,10 @@ class JsonOutput:
         """Print `{"released_endpoint_ids": [...]}`."""
         _print({"released_endpoint_ids": endpoint_ids})
 
+    def collected(self, endpoint_ids: list[str], *, dry_run: bool) -> None:  # noqa: ARG002  (who asked knows)
+        """Print `{"released_endpoint_ids": [...]}`, also of a dry run."""
+        self.released(endpoint_ids)
+
     def checked(self, answers: Sequence[CheckEndpointResponse], *, repair: bool) -> None:  # noqa: ARG002  (the answers say it)
         """Print `{"checks": [{"drifts": [...], "endpoint": {...}}]}`."""
         _print({"checks": [to_dict(answer) for answer in answers]})

@@ -23,6 +23,9 @@ class Output(Protocol):
     def released(self, endpoint_ids: list[str]) -> None:
         """Show which endpoints are gone."""
 
+    def collected(self, endpoint_ids: list[str], *, dry_run: bool) -> None:
+        """Show which endpoints were garbage, and are gone unless it was a dry run."""
+
     def checked(self, answers: Sequence[CheckEndpointResponse], *, repair: bool) -> None:
         """Show what differed; with `repair`, also whether it differs still."""
 

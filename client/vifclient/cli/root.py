@@ -12,6 +12,7 @@ from vifclient.cli.settings import GLOBAL_OPTIONS
 _COMMANDS = {
     "request": ("vifclient.cli.endpoints", "Ask for an endpoint on a network."),
     "release": ("vifclient.cli.endpoints", "Take endpoints down."),
+    "collect-garbage": ("vifclient.cli.garbage", "Release your endpoints but those to keep."),
     "update": ("vifclient.cli.endpoints", "Change the port of an endpoint while its VM runs."),
     "check": ("vifclient.cli.endpoints", "Compare endpoints with what is there, and mend them."),
     "activate": ("vifclient.cli.endpoints", "Say that the VM of an endpoint runs here now."),
@@ -76,7 +77,7 @@ class Root(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), f"{cmd_name}_command")
+        command: click.Command = getattr(import_module(module), f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -55,6 +55,13 @@ class Tables:
         for endpoint_id in endpoint_ids:
             self._print(f"released {endpoint_id}")
 
+    def collected(self, endpoint_ids: list[str], *, dry_run: bool) -> None:
+        """Print the ids."""
+        for endpoint_id in endpoint_ids:
+            self._print(f"{'would release' if dry_run else 'released'} {endpoint_id}")
+        if not endpoint_ids:
+            self._print("There is no garbage.", "dim")
+
     def checked(self, answers: Sequence[CheckEndpointResponse], *, repair: bool) -> None:
         """Print a row for each drift."""
         table = _table("ENDPOINT", "KIND", "EXPECTED", "ACTUAL", *(["NOW"] if repair else []))

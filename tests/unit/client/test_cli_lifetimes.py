@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tests.unit.client.conftest import Vifctl
@@ -48,6 +50,9 @@ def test_an_endpoint_on_a_lease(vifctl: Vifctl, vifd: FakeVifd, text: str, milli
         (["request", "default", "--lease", "367d"], "367d is not 1 s to 366 d"),
         (["request", "default", "--process", "0"], "0"),
         (["request", "default", "--process", "7", "--lease", "5s"], "exclude each other"),
+        (["collect-garbage"], "--all"),
+        (["collect-garbage", ID, "--all"], "--all"),
+        (["collect-garbage", "web1"], "web1"),
     ],
 )
 def test_a_wrong_command_line(vifctl: Vifctl, vifd: FakeVifd, arguments: list[str], words: str) -> None:
@@ -60,3 +65,17 @@ def test_a_lifetime_of_a_newer_vifd_is_no_mystery(vifctl: Vifctl, vifd: FakeVifd
     vifctl("request", "default", "--id", ID)
     vifd.endpoints[ID].lifetime.CopyFrom(Lifetime())
     assert ["lives", "until it is released"] in lines(vifctl("show", ID).out)
+
+
+def test_garbage_is_collected(vifctl: Vifctl, vifd: FakeVifd) -> None:
+    for endpoint_id in (ID, OTHER):
+        vifctl("request", "default", "--id", endpoint_id)
+    result = vifctl("collect-garbage", ID.upper(), "--dry-run")
+    assert (result.status, result.out, len(vifd.endpoints)) == (0, f"would release {OTHER}\n", 2)
+    request = vifd.requests[-1]
+    assert (list(request.keep_endpoint_ids), request.allow_empty, request.network) == ([ID], False, "")
+    assert vifctl("collect-garbage", ID).out == f"released {OTHER}\n"
+    assert vifctl("collect-garbage", ID).out == "There is no garbage.\n"
+    assert json.loads(vifctl("--json", "collect-garbage", "--all", "--network", "blue").out) == {"released_endpoint_ids": [ID]}
+    assert (vifd.requests[-1].allow_empty, vifd.requests[-1].network) == (True, "blue")
+    assert vifctl("collect-garbage", "--all", "--json").json == {"released_endpoint_ids": []}

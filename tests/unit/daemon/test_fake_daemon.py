@@ -69,9 +69,6 @@ def test_the_host_says_what_it_can_do(channel: grpc.Channel) -> None:
     assert info.boot_id
 
 
-def test_what_isnt_built_yet_says_so(stub: Any) -> None:
-    code, reason = refused(stub.CollectGarbage, pb.CollectGarbageRequest())
-    assert (code, reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED")
 
 
 def test_who_goes_around_the_gate_is_nobody(vifd: Daemon) -> None:

@@ -9,6 +9,7 @@ from tests.support.messages import ID, batch, endpoint_id, request, with_unknown
 from vif.v1 import endpoint_service_pb2 as pb
 from vif.v1.host_service_pb2 import GetHostInfoRequest
 from vifd.endpoints.engine import Release
+from vifd.endpoints.garbage import Collection
 from vifd.errors import InvalidRequest, Unsupported, Violation
 from vifd.model import Caller, Filter
 from vifd.server import requests
@@ -57,6 +58,28 @@ def test_what_is_found_wrong_of_a_batch_later_on_is_named_with_its_request() -> 
     told = requests.of_batch(found, batch)
     assert [violation.field for violation in told.violations] == ["requests[2].port.addresses[1]", "requests[2].port.mac"]
     assert str(told).startswith("requests[2].port.addresses[1]: is odd; ")
+
+
+def test_a_collection_says_what_stays() -> None:
+    message = pb.CollectGarbageRequest(keep_endpoint_ids=[ID, ID, endpoint_id(2)], network="blue", dry_run=True)
+    assert requests.collection(message) == Collection(frozenset({ID, endpoint_id(2)}), "blue", dry_run=True)
+
+
+def test_a_collection_of_everything_has_to_be_meant() -> None:
+    assert requests.collection(pb.CollectGarbageRequest(allow_empty=True)) == Collection(frozenset())
+    assert violations(lambda: requests.collection(pb.CollectGarbageRequest(network="blue", dry_run=True))) == [
+        "keep_endpoint_ids"
+    ]
+
+
+def test_a_collection_lists_every_violation() -> None:
+    message = with_unknown_field(pb.CollectGarbageRequest(keep_endpoint_ids=[ID, "x", ""], network="Blue!"))
+    assert violations(lambda: requests.collection(message)) == [
+        "unknown_fields",
+        "keep_endpoint_ids[1]",
+        "keep_endpoint_ids[2]",
+        "network",
+    ]
 
 
 def test_a_request_for_one_endpoint_names_it() -> None:
