@@ -69,12 +69,12 @@ class Story:
         self._run_vifctl("release", endpoint["endpoint_id"])
 
     def _virtual_machine(self, guest: image.Image) -> None:
-        self._terminal.heading("A virtual machine: vifctl run asks, hands QEMU the open tap, and releases when QEMU ends")
+        self._terminal.heading("A virtual machine: vifctl run asks, and becomes QEMU with the open tap")
         accelerator = machine.find_accelerator(guest, self._stage.as_user)
         process = self._boot(guest, accelerator)
         [endpoint] = self._wait_until(lambda endpoints: [end["state"] for end in endpoints] == ["ENDPOINT_STATE_ACTIVE"])
         self._terminal.good(
-            f"QEMU runs as {_user_of(_child_of(process.pid))} and has the tap open; vifd saw its frames: the endpoint is active"
+            f"QEMU runs as {_user_of(process.pid)} and has the tap open; vifd saw its frames: the endpoint is active"
         )
         self._run_vifctl("list")
         self._run_vifctl("show", endpoint["endpoint_id"])
@@ -99,7 +99,7 @@ class Story:
         return process
 
     def _power_off(self, process: subprocess.Popen[bytes]) -> None:
-        self._terminal.heading("The virtual machine powers itself off, and vifctl run releases its endpoint")
+        self._terminal.heading("The virtual machine powers itself off, and vifd releases its endpoint")
         if process.stdin is not None:
             process.stdin.write(b"poweroff -f\n")
             process.stdin.flush()
@@ -110,7 +110,8 @@ class Story:
         finally:
             stop(process)
         if status != 0:
-            raise StageError(f"vifctl run ended with exit status {status}")
+            raise StageError(f"QEMU ended with exit status {status}")
+        self._wait_until(lambda endpoints: not endpoints)
 
     def _show_nothing_left(self) -> None:
         self._run_vifctl("list")
@@ -163,12 +164,6 @@ def _short(word: str) -> str:
     """Leave out of a shown path where the checkout is."""
     checkout = str(Path(__file__).resolve().parents[1])
     return word.removeprefix(f"{checkout}/")
-
-
-def _child_of(pid: int) -> int:
-    """Find the only child of a process."""
-    [child] = _children_of(pid)
-    return child
 
 
 def _children_of(pid: int) -> list[int]:

@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.functional.conftest import ALICE, BOB
 from tests.support.asking import asked, event, make, new_id, refusal, state_of
-from tests.support.daemon import Daemon, short_directory, taps, wait_for
+from tests.support.daemon import BIN, Daemon, short_directory, taps, wait_for
 from tests.support.restarts import listed
 from tests.support.users import user
 from vifclient import Client, Watch
@@ -263,6 +263,20 @@ def test_a_process_that_ends_while_its_endpoint_is_made_takes_it_along(own: Daem
         assert answer.result().endpoint.endpoint_id == request.endpoint_id
         removed(watch)
     assert taps(own.netns) == []
+
+
+def test_vifctl_run_leaves_nothing_however_its_command_ends(vifd: Daemon, client: Client) -> None:
+    command = [str(BIN / "vifctl"), "--socket", vifd.socket, "run", "blue", "--", "sleep", "inf"]
+    with watching(client) as watch, subprocess.Popen(command) as one:
+        try:
+            endpoint = wait_for(lambda: next(iter(client.list_endpoints()), None))
+            wait_for(lambda: state_of(client, endpoint.endpoint_id) == "ATTACHED")
+            wait_for(lambda: _name_of(one.pid) == "sleep")
+            assert endpoint.lifetime == process(one.pid)
+        finally:
+            one.kill()
+        removed(watch)
+    assert taps(vifd.netns) == []
 
 
 # --- leases

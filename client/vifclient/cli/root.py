@@ -47,7 +47,7 @@ Exit status:
   125  run: COMMAND was not started, for vifd refused or can't be reached
   126  run: COMMAND can't be executed
   127  run: COMMAND was not found
-  run otherwise exits with COMMAND's own status, 128+N if the signal N ended it.
+  run otherwise becomes COMMAND, and so has its exit status.
 
 \b
 Environment:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from tests.unit.client.fake_vifd import FakeVifd, make_status
+from vifclient.messages import Lifetime, ProcessLifetime
 
 VIFCTL = [sys.executable, "-c", "from vifclient.cli import main; main()"]
 
@@ -37,55 +38,46 @@ def test_the_command_gets_fds_values_and_environment(vifd: FakeVifd) -> None:
     assert {name: value for name, value in environment.items() if name.startswith("VIF_")} == {
         "VIF_FDS": fds, "VIF_MAC": mac, "VIF_IFNAME": ifname, "VIF_MTU": mtu, "VIF_ENDPOINT_ID": endpoint_id,
     }  # fmt: skip
-    assert vifd.endpoints == {}
-    assert vifd.calls == ["RequestEndpoint", "GetHostInfo", "ReleaseEndpoint"]
+    assert vifd.calls == ["RequestEndpoint", "GetHostInfo"]
+
+
+def test_the_endpoint_lives_as_long_as_the_caller_which_becomes_the_command(vifd: FakeVifd) -> None:
+    vifctl = start("default", "--", "sh", "-c", "echo $$")
+    out, err = vifctl.communicate(timeout=60)
+    assert (int(out), err) == (vifctl.pid, "")
+    assert vifd.requests[0].lifetime == Lifetime(process=ProcessLifetime(pid=0))
+
+
+def test_the_command_has_its_queues_and_what_vifctl_was_given_and_nothing_else(vifd: FakeVifd) -> None:
+    done = run("default", "--", "sh", "-c", "echo $VIF_FDS; ls /proc/$$/fd; grep SigIgn /proc/$$/status")
+    fds, *numbers, ignored = done.stdout.splitlines()
+    assert sorted(map(int, numbers)) == sorted([0, 1, 2, *map(int, fds.split(":"))])
+    assert int(ignored.split()[1], 16) == 0
 
 
 @pytest.mark.parametrize(
     ("command", "status"),
-    [(["sh", "-c", "exit 7"], 7), (["sh", "-c", "kill -9 $$"], 137), (["/nonexistent"], 127), (["/etc/passwd"], 126)],
+    [(["sh", "-c", "exit 7"], 7), (["sh", "-c", "kill -9 $$"], -9), (["/nonexistent"], 127), (["/etc/passwd"], 126)],
 )
-def test_the_status_is_the_commands_and_nothing_is_left(vifd: FakeVifd, command: list[str], status: int) -> None:
+def test_the_status_is_the_commands(vifd: FakeVifd, command: list[str], status: int) -> None:
     assert run("default", "--", *command).returncode == status
-    assert vifd.endpoints == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_signals_are_passed_on(vifd: FakeVifd, number: signal.Signals) -> None:
-    name = number.name.removeprefix("SIG")
-    script = f"trap 'echo got {name}; exit 5' {name}; echo up; while :; do read line <&3; done"
-    # A pipe that never ends keeps the shell in read, where its trap runs at once.
-    reading, writing = os.pipe()
-    vifctl = start("default", "--", "sh", "-c", f"exec 3</proc/{os.getpid()}/fd/{reading}; {script}")
-    assert vifctl.stdout is not None
-    assert vifctl.stdout.readline() == "up\n"
-    vifctl.send_signal(number)
-    out, err = vifctl.communicate(timeout=30)
-    os.close(reading)
-    os.close(writing)
-    assert (vifctl.returncode, out, err) == (5, f"got {name}\n", "")
-    assert vifd.endpoints == {}
-
-
-def test_a_signal_before_the_command_stops_vifctl(vifd: FakeVifd) -> None:
+def test_a_signal_before_the_command_ends_vifctl(vifd: FakeVifd) -> None:
     vifd.hang.clear()
     vifctl = start("default", "--", "touch", "/nonexistent/file")
     assert vifd.entered.wait(30)
     vifctl.send_signal(signal.SIGTERM)
+    assert vifctl.wait(30) == -signal.SIGTERM
     vifd.hang.set()
-    _, err = vifctl.communicate(timeout=30)
-    # The request may have ended before the signal came to Python: then the command runs and gets it.
-    assert vifctl.returncode in {128 + signal.SIGTERM, 1}, err
-    assert vifd.endpoints == {}
-    assert vifd.calls[-1] == "ReleaseEndpoint"
+    vifctl.communicate()
 
 
-def test_a_request_that_fails_releases_all_the_same(vifd: FakeVifd) -> None:
+def test_a_request_that_fails_starts_nothing(vifd: FakeVifd) -> None:
     vifd.failures.append(make_status(grpc.StatusCode.INTERNAL, "no", "KERNEL"))
-    done = run("default", "--", "true")
-    assert done.returncode == 125
+    done = run("default", "--", "echo", "started")
+    assert (done.returncode, done.stdout) == (125, "")
     assert "vifctl: no" in done.stderr
-    assert vifd.calls == ["RequestEndpoint", "ReleaseEndpoint"]
 
 
 def test_no_fd_socket(vifd: FakeVifd) -> None:
@@ -93,7 +85,6 @@ def test_no_fd_socket(vifd: FakeVifd) -> None:
     done = run("default", "--", "true")
     assert done.returncode == 125
     assert "hands no queues over" in done.stderr
-    assert vifd.endpoints == {}
 
 
 def test_nobody_there(folder: Path) -> None:
@@ -102,31 +93,12 @@ def test_nobody_there(folder: Path) -> None:
     assert '"code": "UNAVAILABLE"' in done.stderr
 
 
-def test_a_release_that_fails_is_told_and_leaves_the_status(vifd: FakeVifd) -> None:
-    endpoint_id = "3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61"
-    vifctl = subprocess.Popen(
-        [*VIFCTL, "run", "default", "--id", endpoint_id, "--", "sh", "-c", "echo up; read line; exit 7"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert vifctl.stdout is not None
-    vifctl.stdout.readline()
-    vifd.failures.append(make_status(grpc.StatusCode.INTERNAL, "no", "KERNEL"))
-    _, err = vifctl.communicate("\n", timeout=30)
-    assert vifctl.returncode == 7
-    assert f"the endpoint {endpoint_id} is left behind: no" in err
-    assert f"vifctl release {endpoint_id}" in err
-
-
 def test_ctrl_c_reaches_the_command_once(vifd: FakeVifd) -> None:
-    """On a terminal the kernel sends SIGINT to both: vifctl must not add a second one."""
     script = "n=0; trap 'n=$((n+1))' INT; echo up; read line; read line; echo got $n; exit 3"
     child, terminal = pty.fork()
     if child == 0:
         os.execv(sys.executable, [*VIFCTL, "run", "default", "--", "bash", "-c", script])
-    seen = read_until(terminal, "up")
+    read_until(terminal, "up")
     os.write(terminal, b"\x03")
     os.write(terminal, b"\n\n\n")
     seen = read_until(terminal, "got")
@@ -134,7 +106,6 @@ def test_ctrl_c_reaches_the_command_once(vifd: FakeVifd) -> None:
     os.close(terminal)
     assert "got 1" in seen
     assert os.waitstatus_to_exitcode(status) == 3
-    assert vifd.endpoints == {}
 
 
 def read_until(terminal: int, word: str) -> str:
