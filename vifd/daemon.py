@@ -337,7 +337,7 @@ class Daemon:
         mechanism = None if self._channels is None else self._channels.support.ingress
         facts = HostFacts(_boot_id(), sorted(self._setup.drivers), daemon.fd_socket, mechanism)
         host = HostService(views, relaying.find_caller, facts)
-        use_cases = UseCases(engine, views, changes, mender, activation, Garbage(self._registry, engine))
+        use_cases = UseCases(engine, views, changes, mender, activation, Garbage(self.registry, engine))
         endpoints = EndpointService(use_cases, relaying.find_caller, netns.path_of(daemon.netns))
         return Server(self._sockets.upstream, endpoints, host, self._interceptors)
 

@@ -69,8 +69,6 @@ def test_the_host_says_what_it_can_do(channel: grpc.Channel) -> None:
     assert info.boot_id
 
 
-
-
 def test_who_goes_around_the_gate_is_nobody(vifd: Daemon) -> None:
     with grpc.insecure_channel(f"unix:{vifd.socket}.d/grpc") as behind:
         code, reason = refused(EndpointServiceStub(behind).ListEndpoints, pb.ListEndpointsRequest())

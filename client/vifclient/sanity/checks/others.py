@@ -95,7 +95,7 @@ def _until_released(session: Session) -> None:
     session.make(lifetime=Lifetime())
 
 
-@check("lifetime.lease-too-short", "at least 1 second", "endpoint.proto: LeaseLifetime")
+@check("lifetime.lease-too-short", "The time to live after each renewal, 1 second to", "endpoint.proto: LeaseLifetime")
 def _lease_too_short(session: Session) -> None:
     lifetime = Lifetime(lease=LeaseLifetime(ttl=Duration(nanos=999_999_999)))
     with refused("a lease of less than a second", "INVALID_ARGUMENT", "INVALID_FIELD"), or_skip("UNIMPLEMENTED"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from vif.v1.endpoint_service_pb2 import GetEndpointRequest
 from vif.v1.error_pb2 import NegotiationFailure
-from vifclient.messages import Feature, PortSpec, Requirements
+from vifclient.messages import Feature, Lifetime, PortSpec, ProcessLifetime, Requirements
 from vifclient.sanity.check import CHECKS, Check, SkippedError, expect, expect_true, refused
 from vifclient.sanity.checks.requests import random_mac
 from vifclient.sanity.session import KINDS, Session, kind_name, preference
@@ -77,6 +78,12 @@ def _address_in_use(session: Session) -> None:
     session.make(port=PortSpec(mac=mac))
 
 
+def _no_process(session: Session) -> None:
+    with subprocess.Popen(["true"]) as ended:  # noqa: S607  the caller's own
+        pass
+    session.make(lifetime=Lifetime(process=ProcessLifetime(pid=ended.pid)))
+
+
 #: By reason: the status code, a call that meets it, and the detail that its status has beside the ErrorInfo.
 _SHOWN: dict[str, tuple[str, Callable[[Session], None], type | None]] = {
     "INVALID_FIELD": ("INVALID_ARGUMENT", _invalid_field, BadRequest),
@@ -87,6 +94,7 @@ _SHOWN: dict[str, tuple[str, Callable[[Session], None], type | None]] = {
     "STALE_GENERATION": ("FAILED_PRECONDITION", _stale_generation, None),
     "UNSUPPORTED": ("UNIMPLEMENTED", _unsupported, None),
     "ADDRESS_IN_USE": ("FAILED_PRECONDITION", _address_in_use, None),
+    "NO_PROCESS": ("FAILED_PRECONDITION", _no_process, None),
 }
 #: By reason: why nobody can show it by the socket alone, without harm.
 _UNSEEN = {
