@@ -1,58 +1,169 @@
-"""libvirt: an endpoint as an `<interface>` element of a domain (https://libvirt.org/formatdomain.html#network-interfaces)."""
+"""libvirt: an endpoint as an `<interface>` or `<hostdev>` element of a domain, for `virsh attach-device` as well.
 
+Source: https://libvirt.org/formatdomain.html, for libvirt 9.0 and later with its QEMU driver. An element's alias is the
+endpoint's id, by which the device is detached (virDomainDetachDeviceAlias), and by which a restarted driver knows it again
+(`endpoint_ids`).
+
+A domain with a vhost-user endpoint has to share its memory: put `memory_backing_xml()` into its XML.
+"""
+
+import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from vif.v1.endpoint_pb2 import Endpoint, VlanSpec
-from vif.v1.endpoint_service_pb2 import BridgePreference, EndpointPreference, MacvtapPreference, TapPreference
-from vifclient.hypervisors import refuse
+from vif.v1.endpoint_pb2 import Endpoint, PciHostDriver, VhostUserRole, VlanSpec
+from vif.v1.endpoint_service_pb2 import EndpointPreference
+from vifclient.hypervisors import Kind, UnacceptableEndpoint, count_queues, preferences, refuse
+
+ALIAS_PREFIX = "ua-"  # libvirt's, for aliases that users give
+# In the order of preference: first what can migrate and be guarded.
+_KINDS: tuple[Kind, ...] = ("tap", "vhost_user", "vdpa", "macvtap", "pci", "ovs_port", "bridge")
+# An unprivileged libvirt opens a tap of its user's and a socket. It makes no port on a bridge, and opens no node of root's.
+_SESSION_KINDS: tuple[Kind, ...] = ("tap", "vhost_user")
 
 
-def acceptable(*, queues: int = 1) -> list[EndpointPreference]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a libvirt can do for domains, of its domain capabilities.
+
+    Attributes:
+        pci: Whether it passes PCI devices through here.
+        shared_memory: Whether it shares a domain's memory by memfd, as `memory_backing_xml` has it.
+    """
+
+    pci: bool
+    shared_memory: bool
+
+
+def read_capabilities(domain_capabilities: str) -> Capabilities:
+    """Read what a libvirt can do.
+
+    Args:
+        domain_capabilities: The XML of virConnectGetDomainCapabilities (`virsh domcapabilities`).
+
+    Returns:
+        What it can do.
+    """
+    # It is the caller's own libvirt that wrote it.
+    root = ElementTree.fromstring(domain_capabilities)  # noqa: S314
+    return Capabilities(
+        pci="pci" in _values(root, "./devices/hostdev[@supported='yes']/enum[@name='subsysType']"),
+        shared_memory="memfd" in _values(root, "./memoryBacking[@supported='yes']/enum[@name='sourceType']"),
+    )
+
+
+def acceptable(
+    *, queues: int = 1, privileged: bool = True, shared_memory: bool = False, capabilities: Capabilities | None = None
+) -> list[EndpointPreference]:
     """Say which kinds libvirt attaches, best first.
 
     Args:
         queues: How many queue pairs the VM shall have, 1 to 256.
+        privileged: Whether libvirt runs as root (qemu:///system); else it attaches taps and vhost-user sockets alone.
+        shared_memory: Whether the domain has `memory_backing_xml()`, which a vhost-user socket needs.
+        capabilities: What this libvirt can do on this host. None: what libvirt 9.0 can where the host has everything.
 
     Returns:
-        A tap, which also an unprivileged libvirt attaches; then a macvtap and a bridge, for which libvirt needs privileges of its
-        own: it opens /dev/tapN, which belongs to root, and not the node that vifd made. That is named by interface index, so
-        libvirt has to run in the host's network namespace, and vifd as well.
+        A tap; with shared memory a vhost-user socket; if it is privileged, also a vDPA device, a macvtap, a PCI function, a port
+        of Open vSwitch and a bridge. libvirt opens a macvtap's /dev/tapN, which belongs to root, and not the node that vifd
+        made; that is named by interface index, so libvirt has to run in the host's network namespace, and vifd as well.
     """
-    tap = EndpointPreference(tap=TapPreference(queues=queues, vnet_hdr=True))
-    macvtap = EndpointPreference(macvtap=MacvtapPreference(queues=queues, vnet_hdr=True))
-    return [tap, macvtap, EndpointPreference(bridge=BridgePreference())]
+    unfit: set[Kind] = set() if shared_memory and (capabilities is None or capabilities.shared_memory) else {"vhost_user"}
+    if capabilities is not None and not capabilities.pci:
+        unfit.add("pci")
+    return preferences((kind for kind in (_KINDS if privileged else _SESSION_KINDS) if kind not in unfit), queues=queues)
 
 
-def interface_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio") -> str:
-    """Turn an endpoint into an `<interface>` element.
+def device_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio") -> str:
+    """Turn an endpoint into a device of a domain.
 
     Args:
-        endpoint: The endpoint, a tap, a macvtap or a bridge.
-        queues: How many queue pairs the VM has on a bridge, where libvirt makes the tap; a device of vifd knows its own number.
-        model: The device that the VM sees.
+        endpoint: The endpoint, of a kind that `acceptable` has.
+        queues: How many queue pairs the VM has on a bridge or a port of Open vSwitch, where libvirt makes the tap; a device of
+            vifd knows its own number.
+        model: The device that the VM sees. A PCI function is its own.
 
     Returns:
-        The element as text.
+        The element as text: `<hostdev>` for a PCI function, else `<interface>`.
 
     Raises:
         UnacceptableEndpoint: libvirt can't attach it.
     """
-    build = _BUILDERS.get(endpoint.WhichOneof("location") or "")
+    kind = endpoint.WhichOneof("location") or ""
+    build = _BUILDERS.get(kind)
     if build is None:
         raise refuse(endpoint, "libvirt", _BUILDERS)
     element = build(endpoint)
+    if kind != "pci":
+        _describe_card(element, endpoint, count_queues(endpoint) or queues, model)
+    SubElement(element, "alias", name=alias(endpoint.endpoint_id))
+    indent(element)
+    return tostring(element, encoding="unicode")
+
+
+def memory_backing_xml() -> str:
+    """Say how a domain shares its memory, which a vhost-user endpoint needs: the other side reads and writes it.
+
+    Returns:
+        The `<memoryBacking>` element, a child of `<domain>`.
+    """
+    element = Element("memoryBacking")
+    SubElement(element, "source", type="memfd")
+    SubElement(element, "access", mode="shared")
+    return tostring(element, encoding="unicode")
+
+
+def alias(endpoint_id: str) -> str:
+    """Name the device of an endpoint, as virDomainDetachDeviceAlias and `virsh detach-device-alias` take it.
+
+    Args:
+        endpoint_id: The endpoint.
+
+    Returns:
+        The alias.
+    """
+    return f"{ALIAS_PREFIX}{endpoint_id}"
+
+
+def endpoint_ids(domain_xml: str) -> list[str]:
+    """Find the endpoints that a domain has attached.
+
+    Args:
+        domain_xml: The domain's XML (virDomainGetXMLDesc, `virsh dumpxml`).
+
+    Returns:
+        Their ids, in the order of its devices.
+    """
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314  (libvirt wrote it)
+    names = [element.get("name", "") for element in root.iterfind("./devices/*/alias")]
+    return [
+        name.removeprefix(ALIAS_PREFIX) for name in names if name.startswith(ALIAS_PREFIX) and _is_uuid(name[len(ALIAS_PREFIX) :])
+    ]
+
+
+def _values(root: Element, path: str) -> set[str | None]:
+    return {value.text for value in root.iterfind(f"{path}/value")}
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _describe_card(element: Element, endpoint: Endpoint, queues: int, model: str) -> None:
+    """Add what the guest sees of its network card."""
     SubElement(element, "mac", address=endpoint.port.mac)
     SubElement(element, "model", type=model)
-    queues = {"tap": endpoint.tap.queues, "macvtap": endpoint.macvtap.queues}.get(endpoint.WhichOneof("location") or "", queues)
     if queues > 1:
         SubElement(element, "driver", queues=str(queues))
-    if endpoint.port.mtu_bytes:
+    if endpoint.port.mtu_bytes and not endpoint.HasField("vdpa"):  # libvirt refuses it there: the device says it itself
         SubElement(element, "mtu", size=str(endpoint.port.mtu_bytes))
     if endpoint.port.HasField("link_up") and not endpoint.port.link_up:
         SubElement(element, "link", state="down")  # else the guest takes a device that is down for a cable that is plugged in
-    indent(element)
-    return tostring(element, encoding="unicode")
 
 
 def _tap(endpoint: Endpoint) -> Element:
@@ -79,6 +190,44 @@ def _bridge(endpoint: Endpoint) -> Element:
     return element
 
 
+def _ovs_port(endpoint: Endpoint) -> Element:
+    port = endpoint.ovs_port
+    if not _is_uuid(port.interface_id):
+        raise UnacceptableEndpoint(
+            f"the endpoint {endpoint.endpoint_id} has the interface id {port.interface_id!r}, and libvirt takes only UUIDs"
+        )
+    element = Element("interface", type="bridge")
+    SubElement(element, "source", bridge=port.bridge_name)
+    SubElement(element, "target", dev=port.port_name)
+    SubElement(SubElement(element, "virtualport", type="openvswitch"), "parameters", interfaceid=port.interface_id)
+    return element
+
+
+def _vhost_user(endpoint: Endpoint) -> Element:
+    socket = endpoint.vhost_user
+    mode = "server" if socket.hypervisor_role == VhostUserRole.VHOST_USER_ROLE_SERVER else "client"
+    element = Element("interface", type="vhostuser")
+    SubElement(element, "source", type="unix", path=socket.socket_path, mode=mode)
+    return element
+
+
+def _vdpa(endpoint: Endpoint) -> Element:
+    element = Element("interface", type="vdpa")
+    SubElement(element, "source", dev=endpoint.vdpa.device_path)
+    return element
+
+
+def _pci(endpoint: Endpoint) -> Element:
+    # Not <interface type='hostdev'>, with which libvirt sets the function's MAC and VLAN: they are vifd's.
+    rebind = endpoint.pci.host_driver == PciHostDriver.PCI_HOST_DRIVER_KERNEL
+    element = Element("hostdev", mode="subsystem", type="pci", managed="yes" if rebind else "no")
+    domain, bus, rest = endpoint.pci.address.split(":")
+    slot, function = rest.split(".")
+    numbers = {"domain": domain, "bus": bus, "slot": slot, "function": function}
+    SubElement(SubElement(element, "source"), "address", {name: f"0x{number}" for name, number in numbers.items()})
+    return element
+
+
 def _vlan(spec: VlanSpec) -> Element:
     # libvirt does VLANs of Linux bridges since 11.0 and refuses them before that; either is better than to leave them out.
     if spec.vid:
@@ -94,4 +243,12 @@ def _vlan(spec: VlanSpec) -> Element:
     return element
 
 
-_BUILDERS: Mapping[str, Callable[[Endpoint], Element]] = {"tap": _tap, "macvtap": _macvtap, "bridge": _bridge}
+_BUILDERS: Mapping[str, Callable[[Endpoint], Element]] = {
+    "tap": _tap,
+    "vhost_user": _vhost_user,
+    "vdpa": _vdpa,
+    "macvtap": _macvtap,
+    "pci": _pci,
+    "ovs_port": _ovs_port,
+    "bridge": _bridge,
+}
