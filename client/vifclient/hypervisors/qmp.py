@@ -1,0 +1,340 @@
+"""QMP, in which a running QEMU is spoken to: asks what it can do, plugs endpoints and unplugs them.
+
+Sources: QEMU's docs/interop/qmp-spec.rst and its QMP reference, for 7.2 and later. For asyncio: `asyncio.to_thread`.
+"""
+
+import array
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from vifclient.hypervisors.qemu import Capabilities, Command, Plug, read_capabilities
+
+DEFAULT_TIMEOUT_S = 30.0
+_PROBE = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
+_UCRED = struct.Struct("3i")
+
+
+class QmpError(Exception):
+    """QEMU refused a command, or can't be spoken to.
+
+    Attributes:
+        kind: The class that QEMU gives its error: "GenericError", "DeviceNotFound". Empty where it gave none.
+    """
+
+    def __init__(self, message: str, *, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class QmpTimeout(QmpError):
+    """QEMU didn't answer in time, or the guest didn't give a device back: unplug it again later."""
+
+
+class Monitor:
+    """A connection to a QEMU's QMP socket (`-qmp unix:PATH,server=on,wait=off`), which has one at a time.
+
+    Args:
+        connection: The socket, connected.
+        timeout_s: How long an answer or event may take, in seconds.
+
+    Raises:
+        QmpError: It isn't QEMU's.
+    """
+
+    def __init__(self, connection: socket.socket, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self._socket = connection
+        self._timeout_s = timeout_s
+        self._buffer = b""
+        self._events: list[dict[str, Any]] = []
+        try:
+            if "QMP" not in self._receive(self._deadline()):
+                raise QmpError("the socket isn't a QEMU's QMP socket")
+            self.execute("qmp_capabilities")
+        except BaseException:
+            connection.close()
+            raise
+
+    @classmethod
+    def connect(cls, path: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
+        """Connect to a QEMU.
+
+        Args:
+            path: Its QMP socket.
+            timeout_s: How long an answer or event may take, in seconds.
+
+        Returns:
+            The connection.
+
+        Raises:
+            QmpError: Nobody answers on the socket.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            connection.close()
+            raise QmpError(f"QEMU can't be reached on {path}: {error.strerror}") from error
+        return cls(connection, timeout_s=timeout_s)
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id: that of the process which made the socket that was connected to (SO_PEERCRED)."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid: int = _UCRED.unpack(credentials)[0]
+        return pid
+
+    def execute(self, name: str, *, fds: Sequence[int] = (), **arguments: Any) -> Any:
+        """Run a command.
+
+        Args:
+            name: The command.
+            fds: Open files that go with it (SCM_RIGHTS).
+            arguments: Its arguments.
+
+        Returns:
+            QEMU's answer.
+
+        Raises:
+            QmpError: QEMU refused it, or has ended.
+            QmpTimeout: It didn't answer.
+        """
+        return self._run({"execute": name, "arguments": arguments}, fds)
+
+    def run(self, command: Command) -> Any:
+        """Run a command of `vifclient.hypervisors.qemu`.
+
+        Args:
+            command: The command.
+
+        Returns:
+            QEMU's answer.
+
+        Raises:
+            QmpError: As of `execute`.
+        """
+        return self._run(command, ())
+
+    def wait_for(self, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait for an event. Those that came since the connection was made count.
+
+        Args:
+            matches: Tells whether it is the event.
+
+        Returns:
+            The event.
+
+        Raises:
+            QmpTimeout: It didn't come.
+        """
+        deadline_s = self._deadline()
+        while True:
+            for event in self._events:
+                if matches(event):
+                    self._events.remove(event)
+                    return event
+            message = self._receive(deadline_s)
+            if "event" in message:
+                self._events.append(message)
+
+    def quit(self) -> None:
+        """End QEMU, and wait until its process is gone, and with it the devices that it held open.
+
+        Raises:
+            QmpTimeout: It didn't end.
+        """
+        process = os.pidfd_open(self.pid)  # before it is told to, so that the pid is still its own
+        try:
+            self.execute("quit")
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            if not poll.poll(self._timeout_s * 1000):
+                raise QmpTimeout(f"QEMU, process {self.pid}, didn't end within {self._timeout_s:.3g} s")
+        finally:
+            os.close(process)
+
+    def close(self) -> None:
+        """Close the connection. QEMU goes on."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, command: Command, fds: Sequence[int]) -> Any:
+        line = json.dumps(command).encode() + b"\n"
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            sent = self._socket.sendmsg([line], rights)
+            self._socket.sendall(line[sent:])
+        except OSError as error:
+            raise QmpError(f"QEMU has ended: {error.strerror}") from error
+        deadline_s = self._deadline()
+        while True:
+            message = self._receive(deadline_s)
+            if "event" in message:
+                self._events.append(message)
+            elif "error" in message:
+                refusal = message["error"]
+                raise QmpError(f"QEMU refused {command['execute']}: {refusal['desc']}", kind=refusal["class"])
+            else:
+                return message["return"]
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout_s
+
+    def _receive(self, deadline_s: float) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            self._socket.settimeout(max(0.001, deadline_s - time.monotonic()))
+            try:
+                data = self._socket.recv(65536)
+            except TimeoutError as error:
+                raise QmpTimeout(f"QEMU said nothing within {self._timeout_s:.3g} s") from error
+            except OSError as error:
+                raise QmpError(f"QEMU has ended: {error.strerror}") from error
+            if not data:
+                raise QmpError("QEMU has ended")
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            message: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise QmpError("the socket isn't a QEMU's QMP socket") from error
+        return message
+
+
+def probe(program: str = "qemu-system-x86_64") -> Capabilities:
+    """Ask a QEMU that isn't running what it can do, by starting one without a machine: it takes some tenths of a second.
+
+    Args:
+        program: The QEMU.
+
+    Returns:
+        What it can do.
+
+    Raises:
+        QmpError: It can't be started.
+    """
+    ours, its = socket.socketpair()
+    with its:
+        number = its.fileno()
+        monitor = ("-chardev", f"socket,id=qmp,fd={number}", "-mon", "chardev=qmp,mode=control")
+        try:
+            process = subprocess.Popen([program, *_PROBE, *monitor], pass_fds=[number], stderr=subprocess.DEVNULL)  # noqa: S603
+        except OSError as error:
+            ours.close()
+            raise QmpError(f"{program} can't be started: {error.strerror}") from error
+    try:
+        with Monitor(ours) as qemu:
+            return ask(qemu)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(monitor: Monitor) -> Capabilities:
+    """Ask a running QEMU what it can do.
+
+    Args:
+        monitor: The QEMU.
+
+    Returns:
+        What it can do.
+
+    Raises:
+        QmpError: It can't be spoken to.
+    """
+    types = monitor.execute("qom-list-types", implements="device", abstract=False)
+    return read_capabilities(monitor.execute("query-version"), monitor.execute("query-qmp-schema"), types)
+
+
+def plug(monitor: Monitor, what: Plug, fds: Sequence[int] = ()) -> None:
+    """Plug an endpoint into a running QEMU: all of it, or nothing.
+
+    Args:
+        monitor: The QEMU.
+        what: Of `vifclient.hypervisors.qemu.plug`.
+        fds: The endpoint's open queues, which the caller closes afterwards.
+
+    Raises:
+        QmpError: QEMU refused it.
+        ValueError: The fds don't fit.
+    """
+    if len(fds) != len(what.fd_names):
+        raise ValueError(f"{len(what.fd_names)} queues have to be handed over, and {len(fds)} fds are given")
+    done: list[Command] = []
+    try:
+        for name, fd in zip(what.fd_names, fds, strict=True):
+            monitor.execute("getfd", fds=[fd], fdname=name)
+        for command, undo in what.backend:
+            monitor.run(command)
+            done.insert(0, undo)
+        monitor.run(what.device)
+    except BaseException as error:
+        _undo(monitor, what.fd_names, done, error)
+        raise
+    for command in what.link:
+        monitor.run(command)
+
+
+def unplug(monitor: Monitor, what: Plug) -> None:
+    """Unplug an endpoint from a running QEMU, whose guest has to let it go. What is unplugged already stays so.
+
+    Args:
+        monitor: The QEMU.
+        what: As it was plugged.
+
+    Raises:
+        QmpTimeout: The guest didn't let it go: it doesn't run yet, or no more. Nothing has changed.
+        QmpError: The guest refuses, or QEMU does.
+    """
+    if what.device_id in devices(monitor):
+        monitor.execute("device_del", id=what.device_id)
+        event = monitor.wait_for(lambda event: _is_about(event, what.device_id))
+        if event["event"] != "DEVICE_DELETED":
+            raise QmpError(f"the guest doesn't let {what.device_id} go")
+    for _, undo in reversed(what.backend):
+        try:
+            monitor.run(undo)
+        except QmpError as error:
+            if error.kind != "DeviceNotFound":  # an earlier call took it down
+                raise
+
+
+def devices(monitor: Monitor) -> list[str]:
+    """List the ids of the devices that a QEMU was given, by its arguments or later.
+
+    Args:
+        monitor: The QEMU.
+
+    Returns:
+        The ids.
+    """
+    return [item["name"] for item in monitor.execute("qom-list", path="/machine/peripheral") if item["type"].startswith("child<")]
+
+
+def _is_about(event: dict[str, Any], device_id: str) -> bool:
+    kinds = {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"}
+    return event["event"] in kinds and event.get("data", {}).get("device") == device_id
+
+
+def _undo(monitor: Monitor, fd_names: Sequence[str], commands: Sequence[Command], error: BaseException) -> None:
+    """Run every command; what can't be undone is told with the error, for the first failure says why."""
+    for name in fd_names:
+        with suppress(QmpError):  # it may never have got it, and a netdev takes what it is made of
+            monitor.execute("closefd", fdname=name)
+    for command in commands:
+        try:
+            monitor.run(command)
+        except QmpError as failure:
+            error.add_note(f"undoing it: {failure}")

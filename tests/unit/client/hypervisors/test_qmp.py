@@ -1,0 +1,147 @@
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.client.hypervisors.examples import pci, tap, vhost_user, without_link
+from tests.unit.client.hypervisors.fake_qemu import FakeQemu, refuse_in_words
+from vifclient.hypervisors import qemu, qmp
+
+
+@pytest.fixture
+def running() -> Iterator[FakeQemu]:
+    one = FakeQemu()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def monitor(running: FakeQemu) -> Iterator[qmp.Monitor]:
+    with qmp.Monitor(running.client, timeout_s=10) as one:
+        yield one
+
+
+@pytest.fixture
+def queues() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)  # raises if the monitor had closed them
+
+
+PLUG = qemu.plug(tap(queues=2), netdev_id="n0")
+
+
+def test_plugs_by_queues_and_unplugs(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    qmp.plug(monitor, PLUG, queues)
+    assert running.commands == ["qmp_capabilities", "getfd", "getfd", "netdev_add", "device_add"]
+    assert (running.netdevs, running.fds, qmp.devices(monitor)) == (["n0"], {}, ["n0"])
+    qmp.unplug(monitor, PLUG)
+    assert (running.netdevs, running.devices) == ([], [])
+
+
+def test_takes_a_ports_carrier(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    qmp.plug(monitor, qemu.plug(without_link(tap()), netdev_id="n0"), queues[:1])
+    assert running.commands[-2:] == ["device_add", "set_link"]
+
+
+def test_plugs_by_a_socket_and_unplugs(running: FakeQemu, monitor: qmp.Monitor) -> None:
+    plug = qemu.plug(vhost_user(), netdev_id="n0")
+    qmp.plug(monitor, plug)
+    assert (running.chardevs, running.netdevs) == (["n0-chardev"], ["n0"])
+    qmp.unplug(monitor, plug)
+    assert (running.chardevs, running.netdevs, running.devices) == ([], [], [])
+    assert running.commands[-2:] == ["netdev_del", "chardev-remove"]
+
+
+def test_plugs_a_device_alone(running: FakeQemu, monitor: qmp.Monitor) -> None:
+    qmp.plug(monitor, qemu.plug(pci(), netdev_id="n0"))
+    qmp.unplug(monitor, qemu.plug(pci(), netdev_id="n0"))
+    assert "netdev_del" not in running.commands
+
+
+@pytest.mark.parametrize("failing", ["getfd", "netdev_add", "device_add"])
+def test_nothing_is_left_when_a_step_fails(
+    running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int], failing: str
+) -> None:
+    running.refuse[failing] = refuse_in_words("not today")
+    with pytest.raises(qmp.QmpError, match=f"QEMU refused {failing}: not today") as caught:
+        qmp.plug(monitor, PLUG, queues)
+    assert (caught.value.kind, getattr(caught.value, "__notes__", [])) == ("GenericError", [])
+    assert (running.devices, running.netdevs, running.fds) == ([], [], {})
+
+
+@pytest.mark.parametrize("failing", ["chardev-add", "netdev_add", "device_add"])
+def test_no_socket_is_left_when_a_step_fails(running: FakeQemu, monitor: qmp.Monitor, failing: str) -> None:
+    running.refuse[failing] = refuse_in_words("not today")
+    with pytest.raises(qmp.QmpError, match="not today"):
+        qmp.plug(monitor, qemu.plug(vhost_user(), netdev_id="n0"))
+    assert (running.devices, running.netdevs, running.chardevs) == ([], [], [])
+
+
+def test_what_cannot_be_undone_is_told(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    running.refuse = {"device_add": refuse_in_words("no slot"), "netdev_del": refuse_in_words("busy")}
+    with pytest.raises(qmp.QmpError, match="no slot") as caught:
+        qmp.plug(monitor, PLUG, queues)
+    assert caught.value.__notes__ == ["undoing it: QEMU refused netdev_del: busy"]
+
+
+def test_fds_have_to_fit(monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="2 queues have to be handed over, and 1 fds"):
+        qmp.plug(monitor, PLUG, queues[:1])
+
+
+def test_a_guest_that_refuses(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    qmp.plug(monitor, PLUG, queues)
+    running.on_device_del = "DEVICE_UNPLUG_GUEST_ERROR"
+    with pytest.raises(qmp.QmpError, match="the guest doesn't let n0 go"):
+        qmp.unplug(monitor, PLUG)
+    assert (running.netdevs, running.devices) == (["n0"], ["n0"])
+
+
+def test_a_guest_that_does_not_answer(running: FakeQemu, queues: tuple[int, int]) -> None:
+    running.on_device_del = None
+    with qmp.Monitor(running.client, timeout_s=0.1) as monitor:
+        qmp.plug(monitor, PLUG, queues)
+        with pytest.raises(qmp.QmpTimeout, match=r"said nothing within 0.1 s"):
+            qmp.unplug(monitor, PLUG)
+        assert (running.netdevs, running.devices) == (["n0"], ["n0"])
+        # the guest has let it go meanwhile
+        running.devices.clear()
+        qmp.unplug(monitor, PLUG)
+        assert running.netdevs == []
+        qmp.unplug(monitor, PLUG)
+
+
+def test_a_netdev_that_stays_is_told(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    qmp.plug(monitor, PLUG, queues)
+    running.refuse["netdev_del"] = refuse_in_words("busy")
+    with pytest.raises(qmp.QmpError, match="busy"):
+        qmp.unplug(monitor, PLUG)
+
+
+def test_a_qemu_that_ends(running: FakeQemu, monitor: qmp.Monitor) -> None:
+    running._socket.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(qmp.QmpError, match="QEMU has ended"):
+        monitor.execute("query-status")
+
+
+def test_no_qemu(folder: Path) -> None:
+    with pytest.raises(qmp.QmpError, match=r"can't be reached on .*: No such file or directory"):
+        qmp.Monitor.connect(str(folder / "none"))
+    with pytest.raises(qmp.QmpError, match="no-such-qemu can't be started: No such file"):
+        qmp.probe("no-such-qemu")
+    with pytest.raises(qmp.QmpError, match="QEMU has ended"):
+        qmp.probe("true")
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH\n", b'{"hello": 1}\n'])
+def test_another_program(greeting: bytes) -> None:
+    ours, its = socket.socketpair()
+    with its:
+        its.sendall(greeting)
+        with pytest.raises(qmp.QmpError, match="isn't a QEMU's QMP socket"):
+            qmp.Monitor(ours, timeout_s=10)
+    assert ours.fileno() == -1
