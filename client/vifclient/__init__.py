@@ -17,7 +17,8 @@
         client.release_endpoint(endpoint_id)
 
 `vifclient.aio.Client` is the same for asyncio. `vifclient.errors` draws what can go wrong, `vifclient.messages` has the words
-of the contract, and `vifclient.hypervisors` turns an endpoint into a hypervisor's configuration.
+of the contract, `vifclient.hypervisors` turns an endpoint into a hypervisor's configuration, and `vifclient.HypervisorDriver` is
+the base of hypervisor drivers.
 """
 
 from importlib import import_module
@@ -25,17 +26,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vifclient.client import Client, Watch
+    from vifclient.driver import HypervisorDriver, Interface, VirtualMachine
     from vifclient.errors import VifError
     from vifclient.queues import QueueFds
     from vifclient.retry import RetryPolicy
 
-__all__ = ["Client", "QueueFds", "RetryPolicy", "VifError", "Watch"]
+__all__ = [
+    "Client",
+    "HypervisorDriver",
+    "Interface",
+    "QueueFds",
+    "RetryPolicy",
+    "VifError",
+    "VirtualMachine",
+    "Watch",
+]
 
 _HOMES = {
     "Client": "vifclient.client",
+    "HypervisorDriver": "vifclient.driver",
+    "Interface": "vifclient.driver",
     "QueueFds": "vifclient.queues",
     "RetryPolicy": "vifclient.retry",
     "VifError": "vifclient.errors",
+    "VirtualMachine": "vifclient.driver",
     "Watch": "vifclient.client",
 }
 

@@ -35,6 +35,10 @@ class QmpError(Exception):
         self.kind = kind
 
 
+class QemuEnded(QmpError):
+    """QEMU doesn't run, or no more: nobody answers on its socket."""
+
+
 class QmpTimeout(QmpError):
     """QEMU didn't answer in time, or the guest didn't give a device back: unplug it again later."""
 
@@ -75,14 +79,16 @@ class Monitor:
             The connection.
 
         Raises:
-            QmpError: Nobody answers on the socket.
+            QemuEnded: Nobody answers on the socket.
+            QmpError: It can't be used.
         """
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(path)
         except OSError as error:
             connection.close()
-            raise QmpError(f"QEMU can't be reached on {path}: {error.strerror}") from error
+            kind = QemuEnded if isinstance(error, FileNotFoundError | ConnectionRefusedError) else QmpError
+            raise kind(f"QEMU can't be reached on {path}: {error.strerror or error}") from error
         return cls(connection, timeout_s=timeout_s)
 
     @property
@@ -104,7 +110,8 @@ class Monitor:
             QEMU's answer.
 
         Raises:
-            QmpError: QEMU refused it, or has ended.
+            QmpError: QEMU refused it.
+            QemuEnded: It has ended.
             QmpTimeout: It didn't answer.
         """
         return self._run({"execute": name, "arguments": arguments}, fds)
@@ -178,7 +185,7 @@ class Monitor:
             sent = self._socket.sendmsg([line], rights)
             self._socket.sendall(line[sent:])
         except OSError as error:
-            raise QmpError(f"QEMU has ended: {error.strerror}") from error
+            raise QemuEnded(f"QEMU has ended: {error.strerror}") from error
         deadline_s = self._deadline()
         while True:
             message = self._receive(deadline_s)
@@ -201,9 +208,9 @@ class Monitor:
             except TimeoutError as error:
                 raise QmpTimeout(f"QEMU said nothing within {self._timeout_s:.3g} s") from error
             except OSError as error:
-                raise QmpError(f"QEMU has ended: {error.strerror}") from error
+                raise QemuEnded(f"QEMU has ended: {error.strerror}") from error
             if not data:
-                raise QmpError("QEMU has ended")
+                raise QemuEnded("QEMU has ended")
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\n", 1)
         try:

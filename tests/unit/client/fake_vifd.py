@@ -159,7 +159,7 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
 
     def ListEndpoints(self, request: pb.ListEndpointsRequest, context: grpc.ServicerContext) -> pb.ListEndpointsResponse:
         self._enter(request, context)
-        found = sorted(one.endpoint_id for one in self.endpoints.values() if request.filter.network in {"", one.network})
+        found = sorted(one.endpoint_id for one in self.endpoints.values() if _matches(one, request.filter))
         rest = [endpoint_id for endpoint_id in found if endpoint_id > request.page_token]
         page, more = rest[:PAGE], rest[PAGE:]
         return pb.ListEndpointsResponse(
@@ -256,6 +256,14 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         else:
             endpoint.bridge.CopyFrom(BridgePort(bridge_name="br-fake", suggested_ifname="vdbfake"))
         return endpoint
+
+
+def _matches(endpoint: Endpoint, wanted: pb.EndpointFilter) -> bool:
+    return (
+        wanted.network in {"", endpoint.network}
+        and wanted.instance_uuid in {"", endpoint.instance.uuid}
+        and wanted.labels.items() <= endpoint.labels.items()
+    )
 
 
 def _port(asked: PortSpec) -> PortSpec:

@@ -67,6 +67,8 @@ def test_garbage(client: Client, vifd: FakeVifd) -> None:
 
 def test_a_list_goes_through_all_pages(client: Client, vifd: FakeVifd) -> None:
     client.batch_request_endpoints(tap_request(one) for one in "abcde")
+    for endpoint in vifd.endpoints.values():
+        endpoint.labels["k"] = "v"
     found = client.list_endpoints(network="default", instance_uuid="", labels={"k": "v"}, page_size=2)
     assert isinstance(found, Iterator)
     assert [endpoint.endpoint_id for endpoint in found] == list("abcde")

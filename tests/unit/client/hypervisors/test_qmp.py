@@ -124,13 +124,21 @@ def test_a_netdev_that_stays_is_told(running: FakeQemu, monitor: qmp.Monitor, qu
 
 def test_a_qemu_that_ends(running: FakeQemu, monitor: qmp.Monitor) -> None:
     running._socket.shutdown(socket.SHUT_RDWR)
-    with pytest.raises(qmp.QmpError, match="QEMU has ended"):
+    with pytest.raises(qmp.QemuEnded, match="QEMU has ended"):
         monitor.execute("query-status")
 
 
 def test_no_qemu(folder: Path) -> None:
-    with pytest.raises(qmp.QmpError, match=r"can't be reached on .*: No such file or directory"):
+    with pytest.raises(qmp.QemuEnded, match=r"can't be reached on .*: No such file or directory"):
         qmp.Monitor.connect(str(folder / "none"))
+    stale = str(folder / "stale")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(stale)
+    with pytest.raises(qmp.QemuEnded, match="Connection refused"):
+        qmp.Monitor.connect(stale)
+    with pytest.raises(qmp.QmpError, match="too long") as caught:
+        qmp.Monitor.connect("x" * 200)
+    assert not isinstance(caught.value, qmp.QemuEnded)
     with pytest.raises(qmp.QmpError, match="no-such-qemu can't be started: No such file"):
         qmp.probe("no-such-qemu")
     with pytest.raises(qmp.QmpError, match="QEMU has ended"):
