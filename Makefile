@@ -44,6 +44,7 @@ lint: venv ## Check style, types, the direction of imports, and the API's form
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --package tests.guest --package tests.e2e --package demo
+	$(BIN)/mypy client/examples
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 

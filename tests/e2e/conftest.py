@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.host import hosting
 from tests.e2e.hypervisor import Hypervisor
 from tests.guest import image, unprivileged
-from tests.support.daemon import Daemon
+from tests.support.daemon import BLUE, Daemon
 from vifclient import Client
 
 FIRST_UID = 20001
@@ -22,8 +22,14 @@ def guest_image() -> image.Image:
 
 
 @pytest.fixture
-def host() -> Iterator[Daemon]:
-    with hosting() as daemon:
+def networks() -> str:
+    """The networks of vifd's configuration; a module may have others."""
+    return BLUE
+
+
+@pytest.fixture
+def host(networks: str) -> Iterator[Daemon]:
+    with hosting(networks) as daemon:
         yield daemon
 
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO
 
 from tests.guest.image import Image
@@ -66,14 +67,27 @@ def find_accelerator(image: Image, run_as: Callable[[Sequence[str]], list[str]])
     return "kvm"
 
 
+@dataclass(frozen=True)
+class Streams:
+    """Both directions of a guest's console, where it isn't on its QEMU's pipes.
+
+    Args:
+        stdin: What the guest reads.
+        stdout: What it says.
+    """
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+
 class Console:
     """The serial console of a running guest.
 
     Args:
-        process: QEMU, or what started it, with pipes as standard input and output and the console on them.
+        process: QEMU, or what started it, with pipes as standard input and output and the console on them; or the console.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Streams) -> None:
         if process.stdin is None or process.stdout is None:
             raise ValueError("the process needs pipes as standard input and output")
         self._process = process
