@@ -1,0 +1,136 @@
+"""The base of hypervisor drivers against real vifds: two hosts, and a hypervisor that only remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from uuid import uuid4
+
+import pytest
+
+from tests.support.daemon import Daemon, running, taps
+from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
+from vifclient.hypervisors import preferences
+from vifclient.messages import Endpoint, EndpointPreference, LimitsSpec, PortSpec, RateLimit
+
+POOLED = """
+[networks.blue]
+driver = "bridge"
+bridge = "br-blue"
+addresses = ["10.91.0.1/24"]
+pool = ["10.91.0.10-10.91.0.99"]
+"""
+
+
+class Remembering(HypervisorDriver):
+    """Its VMs are what they have attached."""
+
+    name = "remembering"
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self.vms: dict[str, list[str]] = {}
+
+    def acceptable(self, vm: VirtualMachine, interface: Interface) -> list[EndpointPreference]:
+        return preferences(["tap"])
+
+    def start_vm(self, vm: VirtualMachine, endpoints: Sequence[Endpoint]) -> None:
+        self.vms[vm.uuid] = [endpoint.endpoint_id for endpoint in endpoints]
+
+    def stop_vm(self, uuid: str) -> None:
+        self.vms.pop(uuid, None)
+
+    def attach(self, uuid: str, endpoint: Endpoint) -> None:
+        self.vms[uuid].append(endpoint.endpoint_id)
+
+    def detach(self, uuid: str, endpoint: Endpoint) -> None:
+        self.vms[uuid].remove(endpoint.endpoint_id)
+
+    def attached(self, uuid: str) -> Collection[str]:
+        return self.vms.get(uuid, [])
+
+
+Host = tuple[Daemon, Remembering]
+
+
+@pytest.fixture
+def source() -> Iterator[Host]:
+    with running(networks=POOLED) as vifd, Client(vifd.socket) as client:
+        yield vifd, Remembering(client)
+
+
+@pytest.fixture
+def destination() -> Iterator[Host]:
+    with running(networks=POOLED) as vifd, Client(vifd.socket) as client:
+        yield vifd, Remembering(client)
+
+
+def make_vm(*ports: PortSpec) -> VirtualMachine:
+    return VirtualMachine(uuid=str(uuid4()), name="web", interfaces=tuple(Interface(network="blue", port=one) for one in ports))
+
+
+def test_a_life_with_hot_plug(source: Host) -> None:
+    vifd, driver = source
+    vm = make_vm(PortSpec(), PortSpec())
+    driver.start(vm)
+    extra = Interface(network="blue")
+    driver.hot_plug(vm, extra)
+    assert len(taps(vifd.netns)) == 3
+    driver.hot_unplug(vm.uuid, extra.endpoint_id)
+    assert len(taps(vifd.netns)) == 2
+    driver.stop(vm.uuid)
+    assert taps(vifd.netns) == []
+
+
+def test_a_batch_is_all_or_nothing(source: Host) -> None:
+    vifd, driver = source
+    with pytest.raises(errors.InvalidArgument):
+        driver.start(make_vm(PortSpec(), PortSpec(mac="ff:ff:ff:ff:ff:ff")))
+    assert (taps(vifd.netns), driver.vms) == ([], {})
+
+
+def test_what_a_port_is_travels_with_a_migration(source: Host, destination: Host) -> None:
+    (here, old), (there, new) = source, destination
+    new.start(make_vm(PortSpec()))  # the destination would hand the same address out to the next
+    new.stop(next(iter(new.vms)))
+    vm = make_vm(PortSpec(), PortSpec(addresses=["10.91.0.50"]))
+    before = old.start(vm)
+    limits = LimitsSpec(to_vm=RateLimit(rate_bps=10**8))
+    old.client.update_endpoint(before[0].endpoint_id, PortSpec(limits=limits, isolated=True), ["limits", "isolated"])
+
+    def move(endpoints: Sequence[Endpoint]) -> None:
+        assert [len(taps(vifd.netns)) for vifd in (here, there)] == [2, 2]
+        new.start_vm(vm, endpoints)
+        old.vms.clear()
+
+    as_it_was = [old.client.get_endpoint(endpoint.endpoint_id).port for endpoint in before]
+    old.migrate(vm, new, move)
+    after = [new.client.get_endpoint(interface.endpoint_id).port for interface in vm.interfaces]
+    assert after == as_it_was
+    assert (after[0].limits, after[0].isolated, after[0].guard.enabled) == (limits, True, True)
+    assert [len(taps(vifd.netns)) for vifd in (here, there)] == [0, 2]
+
+
+def test_a_migration_that_is_given_up_leaves_the_source_alone(source: Host, destination: Host) -> None:
+    (here, old), (there, new) = source, destination
+    vm = make_vm(PortSpec())
+    old.start(vm)
+
+    def move(endpoints: Sequence[Endpoint]) -> None:
+        raise OSError("the line is too slow")
+
+    with pytest.raises(OSError, match="too slow"):
+        old.migrate(vm, new, move)
+    assert [len(taps(vifd.netns)) for vifd in (here, there)] == [1, 0]
+
+
+def test_after_a_restart_of_both_what_no_vm_has_is_released(source: Host) -> None:
+    vifd, driver = source
+    running_vm, ended = make_vm(PortSpec()), make_vm(PortSpec())
+    driver.start(running_vm)
+    driver.start(ended)
+    assert vifd.stop() == 0
+    vifd.start()
+    restarted = Remembering(driver.client)
+    restarted.vms = {running_vm.uuid: driver.vms[running_vm.uuid]}
+    assert restarted.recover() == [ended.interfaces[0].endpoint_id]
+    assert [one.endpoint_id for one in restarted.endpoints()] == [running_vm.interfaces[0].endpoint_id]

@@ -1,0 +1,104 @@
+"""What the adapters say, to the hypervisors themselves: QEMU and libvirt understand it, though the devices aren't there."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.support.daemon import network_namespace
+from tests.unit.client.hypervisors.examples import (
+    ID,
+    bridge,
+    kinds,
+    macvtap,
+    ovs_port,
+    pci,
+    tap,
+    vdpa,
+    vhost_user,
+    without_link,
+)
+from vifclient.hypervisors import libvirt, qemu, qmp
+from vifclient.messages import Endpoint, PciHostDriver, VlanSpec
+
+QEMU = ["qemu-system-x86_64", "-machine", "q35", "-nodefaults", "-display", "none", "-S"]
+# libvirt's test driver: it parses and validates as the real ones do, needs no daemon, and keeps nothing.
+VIRSH = ["virsh", "--quiet", "--connect", "test:///default"]
+
+LIBVIRT_ENDPOINTS = [
+    tap(),
+    tap(queues=4, mtu_bytes=9000),
+    without_link(tap()),
+    macvtap(2),
+    bridge(),
+    bridge(VlanSpec(vid=7)),
+    bridge(VlanSpec(trunk_vids=[7, 8], native_vid=7)),
+    pci(),
+    pci(PciHostDriver.PCI_HOST_DRIVER_KERNEL),
+    ovs_port(),
+    vhost_user("/run/<v>&.sock", server=True),
+    vhost_user(queues=2),
+    vdpa(queues=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "missing"),
+    [
+        (vdpa(queues=2), "Could not open '/dev/vhost-vdpa-0'"),
+        (pci(), "vfio /sys/bus/pci/devices/0000:03:10.2: no such host device"),
+        (vhost_user("/nonexistent/a,b", queues=2), "Failed to connect to '/nonexistent/a,b'"),
+        (vhost_user("/nonexistent/a,b", server=True), "Failed to bind socket to /nonexistent/a,b"),
+        (bridge(), "bridge helper failed"),
+    ],
+)
+def test_qemu_misses_nothing_but_the_device(endpoint: Endpoint, missing: str) -> None:
+    argv = [*QEMU, *qemu.shared_memory_argv(128), *qemu.argv(endpoint, netdev_id="net0")]
+    with network_namespace() as namespace:  # the host may have such a bridge
+        command = ["ip", "netns", "exec", namespace, *argv]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, missing in done.stderr) == (1, True), done.stderr
+
+
+def test_a_qemu_says_what_it_can_do() -> None:
+    capabilities = qmp.probe()
+    shown = subprocess.run([QEMU[0], "--version"], capture_output=True, text=True, check=True).stdout
+    assert ".".join(map(str, capabilities.version)) in shown
+    assert kinds(qemu.acceptable(shared_memory=True, capabilities=capabilities)) == kinds(qemu.acceptable(shared_memory=True))
+
+
+def define(device: str, directory: Path) -> ElementTree.Element:
+    """Let libvirt validate a domain against its schemas and define it, and give it back as libvirt understood it."""
+    path = directory / "domain.xml"
+    domain = f"<name>web</name><uuid>{uuid.uuid4()}</uuid><memory>8192</memory>{libvirt.memory_backing_xml()}"
+    path.write_text(f"<domain type='test'>{domain}<os><type>hvm</type></os><devices>{device}</devices></domain>")
+    done = subprocess.run([*VIRSH, f"define --validate {path}; dumpxml web"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout[done.stdout.index("<domain") :]
+    return ElementTree.fromstring(text)
+
+
+@pytest.mark.parametrize("endpoint", LIBVIRT_ENDPOINTS)
+def test_libvirt_reads_a_device_as_it_was_written(endpoint: Endpoint, tmp_path: Path) -> None:
+    written = ElementTree.fromstring(libvirt.device_xml(endpoint))
+    domain = define(ElementTree.tostring(written, encoding="unicode"), tmp_path)
+    (read,) = domain.findall(f"./devices/{written.tag}")
+    assert read.attrib == written.attrib
+    for child in written.iter():
+        assert [one.attrib for one in read.iter(child.tag)] == [one.attrib for one in written.iter(child.tag)]
+    assert libvirt.endpoint_ids(ElementTree.tostring(domain, encoding="unicode")) == [ID]
+
+
+def test_libvirt_shares_memory(tmp_path: Path) -> None:
+    memory = define(libvirt.device_xml(vhost_user()), tmp_path).find("memoryBacking")
+    assert memory is not None
+    assert [(one.tag, one.attrib) for one in memory] == [("source", {"type": "memfd"}), ("access", {"mode": "shared"})]
+
+
+def test_libvirts_schema_refuses_what_is_not_in_it(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="XML document failed to validate against schema"):
+        define("<interface type='ethernet'><targets dev='vdt0'/></interface>", tmp_path)
