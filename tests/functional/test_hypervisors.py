@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.support.daemon import network_namespace
+from tests.support.daemon import network_namespace, running
 from tests.unit.client.hypervisors.examples import (
     ID,
     bridge,
@@ -22,8 +23,9 @@ from tests.unit.client.hypervisors.examples import (
     vhost_user,
     without_link,
 )
-from vifclient.hypervisors import libvirt, qemu, qmp
-from vifclient.messages import Endpoint, PciHostDriver, VlanSpec
+from vifclient import Client
+from vifclient.hypervisors import cloud_hypervisor, firecracker, libvirt, qemu, qmp
+from vifclient.messages import Endpoint, EndpointPreference, PciHostDriver, RequestEndpointRequest, VlanSpec
 
 QEMU = ["qemu-system-x86_64", "-machine", "q35", "-nodefaults", "-display", "none", "-S"]
 # libvirt's test driver: it parses and validates as the real ones do, needs no daemon, and keeps nothing.
@@ -97,6 +99,35 @@ def test_libvirt_shares_memory(tmp_path: Path) -> None:
     memory = define(libvirt.device_xml(vhost_user()), tmp_path).find("memoryBacking")
     assert memory is not None
     assert [(one.tag, one.attrib) for one in memory] == [("source", {"type": "memfd"}), ("access", {"mode": "shared"})]
+
+
+@pytest.mark.parametrize(
+    ("acceptable", "configure"),
+    [
+        (libvirt.acceptable(queues=2, shared_memory=True), libvirt.device_xml),
+        (qemu.acceptable(queues=2, shared_memory=True), lambda one: qemu.plug(one, netdev_id="net0")),
+        (qemu.acceptable(shared_memory=True), lambda one: qemu.argv(one, netdev_id="net0", fds=fds_of(one))),
+        (
+            cloud_hypervisor.acceptable(queues=2, shared_memory=True),
+            lambda one: cloud_hypervisor.add(one, device_id="net0", fds=fds_of(one)),
+        ),
+        (firecracker.acceptable(), lambda one: firecracker.add(one, iface_id="net0")),
+    ],
+)
+def test_every_kind_that_vifd_gives_is_configured(
+    acceptable: list[EndpointPreference], configure: Callable[[Endpoint], object]
+) -> None:
+    with running(fake=True) as vifd, Client(vifd.socket) as client:
+        for preference in acceptable:
+            request = RequestEndpointRequest(endpoint_id=str(uuid.uuid4()), network="default", acceptable=[preference])
+            endpoint = client.request_endpoint(request).endpoint
+            assert endpoint.WhichOneof("location") == preference.WhichOneof("kind")
+            assert configure(endpoint)
+
+
+def fds_of(endpoint: Endpoint) -> list[int] | None:
+    """Numbers of queues, as many as there are."""
+    return list(range(5, 5 + endpoint.macvtap.queues)) if endpoint.HasField("macvtap") else None
 
 
 def test_libvirts_schema_refuses_what_is_not_in_it(tmp_path: Path) -> None:
