@@ -20,7 +20,7 @@ refuse a second piece of work on a VM while one is under way (VmBusy).
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -360,7 +360,9 @@ class HypervisorDriver(ABC):
         except Exception as failure:
             error.add_note(f"endpoints may be left behind until recover() releases them: {failure}")
 
-    def _release_unused(self, uuid: str, endpoints: Iterable[Endpoint]) -> list[str]:
+    def _release_unused(self, uuid: str, endpoints: Sequence[Endpoint]) -> list[str]:
+        if not endpoints:
+            return []  # the hypervisor may be what failed: don't ask it in vain
         attached = set(self.attached(uuid))
         unused = [endpoint for endpoint in endpoints if endpoint.endpoint_id not in attached]
         self._release(unused)

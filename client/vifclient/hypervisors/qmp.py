@@ -152,6 +152,14 @@ class Monitor:
             if "event" in message:
                 self._events.append(message)
 
+    def forget(self, matches: Callable[[dict[str, Any]], bool]) -> None:
+        """Forget events that came until now, so that the next wait is for new ones.
+
+        Args:
+            matches: Tells which.
+        """
+        self._events = [event for event in self._events if not matches(event)]
+
     def quit(self) -> None:
         """End QEMU, and wait until its process is gone, and with it the devices that it held open.
 
@@ -306,6 +314,7 @@ def unplug(monitor: Monitor, what: Plug) -> None:
         QmpError: The guest refuses, or QEMU does.
     """
     if what.device_id in devices(monitor):
+        monitor.forget(lambda event: _is_about(event, what.device_id))  # of an earlier life of the id
         monitor.execute("device_del", id=what.device_id)
         event = monitor.wait_for(lambda event: _is_about(event, what.device_id))
         if event["event"] != "DEVICE_DELETED":

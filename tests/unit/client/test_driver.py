@@ -145,6 +145,13 @@ def test_a_request_that_fails_starts_nothing(vifd: FakeVifd, driver: FakeHypervi
     assert (driver.vms, vifd.endpoints) == ({}, {})
 
 
+def test_a_hypervisor_is_not_asked_where_there_is_nothing_to_release(vifd: FakeVifd, driver: FakeHypervisor) -> None:
+    driver.failing = {"attached"}
+    with pytest.raises(errors.NotFound) as caught:
+        driver.start(replace(make_vm(0), interfaces=(Interface(network="none"),)))
+    assert getattr(caught.value, "__notes__", []) == []
+
+
 def test_a_request_whose_answer_is_lost_leaves_nothing(vifd: FakeVifd, driver: FakeHypervisor) -> None:
     vm = make_vm()
     # what was made before the answer was lost

@@ -115,6 +115,18 @@ def test_a_guest_that_does_not_answer(running: FakeQemu, queues: tuple[int, int]
         qmp.unplug(monitor, PLUG)
 
 
+def test_an_event_of_an_earlier_life_is_not_taken_for_the_next(running: FakeQemu, queues: tuple[int, int]) -> None:
+    with qmp.Monitor(running.client, timeout_s=0.1) as monitor:
+        running.on_device_del = None
+        qmp.plug(monitor, PLUG, queues)
+        with pytest.raises(qmp.QmpTimeout):
+            qmp.unplug(monitor, PLUG)
+        running._say({"event": "DEVICE_DELETED", "data": {"device": "n0"}})
+        with pytest.raises(qmp.QmpTimeout):
+            qmp.unplug(monitor, PLUG)
+        assert running.netdevs == ["n0"]
+
+
 def test_a_netdev_that_stays_is_told(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
     qmp.plug(monitor, PLUG, queues)
     running.refuse["netdev_del"] = refuse_in_words("busy")
