@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.support.daemon import network_namespace, running
+from tests.support.daemon import network_namespace, running, taps
 from tests.unit.client.hypervisors.examples import (
     ID,
     bridge,
@@ -71,6 +72,50 @@ def test_a_qemu_says_what_it_can_do() -> None:
     shown = subprocess.run([QEMU[0], "--version"], capture_output=True, text=True, check=True).stdout
     assert ".".join(map(str, capabilities.version)) in shown
     assert kinds(qemu.acceptable(shared_memory=True, capabilities=capabilities)) == kinds(qemu.acceptable(shared_memory=True))
+
+
+@pytest.fixture
+def monitor() -> Iterator[qmp.Monitor]:
+    """A machine that doesn't run yet, with a root port."""
+    ours, its = socket.socketpair()
+    chardev = ["-chardev", f"socket,id=qmp,fd={its.fileno()}", "-mon", "chardev=qmp,mode=control"]
+    with its:
+        process = subprocess.Popen([*QEMU, *chardev, "-device", "pcie-root-port,id=rp0"], pass_fds=[its.fileno()])
+    try:
+        with qmp.Monitor(ours) as one:
+            yield one
+    finally:
+        process.kill()
+        process.wait()
+
+
+def plug_of(endpoint: Endpoint, bus: str = "rp0") -> qemu.Plug:
+    return qemu.plug(endpoint, netdev_id="net0", device_options={"bus": bus, "romfile": ""})
+
+
+def test_what_qemu_refuses_leaves_nothing_in_it(monitor: qmp.Monitor) -> None:
+    with pytest.raises(qmp.QmpError, match="refused chardev-add"):
+        qmp.plug(monitor, plug_of(vhost_user("/nonexistent/socket")))
+    with Path("/dev/null").open() as null, pytest.raises(qmp.QmpError, match="refused netdev_add") as caught:  # it is no tap
+        qmp.plug(monitor, plug_of(tap(queues=2)), [null.fileno(), null.fileno()])
+    assert getattr(caught.value, "__notes__", []) == []
+    assert [one["label"] for one in monitor.execute("query-chardev")] == ["qmp"]
+    assert qmp.devices(monitor) == ["rp0"]
+
+
+def test_qemu_takes_queues_of_vifd_with_and_without_link(monitor: qmp.Monitor) -> None:
+    with running() as vifd, Client(vifd.socket) as client:
+        request = RequestEndpointRequest(endpoint_id=ID, network="blue", acceptable=qemu.acceptable(queues=2))
+        endpoint = client.request_endpoint(request).endpoint
+        with client.acquire_fds(ID) as fds:
+            with pytest.raises(qmp.QmpError, match="refused device_add") as caught:
+                qmp.plug(monitor, plug_of(endpoint, "no-such-port"), fds)
+            assert getattr(caught.value, "__notes__", []) == []
+            qmp.plug(monitor, plug_of(without_link(endpoint)), fds)  # under the same id: nothing was left of the first
+        assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
+        monitor.run(qemu.set_link("net0", up=True))
+        (link,) = [one for one in taps(vifd.netns) if one["ifname"] == endpoint.tap.ifname]
+        assert "LOWER_UP" in link["flags"]
 
 
 def define(device: str, directory: Path) -> ElementTree.Element:
