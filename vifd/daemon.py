@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -206,6 +206,12 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+async def _wait_for(work: Callable[[], Awaitable[None]]) -> None:
+    """Wait for work as long as whoever stops vifd may be kept waiting."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(work(), _GRACE_SECONDS)
+
+
 def _spare_the_collector() -> None:
     """Keep the garbage collector from walking through what stays anyway, with every 700 objects: a request or two."""
     gc.collect()
@@ -294,6 +300,9 @@ class Daemon:
         server = self._build_server(engine, changes, mender, activation, relaying)
         await server.start()
         stop.push_async_callback(server.stop, _GRACE_SECONDS)
+        # Until what was begun is done, grpc answers, so that who comes now is told to try again.
+        stop.push_async_callback(_wait_for, engine.busy.drain)
+        stop.push_async_callback(server.say_that_it_ends)
         stop.callback(engine.refuse_work)
         self._open(door, relaying)
         stop.push_async_callback(door.shut)

@@ -58,11 +58,14 @@ class Server:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
+    async def say_that_it_ends(self) -> None:
+        """Let health checks know that it is about to stop; calls are answered still."""
+        await self._health.enter_graceful_shutdown()
+
     async def stop(self, grace_s: float) -> None:
-        """Take no new calls, and answer those in flight.
+        """Take no new calls, and answer those in flight. One that comes at this very moment is cancelled by grpc.
 
         Args:
             grace_s: how long they may take, in seconds.
         """
-        await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
