@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import socket
+import statistics
 import struct
 import threading
 import time
@@ -25,7 +26,7 @@ _FRAME_BYTES = 1 << 17
 _DATAGRAM_BYTES = 1400
 _UDP_FRAME_BYTES = _DATAGRAM_BYTES + 8 + 20 + 14
 _SEGMENT_BYTES, _SEGMENT_FRAME_BYTES = 1448, 1514  # with TCP's timestamps
-_SKIPPED_SECONDS, _MEASURED_SECONDS = 0.5, 2.0
+_SKIPPED_SECONDS, _WINDOWS, _WINDOW_SECONDS = 0.5, 5, 0.7
 _DATAGRAMS_A_MS = 5
 
 
@@ -176,12 +177,19 @@ def tcp_bps(source: str, netns: str, address: str) -> float:
 
 
 def _bits_a_second(receiver: socket.socket) -> float:
-    """Measure for 2 s, after 0.5 s in which the burst goes through."""
+    """Measure five times 0.7 s, after 0.5 s in which the burst goes through; give the median.
+
+    What stops on a busy machine, like the copying between two taps, catches up later: that is in one or two of them.
+    """
     begin = time.monotonic() + _SKIPPED_SECONDS
     while time.monotonic() < begin:
         receiver.recv(1 << 16)
+    return statistics.median(_bits_a_second_of_window(receiver) for _ in range(_WINDOWS))
+
+
+def _bits_a_second_of_window(receiver: socket.socket) -> float:
     begin, received = time.monotonic(), 0
-    while (now := time.monotonic()) < begin + _MEASURED_SECONDS:
+    while (now := time.monotonic()) < begin + _WINDOW_SECONDS:
         received += len(receiver.recv(1 << 16))
     return received * 8 / (now - begin)
 
