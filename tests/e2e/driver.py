@@ -1,6 +1,6 @@
 """A hypervisor driver as an ordinary user would write one, with vifclient and QEMU. The tests run it as another user.
 
-driver.py SOCKET request NETWORK ENDPOINT_ID QUEUES
+driver.py SOCKET request NETWORK ENDPOINT_ID QUEUES PORT
 driver.py SOCKET boot ENDPOINT_ID fd|name QEMU...
 driver.py SOCKET release ENDPOINT_ID
 """
@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 import sys
 
+from google.protobuf import json_format
+
 from vifclient import Client, VifError
 from vifclient.hypervisors import qemu
-from vifclient.messages import RequestEndpointRequest
+from vifclient.messages import PortSpec, RequestEndpointRequest
 
 _NETDEV_ID = "net0"
 
 
-def request(client: Client, network: str, endpoint_id: str, queues: str) -> None:
-    """Ask for what QEMU can attach."""
+def request(client: Client, network: str, endpoint_id: str, queues: str, port: str) -> None:
+    """Ask for what QEMU can attach, with a port in JSON."""
     acceptable = qemu.acceptable(queues=int(queues))
-    client.request_endpoint(RequestEndpointRequest(endpoint_id=endpoint_id, network=network, acceptable=acceptable))
+    wanted = json_format.Parse(port, PortSpec())
+    client.request_endpoint(RequestEndpointRequest(endpoint_id=endpoint_id, network=network, acceptable=acceptable, port=wanted))
 
 
 def boot(client: Client, endpoint_id: str, how: str, *machine: str) -> None:

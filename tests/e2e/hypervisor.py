@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from google.protobuf import json_format
+
 from tests.guest import machine, unprivileged
 from tests.guest.image import Image
+from vifclient.messages import PortSpec
 
 _DRIVER = Path(__file__).with_name("driver.py")
 _TIMEOUT_S = 30.0
@@ -57,10 +60,10 @@ class Hypervisor:
     namespace: str
     image: Image
 
-    def request(self, network: str, *, queues: int = 1) -> str:
-        """Ask for an endpoint and return its id."""
-        endpoint_id = str(uuid4())
-        self._run("request", network, endpoint_id, str(queues))
+    def request(self, network: str, *, queues: int = 1, endpoint_id: str = "", port: PortSpec | None = None) -> str:
+        """Ask for an endpoint, without an id for a new one, and return its id."""
+        endpoint_id = endpoint_id or str(uuid4())
+        self._run("request", network, endpoint_id, str(queues), json_format.MessageToJson(port or PortSpec()))
         return endpoint_id
 
     def release(self, endpoint_id: str) -> None:
@@ -68,21 +71,37 @@ class Hypervisor:
         self._run("release", endpoint_id)
 
     @contextmanager
-    def boot(self, endpoint_id: str, address: str, *, by_name: bool = False, cpus: int = 1) -> Iterator[Guest]:
+    def boot(
+        self, endpoint_id: str, address: str, *, by_name: bool = False, cpus: int = 1, qemu: Sequence[str] = ()
+    ) -> Iterator[Guest]:
         """Boot a virtual machine on an endpoint, and end it at the latest with the block.
+
+        Args:
+            endpoint_id: the endpoint.
+            address: the guest's.
+            by_name: whether QEMU opens the endpoint's tap by its name.
+            cpus: how many processors the guest has.
+            qemu: more arguments of QEMU.
 
         Raises:
             DriverError: QEMU ended before the machine was up.
         """
-        command = self._boot_command(
-            endpoint_id, machine.argv(self.image, addresses={"eth0": address}, cpus=cpus), by_name=by_name
-        )
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-            try:
-                yield Guest(process, _wait_until_up(process))
-            finally:
-                process.kill()
+        argv = [*machine.argv(self.image, addresses={"eth0": address}, cpus=cpus), *qemu]
+        with self._started(self._boot_command(endpoint_id, argv, by_name=by_name)) as process:
+            yield Guest(process, _wait_until_up(process))
+
+    @contextmanager
+    def receive(self, endpoint_id: str, address: str, *, qemu: Sequence[str]) -> Iterator[Guest]:
+        """Start a QEMU on an endpoint that waits for a virtual machine of another host, and end it at the latest with the block.
+
+        Args:
+            endpoint_id: the endpoint.
+            address: what the guest was booted with.
+            qemu: more arguments of QEMU: where it waits.
+        """
+        argv = [*machine.argv(self.image, addresses={"eth0": address}), *qemu]
+        with self._started(self._boot_command(endpoint_id, argv, by_name=False)) as process:
+            yield Guest(process, machine.Console(process))
 
     def open_by_name(self, ifname: str) -> None:
         """Let QEMU open a tap by its name, without asking vifd about it.
@@ -93,6 +112,15 @@ class Hypervisor:
         qemu = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]
         tap = ["-netdev", f"tap,id=net0,ifname={ifname},script=no,downscript=no"]
         self._finish(self._in_namespace(unprivileged.command([*qemu, *tap], user=self.user, open_tun=True)))
+
+    @contextmanager
+    def _started(self, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def _boot_command(self, endpoint_id: str, qemu: list[str], *, by_name: bool) -> list[str]:
         command = self._command("boot", endpoint_id, "name" if by_name else "fd", *qemu, open_tun=by_name)
