@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping, Sequence
 
-from vifd.kernel import ifb, limits, names, netlink, ops, ports
+from vifd.kernel import ifb, ipv6, limits, names, netlink, ops, ports
 from vifd.kernel.bridge import BridgeState
 from vifd.kernel.netlink import Ifla, RtnlSocket
 from vifd.kernel.nft.devices import Guards
@@ -39,6 +39,7 @@ class Configurer:
         alive = [run for run in runs if run.refusal is None]
         self._exchange([(run, message) for run, messages in self._settings(alive) for message in messages])
         self._put_publics([run for run in alive if run.refusal is None])
+        self._silence([run for run in alive if run.refusal is None])
         self._set_links([run for run in alive if run.refusal is None])
         for run in runs:
             if run.refusal is not None and run.link is not None:
@@ -119,6 +120,14 @@ class Configurer:
             messages.insert(0, netlink.set_link(ifindex, b"", up=False))
         messages.append(ports.bridge_port(ifindex, target.before, target.port))
         return messages + ports.change_vids(ifindex, _vids_before(run, state), ports.vids_of(target.port.vlan, state.vlans))
+
+    def _silence(self, runs: Sequence[Run]) -> None:
+        """Keep the host from speaking by a macvtap: it would be with the VM's MAC, and the VM may still run on another host."""
+        for run in (run for run in runs if run.uplink is not None):
+            try:
+                ipv6.set_all(run.target.ifname, run.made.mtu_bytes, ipv6.SILENCE)
+            except ipv6.SettingError as error:
+                run.fail(run.last, run.target.ifname, error.errno, str(error), ops.NOT_READY)
 
     def _set_links(self, runs: Sequence[Run]) -> None:
         """Set up what is to be up, and take off living devices the limits that they are not to have any more."""

@@ -13,6 +13,8 @@ _MIN_MTU_BYTES = 1280  # linux/ipv6.h; below it the kernel takes IPv6 off a devi
 
 #: The host takes no routes and addresses from router advertisements that a VM sends.
 NO_AUTOCONFIGURATION: Mapping[str, str] = MappingProxyType({"accept_ra": "0", "autoconf": "0"})
+#: The host says nothing: one that forwards reports its multicast groups (RFC 3810) by every device that has IPv6.
+SILENCE: Mapping[str, str] = MappingProxyType({"disable_ipv6": "1"})
 
 
 class SettingError(Exception):
