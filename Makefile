@@ -72,7 +72,7 @@ demo: venv ## See it work: an ordinary user gets an endpoint, and a virtual mach
 	$(BIN)/python -m tests.guest
 	@$(ROOT) $(BIN)/python -m demo
 
-bench: venv ## Measure vifd beside the bare kernel, ip and CNI (root)
+bench: guest ## Measure vifd beside the bare kernel, ip and CNI (root)
 	tests/setup bench
 	$(ROOT) $(BIN)/python -m tests.bench
 

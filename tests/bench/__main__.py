@@ -11,14 +11,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import guarded, in_flight, one_by_one, resident
+from tests.bench import activation, guarded, in_flight, migration, one_by_one, resident
 from tests.bench.contenders.vifd import BATCH_SIZE
 from tests.bench.machine import describe_machine
 from tests.bench.measure import Row
 from tests.bench.report import Report
 from tests.bench.targets import BURST, judge
 
-NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles")
+NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "migration")
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,21 @@ class Size:
     guard_rounds: int = 60
     warm_up: int = 10_240
     cycles: int = 20_000
+    activations: int = 100
+    migrations: int = 10
 
 
 QUICK = Size(
-    rounds=20, burst_rounds=1, burst_count=10, flight_rounds=1, flight_count=128, guard_rounds=5, warm_up=640, cycles=1_280
+    rounds=20,
+    burst_rounds=1,
+    burst_count=10,
+    flight_rounds=1,
+    flight_count=128,
+    guard_rounds=5,
+    warm_up=640,
+    cycles=1_280,
+    activations=10,
+    migrations=2,
 )
 
 
@@ -86,6 +97,11 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
     if "cycles" in names:
         batches = resident.count_batches(size.warm_up) + resident.count_batches(size.cycles)
         rows += resident.measure_cycles(size.warm_up, size.cycles, step(f"{size.cycles:,} cycles", batches))
+    if "activation" in names:
+        rows += activation.measure_activation(size.activations, step("first frames", size.activations))
+    if "migration" in names:
+        moves = size.migrations * migration.CONTENDERS
+        rows += migration.measure_migration(size.migrations, step("migrations", moves))
     return rows
 
 

@@ -95,7 +95,7 @@ def _throughput(
     with client.acquire_fds(sender.endpoint_id) as sending, client.acquire_fds(receiver.endpoint_id) as receiving:
         for fd in (sending.fds[0], receiving.fds[0]):
             os.set_blocking(fd, False)
-        _connect(receiver, receiving.fds[0], sending.fds[0])
+        connect(receiver, receiving.fds[0], sending.fds[0])
         for _ in range(rounds):
             for way, port in PORTS.items():
                 client.update_endpoint(sender.endpoint_id, port, ["guard", "addresses"])
@@ -113,7 +113,7 @@ def _frame(sender: Endpoint, receiver: Endpoint, length: int) -> bytes:
     return _VNET_HDR + frames.mac_bytes(receiver.port.mac) + packet[6:]
 
 
-def _connect(receiver: Endpoint, fd: int, other: int) -> None:
+def connect(receiver: Endpoint, fd: int, other: int) -> None:
     """Wait until frames pass, and let a bridge learn where the receiver is."""
     mac = bytes.fromhex(receiver.port.mac.replace(":", ""))
     hello = _VNET_HDR + b"\xff" * 6 + mac + b"\x88\xb5" + bytes(46)

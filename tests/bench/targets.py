@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tests.bench import activation, migration
 from tests.bench.guarded import MACVTAP, PORTS, RESIDENTS
 from tests.bench.measure import Row
 
 MEMORY_LIMIT_MIB = 120
 GUARD_FACTOR, GUARDED_RATE = 1.5, 0.9
+NOTICED_MS, MORE_PINGS_LOST = 50, 1
 #: What the names of operations end with that come one after the other without a pause.
 BURST = ", in a row"
 # Over 20,000 cycles: what allocators and the page cache do by themselves, not a leak (100 bytes a cycle make 2 MiB).
@@ -51,6 +53,8 @@ def judge(rows: Sequence[Row]) -> list[Target]:
         return of("vifd", operation)
 
     make, delete = vifd("make"), vifd("delete")
+    noticed = next((row.p90 for row in rows if row.operation == activation.OPERATION), math.nan)
+    lost, lost_by_hand = vifd(migration.OPERATION), of(migration.BY_HAND, migration.OPERATION)
     base = of("bare kernel", "make") + of("empty call", "call")
     one_by_one = of("bare kernel", "delete")
     burst = of("bare kernel", f"make{BURST}") + of("empty call", f"call{BURST}")
@@ -70,6 +74,8 @@ def judge(rows: Sequence[Row]) -> list[Target]:
         Target("PSS growth over the cycles", vifd("PSS growth"), MEMORY_GROWTH_LIMIT_MIB, "MiB"),
         Target("Open files growth over the cycles", vifd("open files growth"), 0, ""),
         Target("Database growth over the cycles", vifd("database growth"), DATABASE_GROWTH_LIMIT_MIB, "MiB"),
+        Target("First frame noticed, p90", noticed, NOTICED_MS, "ms"),
+        Target(f"Pings lost in a migration, p50: by hand + {MORE_PINGS_LOST}", lost, lost_by_hand + MORE_PINGS_LOST, ""),
     ]
 
 
