@@ -13,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.bench import activation, guarded, in_flight, migration, one_by_one, resident
 from tests.bench.contenders.vifd import BATCH_SIZE
+from tests.bench.hotplug import HOT_PLUGS, measure_hot_plug
 from tests.bench.machine import describe_machine
 from tests.bench.measure import Row
 from tests.bench.report import Report
 from tests.bench.targets import BURST, judge
 
-NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "migration")
+NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "hotplug", "migration")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
     if "guard" in names:
         turns = step("guard and limits", size.guard_rounds * guarded.TURNS)
         rows += guarded.measure_guarded(size.guard_rounds, turns)
+    if "hotplug" in names:
+        rows += measure_hot_plug(step("hot-plugs", HOT_PLUGS))
     if "memory" in names:
         batches = resident.count_batches(resident.RESIDENT_COUNT)
         rows += resident.measure_memory(step(f"{resident.RESIDENT_COUNT:,} endpoints", batches))

@@ -91,5 +91,5 @@ def _figures(target: Target) -> tuple[str, str, str]:
 
 
 def _amount(value: float, unit: str) -> str:
-    digits = 2 if unit in ("ms", "MiB") else 0
+    digits = 2 if unit in ("ms", "MiB", "%") else 0
     return f"{value:,.{digits}f} {unit}".strip()
