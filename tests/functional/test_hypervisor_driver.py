@@ -7,7 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.daemon import Daemon, running, taps
+from tests.functional.conftest import ALICE
+from tests.support.asking import make, state_of
+from tests.support.daemon import Daemon, running, taps, wait_for
+from tests.support.users import user
 from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
 from vifclient.hypervisors import preferences
 from vifclient.messages import Endpoint, EndpointPreference, LimitsSpec, PortSpec, RateLimit
@@ -47,6 +50,17 @@ class Remembering(HypervisorDriver):
 
     def attached(self, uuid: str) -> Collection[str]:
         return self.vms.get(uuid, [])
+
+
+class Neighbour(Remembering):
+    name = "neighbour"
+
+
+class Mute(Remembering):
+    """It can't say what its VMs have attached."""
+
+    def attached(self, uuid: str) -> Collection[str]:
+        raise OSError("the hypervisor is away")
 
 
 Host = tuple[Daemon, Remembering]
@@ -134,3 +148,60 @@ def test_after_a_restart_of_both_what_no_vm_has_is_released(source: Host) -> Non
     restarted.vms = {running_vm.uuid: driver.vms[running_vm.uuid]}
     assert restarted.recover() == [ended.interfaces[0].endpoint_id]
     assert [one.endpoint_id for one in restarted.endpoints()] == [running_vm.interfaces[0].endpoint_id]
+
+
+# --- garbage
+
+
+def test_garbage_is_what_no_vm_of_the_driver_has(source: Host) -> None:
+    vifd, driver = source
+    vm, ended = make_vm(PortSpec(), PortSpec()), make_vm(PortSpec())
+    kept = {endpoint.tap.ifname for endpoint in driver.start(vm)}
+    driver.start(ended)
+    driver.vms.pop(ended.uuid)  # it ended while the driver was away
+    program = make(driver.client)
+    garbage = sorted([ended.interfaces[0].endpoint_id, program.endpoint_id])
+    assert driver.collect_garbage(dry_run=True) == garbage
+    assert len(taps(vifd.netns)) == 4
+    assert driver.collect_garbage() == garbage
+    assert {tap["ifname"] for tap in taps(vifd.netns)} == kept
+    assert driver.collect_garbage() == driver.collect_garbage(dry_run=True) == []
+
+
+def test_another_driver_of_the_user_loses_what_its_vms_have_and_one_of_another_user_nothing(source: Host) -> None:
+    vifd, driver = source
+    vm, neighbours, strangers = (make_vm(PortSpec()) for _ in range(3))
+    driver.start(vm)
+    neighbour = Neighbour(driver.client)
+    (taken,) = neighbour.start(neighbours)
+    with user(ALICE) as alice, alice.client(vifd) as as_alice:
+        stranger = Neighbour(as_alice)
+        stranger.start(strangers)
+        with driver.client.acquire_fds(taken.endpoint_id):  # its VM runs
+            wait_for(lambda: state_of(driver.client, taken.endpoint_id) == "ATTACHED")
+            assert driver.recover() == []
+            assert driver.collect_garbage(dry_run=True) == [taken.endpoint_id]
+            assert driver.collect_garbage() == [taken.endpoint_id]
+        assert stranger.collect_garbage() == []
+    left = {interface.endpoint_id for one in (vm, strangers) for interface in one.interfaces}
+    assert {endpoint.endpoint_id for endpoint in driver.client.list_endpoints()} == left
+    assert len(taps(vifd.netns)) == 2
+
+
+def test_where_no_vm_is_left_everything_of_the_user_is_garbage(source: Host) -> None:
+    vifd, driver = source
+    make(driver.client)
+    driver.start(make_vm(PortSpec()))
+    driver.vms.clear()
+    assert len(driver.collect_garbage()) == 2
+    assert taps(vifd.netns) == []
+
+
+def test_no_garbage_is_collected_where_a_vm_cannot_be_asked(source: Host) -> None:
+    vifd, driver = source
+    driver.start(make_vm(PortSpec()))
+    make(driver.client)
+    mute = Mute(driver.client)
+    with pytest.raises(OSError, match="the hypervisor is away"):
+        mute.collect_garbage()
+    assert len(taps(vifd.netns)) == 2
