@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.functional.conftest import ALICE
-from tests.support.asking import make, state_of
+from tests.support.asking import event, make, state_of
 from tests.support.daemon import Daemon, running, taps, wait_for
 from tests.support.users import user
 from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
-from vifclient.hypervisors import preferences
-from vifclient.messages import Endpoint, EndpointPreference, LimitsSpec, PortSpec, RateLimit
+from vifclient.hypervisors import preferences, qemu, qmp
+from vifclient.messages import Endpoint, EndpointPreference, Lifetime, LimitsSpec, PortSpec, ProcessLifetime, RateLimit
 
 POOLED = """
 [networks.blue]
@@ -54,6 +59,21 @@ class Remembering(HypervisorDriver):
 
 class Neighbour(Remembering):
     name = "neighbour"
+
+
+class Plugging(Remembering):
+    """It plugs into a QEMU, from its first root port on."""
+
+    def __init__(self, client: Client, monitor: qmp.Monitor) -> None:
+        super().__init__(client)
+        self.monitor = monitor
+
+    def attach(self, uuid: str, endpoint: Endpoint) -> None:
+        number = len(self.vms[uuid])
+        plug = qemu.plug(endpoint, netdev_id=f"net{number}", device_options={"bus": f"rp{number}", "romfile": ""})
+        with self.client.acquire_fds(endpoint.endpoint_id) as fds:
+            qmp.plug(self.monitor, plug, fds)
+        super().attach(uuid, endpoint)
 
 
 class Mute(Remembering):
@@ -148,6 +168,45 @@ def test_after_a_restart_of_both_what_no_vm_has_is_released(source: Host) -> Non
     restarted.vms = {running_vm.uuid: driver.vms[running_vm.uuid]}
     assert restarted.recover() == [ended.interfaces[0].endpoint_id]
     assert [one.endpoint_id for one in restarted.endpoints()] == [running_vm.interfaces[0].endpoint_id]
+
+
+@contextmanager
+def paused_qemu(directory: Path) -> Iterator[qmp.Monitor]:
+    """Start a QEMU with two root ports, which isn't a child of this process."""
+    machine = ["-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-daemonize"]
+    ports = ["-device", "pcie-root-port,id=rp0,slot=0", "-device", "pcie-root-port,id=rp1,slot=1"]
+    path = str(directory / "qmp")
+    command = ["qemu-system-x86_64", *machine, *ports, "-qmp", f"unix:{path},server=on,wait=off"]
+    subprocess.run(command, check=True, timeout=60)
+    with qmp.Monitor.connect(path) as monitor:
+        process = os.pidfd_open(monitor.pid)
+        try:
+            yield monitor
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+            os.close(process)
+
+
+def test_an_interface_may_live_as_long_as_its_qemu(source: Host) -> None:
+    vifd, remembering = source
+    client = remembering.client
+    vm = make_vm()
+    with paused_qemu(vifd.directory) as monitor:
+        driver = Plugging(client, monitor)
+        driver.start(vm)
+        mortal = driver.hot_plug(vm, Interface(network="blue", lifetime=Lifetime(process=ProcessLifetime(pid=monitor.pid))))
+        left = driver.hot_plug(vm, Interface(network="blue"))
+        assert (mortal.lifetime.process.pid, left.HasField("lifetime")) == (monitor.pid, False)
+        wait_for(lambda: state_of(client, mortal.endpoint_id) == "ATTACHED")
+        with client.watch_endpoints(timeout_s=60) as watch:
+            next(message for message in watch if event(message)[0] == "SYNCED")
+            os.kill(monitor.pid, signal.SIGKILL)
+            next(message for message in watch if event(message)[:2] == ("REMOVED", mortal.endpoint_id))
+    driver.vms.clear()
+    assert [tap["ifname"] for tap in taps(vifd.netns)] == [left.tap.ifname]
+    assert driver.recover() == [left.endpoint_id]
+    assert taps(vifd.netns) == []
 
 
 # --- garbage
