@@ -4,6 +4,9 @@ Source: https://libvirt.org/formatdomain.html, for libvirt 9.0 and later with it
 endpoint's id, by which the device is detached (virDomainDetachDeviceAlias), and by which a restarted driver knows it again
 (`endpoint_ids`).
 
+A live migration takes the domain's XML as it will be on the destination (virDomainMigrate3's VIR_MIGRATE_PARAM_DEST_XML, `virsh
+migrate --xml`): the same, with the devices of the endpoints that the destination's vifd gave.
+
 A domain with a vhost-user endpoint has to share its memory: put `memory_backing_xml()` into its XML.
 """
 
