@@ -2,6 +2,9 @@
 
 libvirt_driver.py SOCKET URI start XML NETWORK KIND QUEUES     the domain's XML has <interfaces/> where they belong
 libvirt_driver.py SOCKET URI hot-plug|hot-unplug|stop UUID [NETWORK KIND QUEUES | ENDPOINT_ID]
+libvirt_driver.py SOCKET URI migrate XML KIND SOCKET URI MIGRATION_URI     the last three are the destination's, and so is the XML
+
+migrate says when the domain has moved, and releases what it left when it is told so by a line.
 """
 
 from __future__ import annotations
@@ -40,8 +43,7 @@ class LibvirtDriver(HypervisorDriver):
 
     def start_vm(self, vm: VirtualMachine, endpoints: Sequence[Endpoint]) -> None:
         """Create a transient domain: it is gone when it ends."""
-        devices = "".join(libvirt.device_xml(endpoint, queues=self._queues) for endpoint in endpoints)
-        self._virsh("create", "--validate", xml=self._domain_xml.replace("<interfaces/>", devices))
+        self._virsh("create", "--validate", xml=self._domain(endpoints))
 
     def stop_vm(self, uuid: str) -> None:
         """End the domain."""
@@ -63,6 +65,15 @@ class LibvirtDriver(HypervisorDriver):
         """Ask for the domain's devices."""
         return libvirt.endpoint_ids(self._virsh("dumpxml", uuid)) if self._is_running(uuid) else []
 
+    def move(self, uuid: str, destination: LibvirtDriver, migration_uri: str, endpoints: Sequence[Endpoint]) -> None:
+        """Move the running domain to another libvirt, onto endpoints of that host: its XML there names their devices."""
+        where = [destination._uri, "--migrateuri", migration_uri]
+        self._virsh("migrate", "--live", uuid, *where, "--xml", xml=destination._domain(endpoints))
+
+    def _domain(self, endpoints: Sequence[Endpoint]) -> str:
+        devices = "".join(libvirt.device_xml(endpoint, queues=self._queues) for endpoint in endpoints)
+        return self._domain_xml.replace("<interfaces/>", devices)
+
     def _is_running(self, uuid: str) -> bool:
         return uuid in self._virsh("list", "--uuid").split()
 
@@ -81,10 +92,13 @@ def start(client: Client, uri: str, path: str, network: str, kind: str, queues: 
     """Start a domain with one interface."""
     text = Path(path).read_text()
     driver = LibvirtDriver(client, uri, kind=kind, queues=int(queues), domain_xml=text)
-    domain = ElementTree.fromstring(text)
-    uuid, name = domain.findtext("uuid") or "", domain.findtext("name") or ""
-    vm = VirtualMachine(uuid=uuid, name=name, interfaces=(Interface(network=network),))
-    return driver.start(vm)[0].endpoint_id
+    return driver.start(machine(text, Interface(network=network)))[0].endpoint_id
+
+
+def machine(domain_xml: str, *interfaces: Interface) -> VirtualMachine:
+    """Name the VM that a domain is."""
+    domain = ElementTree.fromstring(domain_xml)
+    return VirtualMachine(uuid=domain.findtext("uuid") or "", name=domain.findtext("name") or "", interfaces=interfaces)
 
 
 def hot_plug(client: Client, uri: str, uuid: str, network: str, kind: str, queues: str) -> str:
@@ -105,7 +119,31 @@ def stop(client: Client, uri: str, uuid: str) -> str:
     return ""
 
 
-VERBS: Mapping[str, Callable[..., str]] = {"start": start, "hot-plug": hot_plug, "hot-unplug": hot_unplug, "stop": stop}
+def migrate(client: Client, uri: str, path: str, kind: str, to_socket: str, to_uri: str, migration_uri: str) -> str:
+    """Move a domain to another host."""
+    text = Path(path).read_text()
+    uuid = machine(text).uuid
+    driver = LibvirtDriver(client, uri)
+
+    def move(endpoints: Sequence[Endpoint]) -> None:
+        driver.move(uuid, destination, migration_uri, endpoints)
+        print("moved", flush=True)
+        input()
+
+    with Client(to_socket) as there:
+        destination = LibvirtDriver(there, to_uri, kind=kind, domain_xml=text)
+        interfaces = [Interface(network=one.network, endpoint_id=one.endpoint_id) for one in driver.endpoints(uuid)]
+        driver.migrate(machine(text, *interfaces), destination, move)
+    return ""
+
+
+VERBS: Mapping[str, Callable[..., str]] = {
+    "start": start,
+    "hot-plug": hot_plug,
+    "hot-unplug": hot_unplug,
+    "stop": stop,
+    "migrate": migrate,
+}
 
 
 def main() -> None:

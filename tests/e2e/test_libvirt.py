@@ -42,7 +42,7 @@ DOMAIN = """
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{image.kernel}</kernel><initrd>{image.initramfs}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 vif.eth0=10.91.0.2/24</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 vif.eth0={address}/24</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
@@ -89,25 +89,36 @@ class Libvirt:
         """The domain's serial console."""
         return self.directory / "home" / "console"
 
+    @property
+    def uri(self) -> str:
+        """What reaches it."""
+        return f"qemu:///{self.mode}?socket={self.socket}"
+
+    def command(self, *arguments: str) -> list[str]:
+        """Say what runs the driver as the user."""
+        return unprivileged.command([sys.executable, str(DRIVER), self.vifd.socket, self.uri, *arguments], user=USER)
+
     def drive(self, *arguments: str) -> str:
         """Run the driver as the user and give what it printed.
 
         Raises:
             DriverError: it failed.
         """
-        uri = f"qemu:///{self.mode}?socket={self.socket}"
-        command = unprivileged.command([sys.executable, str(DRIVER), self.vifd.socket, uri, *arguments], user=USER)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
         if done.returncode != 0:
             raise DriverError(done.stderr)
         return done.stdout.strip()
 
-    def start(self, image: Image, kind: str, queues: int) -> str:
-        """Start the domain on network blue, and give its endpoint's id."""
+    def describe(self, image: Image, address: str) -> str:
+        """Write the XML that the domain has here, and say where."""
         path = self.directory / "domain.xml"
-        path.write_text(DOMAIN.format(name="web", uuid=self.uuid, image=image, console=self.console))
+        path.write_text(DOMAIN.format(name="web", uuid=self.uuid, image=image, address=address, console=self.console))
         path.chmod(0o644)
-        return self.drive("start", str(path), "blue", kind, str(queues))
+        return str(path)
+
+    def start(self, image: Image, kind: str, queues: int = 1, *, address: str = "10.91.0.2") -> str:
+        """Start the domain on network blue, and give its endpoint's id."""
+        return self.drive("start", self.describe(image, address), "blue", kind, str(queues))
 
 
 @contextmanager
