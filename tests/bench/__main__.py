@@ -80,32 +80,44 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         task = progress.add_task(description, total=total)
         return lambda: progress.advance(task)
 
-    rows: list[Row] = []
-    if contenders := set(names).intersection(one_by_one.NAMES):
-        turns = step("one by one", size.rounds * len(contenders))
-        rows += one_by_one.measure_one_by_one(contenders, size.rounds, 1, turns)
-        turns = step("one by one, in bursts", size.burst_rounds * len(contenders))
-        rows += one_by_one.measure_one_by_one(contenders, size.burst_rounds, size.burst_count, turns, BURST)
-    if "in-flight" in names:
+    def flights() -> list[Row]:
         turns = step("64 in flight", size.flight_rounds * in_flight.WAYS)
-        rows += in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)
-    if "guard" in names:
-        turns = step("guard and limits", size.guard_rounds * guarded.TURNS)
-        rows += guarded.measure_guarded(size.guard_rounds, turns)
-    if "hotplug" in names:
-        rows += measure_hot_plug(step("hot-plugs", HOT_PLUGS))
-    if "memory" in names:
+        return in_flight.measure_in_flight(size.flight_rounds, size.flight_count, turns)
+
+    def memory() -> list[Row]:
         batches = resident.count_batches(resident.RESIDENT_COUNT)
-        rows += resident.measure_memory(step(f"{resident.RESIDENT_COUNT:,} endpoints", batches))
-    if "cycles" in names:
+        return resident.measure_memory(step(f"{resident.RESIDENT_COUNT:,} endpoints", batches))
+
+    def cycles() -> list[Row]:
         batches = resident.count_batches(size.warm_up) + resident.count_batches(size.cycles)
-        rows += resident.measure_cycles(size.warm_up, size.cycles, step(f"{size.cycles:,} cycles", batches))
-    if "activation" in names:
-        rows += activation.measure_activation(size.activations, step("first frames", size.activations))
-    if "migration" in names:
+        return resident.measure_cycles(size.warm_up, size.cycles, step(f"{size.cycles:,} cycles", batches))
+
+    def migrations() -> list[Row]:
         moves = size.migrations * migration.CONTENDERS
-        rows += migration.measure_migration(size.migrations, step("migrations", moves))
+        return migration.measure_migration(size.migrations, step("migrations", moves))
+
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "in-flight": flights,
+        "guard": lambda: guarded.measure_guarded(size.guard_rounds, step("guard and limits", size.guard_rounds * guarded.TURNS)),
+        "hotplug": lambda: measure_hot_plug(step("hot-plugs", HOT_PLUGS)),
+        "memory": memory,
+        "cycles": cycles,
+        "activation": lambda: activation.measure_activation(size.activations, step("first frames", size.activations)),
+        "migration": migrations,
+    }
+    rows = _measure_one_by_one(set(names).intersection(one_by_one.NAMES), size, step)
+    for name, measure in parts.items():
+        rows += measure() if name in names else []
     return rows
+
+
+def _measure_one_by_one(contenders: set[str], size: Size, step: Callable[[str, int], Callable[[], None]]) -> list[Row]:
+    if not contenders:
+        return []
+    turns = step("one by one", size.rounds * len(contenders))
+    rows = one_by_one.measure_one_by_one(contenders, size.rounds, 1, turns)
+    turns = step("one by one, in bursts", size.burst_rounds * len(contenders))
+    return rows + one_by_one.measure_one_by_one(contenders, size.burst_rounds, size.burst_count, turns, BURST)
 
 
 def _console() -> Console:

@@ -249,8 +249,8 @@ def request_like(host: Host, other: Host, endpoint_id: str) -> Endpoint:
 def migrate(source: Machine, destination: Machine) -> None:
     """Move a VM, and wait until it runs again.
 
-    It is paused meanwhile: under load, what an emulated CPU writes while its memory is copied gets lost now and then (seen with QEMU
-    7.2: the guest says "id 3 is not a head" of its virtio ring, and hangs).
+    It is paused meanwhile: under load, what an emulated CPU writes while its memory is copied gets lost now and then (seen with
+    QEMU 7.2: the guest says "id 3 is not a head" of its virtio ring, and hangs).
     """
     source.monitor.execute("stop")
     start_migration(source, destination)
