@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -80,7 +80,10 @@ class Door:
                 _log.warning("a connection could not be accepted", extra={"error": str(error)})
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            self._keep(loop.create_task(self._handle(connection, serve, refuse)))
+            task = loop.create_task(self._handle(connection, serve, refuse))
+            # Also where the task is cancelled before its first step.
+            task.add_done_callback(functools.partial(_close, connection))
+            self._keep(task)
 
     async def _handle(
         self,
@@ -88,22 +91,21 @@ class Door:
         serve: Callable[[socket.socket, Caller], Awaitable[None]],
         refuse: Callable[[socket.socket, str], None],
     ) -> None:
-        with contextlib.closing(connection):
-            try:
-                caller = identify(connection)
-                self._admit(caller)
-            except Refused as error:
-                _log.warning("a connection is refused", extra={"reason": str(error)})
-                refuse(connection, str(error))
-                await self._linger(connection)
-                return
-            self._connections[caller.uid] += 1
-            try:
-                await serve(connection, caller)
-            except OSError as error:
-                _log.info("a connection broke", extra={"uid": caller.uid, "error": str(error)})
-            finally:
-                self._connections -= Counter({caller.uid: 1})
+        try:
+            caller = identify(connection)
+            self._admit(caller)
+        except Refused as error:
+            _log.warning("a connection is refused", extra={"reason": str(error)})
+            refuse(connection, str(error))
+            await self._linger(connection)
+            return
+        self._connections[caller.uid] += 1
+        try:
+            await serve(connection, caller)
+        except OSError as error:
+            _log.info("a connection broke", extra={"uid": caller.uid, "error": str(error)})
+        finally:
+            self._connections -= Counter({caller.uid: 1})
 
     async def _linger(self, connection: socket.socket) -> None:
         """Throw away what a refused caller sends until it leaves, for a while.
@@ -137,3 +139,7 @@ class Door:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a connection ended with a bug", exc_info=error)
+
+
+def _close(connection: socket.socket, _task: asyncio.Task[None]) -> None:
+    connection.close()

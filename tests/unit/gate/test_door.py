@@ -151,6 +151,18 @@ async def test_a_closed_door_keeps_nobody(run: object, folder: Path) -> None:
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 
+async def test_who_comes_in_as_the_door_closes_is_let_go(run: object, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel_at_once(task: asyncio.Task[None]) -> None:
+        task.cancel()
+
+    async with opened(House(folder)) as house:
+        monkeypatch.setattr(house.door, "_keep", cancel_at_once)
+        with connect(house.path) as client:
+            client.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+        assert house.inside.empty()
+
+
 async def test_who_is_refused_may_write_on_and_still_read_why(run: object, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     async with opened(House(folder, admits=lambda _caller: False)) as house:
