@@ -18,6 +18,7 @@ For asyncio: `await asyncio.to_thread(driver.start, vm)`. The methods block, may
 refuse a second piece of work on a VM while one is under way (VmBusy).
 """
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,7 +31,7 @@ from vif.v1.endpoint_pb2 import Endpoint, Instance, Lifetime, PortSpec, Requirem
 from vif.v1.endpoint_service_pb2 import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest
 from vifclient.client import Client
 
-DRIVER_LABEL = "hypervisor-driver"
+DRIVER_LABEL, USER_LABEL = "hypervisor-driver", "hypervisor-driver-uid"
 _BATCH = 64  # what BatchReleaseEndpoints takes at once
 _EVERY_VM = ""
 
@@ -80,8 +81,8 @@ class HypervisorDriver(ABC):
         client: vifd of this host. The caller closes it.
 
     Attributes:
-        name: The driver's name, up to 255 bytes. Endpoints carry it as a label, so that drivers of one user don't mistake each
-            other's.
+        name: The driver's name, up to 255 bytes. Endpoints carry it as a label, and the user's id as another, so that drivers
+            don't mistake each other's.
         client: vifd of this host.
     """
 
@@ -312,7 +313,7 @@ class HypervisorDriver(ABC):
         Raises:
             VifError: vifd can't be asked.
         """
-        return list(self.client.list_endpoints(instance_uuid=uuid, labels={DRIVER_LABEL: self.name}))
+        return list(self.client.list_endpoints(instance_uuid=uuid, labels=self._labels))
 
     def make_request(self, vm: VirtualMachine, interface: Interface) -> RequestEndpointRequest:
         """Make the request for an interface; a subclass may add to it.
@@ -330,10 +331,15 @@ class HypervisorDriver(ABC):
             acceptable=self.acceptable(vm, interface),
             port=interface.port,
             instance=Instance(uuid=vm.uuid, name=vm.name),
-            labels={DRIVER_LABEL: self.name},
+            labels=self._labels,
             require=interface.require,
             lifetime=interface.lifetime,
         )
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        # With the user: root sees everybody's endpoints, and the driver of another user may have the same name.
+        return {DRIVER_LABEL: self.name, USER_LABEL: str(os.geteuid())}
 
     @contextmanager
     def _working_on(self, uuid: str) -> Iterator[None]:

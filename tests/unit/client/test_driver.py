@@ -1,4 +1,5 @@
 import contextlib
+import os
 import threading
 import uuid
 from collections.abc import Collection, Iterator, Sequence
@@ -11,7 +12,7 @@ import pytest
 from tests.unit.client.conftest import QUICK_RETRY
 from tests.unit.client.fake_vifd import FakeVifd, make_status
 from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
-from vifclient.driver import DRIVER_LABEL, VmBusy
+from vifclient.driver import DRIVER_LABEL, USER_LABEL, VmBusy
 from vifclient.hypervisors import preferences
 from vifclient.messages import Endpoint, EndpointPreference, PortSpec, RequestEndpointRequest
 
@@ -97,7 +98,7 @@ def test_a_vm_starts_on_one_batch_and_stops(vifd: FakeVifd, driver: FakeHypervis
     assert vifd.calls == ["BatchRequestEndpoints"]
     request = vifd.requests[0].requests[0]
     assert (request.instance.uuid, request.instance.name) == (vm.uuid, "web")
-    assert request.labels == {DRIVER_LABEL: "fake"}
+    assert request.labels == {DRIVER_LABEL: "fake", USER_LABEL: str(os.geteuid())}
     assert driver.vms == {vm.uuid: ids(vm)}
     driver.stop(vm.uuid)
     assert (driver.vms, vifd.endpoints) == ({}, {})
@@ -320,6 +321,19 @@ def test_recovery_leaves_a_vm_alone_that_is_being_started(vifd: FakeVifd, driver
     with driver.incoming(vm):
         assert driver.recover() == []
         assert len(vifd.endpoints) == 2
+
+
+def test_roots_driver_leaves_those_of_a_user_alone_that_has_its_name(
+    vifd: FakeVifd, client: Client, driver: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = make_vm()
+    monkeypatch.setattr(os, "geteuid", lambda: 20001)
+    driver.start(vm)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    roots = FakeHypervisor(client)
+    assert (roots.endpoints(), roots.recover()) == ([], [])
+    roots.stop(vm.uuid)
+    assert len(vifd.endpoints) == 2
 
 
 def test_garbage_is_what_no_vm_has_whoever_requested_it(vifd: FakeVifd, client: Client, driver: FakeHypervisor) -> None:
