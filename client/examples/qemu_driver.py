@@ -72,7 +72,7 @@ class QemuDriver(HypervisorDriver):
                 network += qemu.argv(endpoint, netdev_id=_device_id(endpoint), fds=fds, device_options=_on_port(f"rp{port}"))
                 inherited += fds or ()
             argv = [PROGRAM, "-name", qemu.escape(vm.name), *self._machine(vm.uuid), *network, *self._arguments]
-            done = subprocess.run(argv, pass_fds=inherited, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603
+            done = subprocess.run(argv, pass_fds=inherited, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603  no shell
         if done.returncode != 0:
             raise QemuError(done.stderr.strip())
 

@@ -147,7 +147,7 @@ class Macvtaps:
         ifname, fds = link.text(Ifla.IFNAME), []
         try:
             for _ in range(count):
-                fds.append(self._nodes.open_queue(ifname, link.ifindex, multi_queue=count > 1, vnet_hdr=vnet_hdr))  # noqa: PERF401
+                fds.append(self._nodes.open_queue(ifname, link.ifindex, multi_queue=count > 1, vnet_hdr=vnet_hdr))  # noqa: PERF401  what is open is closed
         except OSError:
             for fd in fds:
                 os.close(fd)

@@ -50,7 +50,7 @@ def read_capabilities(domain_capabilities: str) -> Capabilities:
         What it can do.
     """
     # It is the caller's own libvirt that wrote it.
-    root = ElementTree.fromstring(domain_capabilities)  # noqa: S314
+    root = ElementTree.fromstring(domain_capabilities)  # noqa: S314  (libvirt wrote it)
     return Capabilities(
         pci="pci" in _values(root, "./devices/hostdev[@supported='yes']/enum[@name='subsysType']"),
         shared_memory="memfd" in _values(root, "./memoryBacking[@supported='yes']/enum[@name='sourceType']"),

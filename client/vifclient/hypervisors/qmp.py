@@ -245,7 +245,7 @@ def probe(program: str = "qemu-system-x86_64") -> Capabilities:
         number = its.fileno()
         monitor = ("-chardev", f"socket,id=qmp,fd={number}", "-mon", "chardev=qmp,mode=control")
         try:
-            process = subprocess.Popen([program, *_PROBE, *monitor], pass_fds=[number], stderr=subprocess.DEVNULL)  # noqa: S603
+            process = subprocess.Popen([program, *_PROBE, *monitor], pass_fds=[number], stderr=subprocess.DEVNULL)  # noqa: S603  (no shell)
         except OSError as error:
             ours.close()
             raise QmpError(f"{program} can't be started: {error.strerror}") from error

@@ -57,7 +57,7 @@ def test_every_reason_of_the_contract_has_a_branch() -> None:
         "WRONG_STATE", "HOST_NOT_READY", "NETWORK_FULL", "QUOTA", "OVERLOADED", "UNKNOWN_CALLER", "NOT_ALLOWED", "UNSUPPORTED",
         "TRY_AGAIN", "KERNEL", "BUG", "ADDRESS_IN_USE", "NO_PROCESS",
     }  # fmt: skip
-    assert {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"} == known  # noqa: SIM118
+    assert {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"} == known  # noqa: SIM118  protobuf's enum, no dict
 
 
 def test_violations_are_listed(vifd: FakeVifd, client: Client) -> None:

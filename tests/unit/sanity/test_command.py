@@ -108,7 +108,7 @@ def test_a_call_that_fails_is_told_with_its_status(vifd_fake: FakeDaemon, sanity
 
 def test_an_answer_that_nobody_expects_is_a_failure_with_its_place(vifd_fake: FakeDaemon) -> None:
     def wrong(session: Session) -> None:
-        session.make().port.mac.no_such_thing()  # type: ignore[attr-defined]
+        session.make().port.mac.no_such_thing()  # type: ignore[attr-defined]  a check with a bug
 
     with Session(vifd_fake.socket, timeout_s=SECONDS) as session:
         (result,) = runner.run(session, [Check("x.y", "", "", wrong)])

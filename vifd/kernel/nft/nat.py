@@ -106,7 +106,7 @@ class NoNatTable:
         if configuration.networks or publics:
             raise NftError(errno.EOPNOTSUPP, "this kernel has no nftables (CONFIG_NF_TABLES)")
 
-    def translate(self, privates: Collection[Address], publics: Mapping[Address, Address]) -> list[Address]:  # noqa: ARG002
+    def translate(self, privates: Collection[Address], publics: Mapping[Address, Address]) -> list[Address]:  # noqa: ARG002  NatTable's signature
         """Do nothing where there is nothing to do.
 
         Raises:
