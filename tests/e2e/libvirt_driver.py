@@ -83,7 +83,7 @@ class LibvirtDriver(HypervisorDriver):
             file.write(xml)
             file.flush()
             argv = ["virsh", "--quiet", "--connect", self._uri, command, *arguments, *([file.name] if xml else [])]
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise LibvirtError(done.stderr.strip())
         return done.stdout

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 from tests.support import kernel
 from tests.support.daemon import ip
+from tests.support.guests import Host
 
 UPLINK, FAR = "up0", "far0"
-_ETH_P_ALL = 3
-_FRAME_BYTES = 1 << 16
 
 
 def add_uplink(netns: str, name: str = UPLINK, peer: str = FAR, *, mtu_bytes: int = 1500) -> None:
@@ -29,36 +27,16 @@ def vlan_devices(netns: str) -> list[Any]:
     return [link for link in links if link.get("linkinfo", {}).get("info_kind") == "vlan" and link["link"] != FAR]
 
 
-class Far:
+class Far(Host):
     """One VLAN at the far end."""
 
     def __init__(self, netns: str, ifname: str) -> None:
+        super().__init__(netns, ifname)
         self.mac = kernel.settings(netns, ifname)["address"]
-        self._socket = kernel.packet_socket(netns, ifname, _ETH_P_ALL)
-        self._socket.setblocking(False)
 
     def send(self, frame: bytes) -> None:
         """Send a frame in this VLAN."""
         self._socket.send(frame)
-
-    def read(self) -> bytes:
-        """Give the next frame that arrived in this VLAN.
-
-        Raises:
-            BlockingIOError: there is none.
-        """
-        while True:
-            frame, address = self._socket.recvfrom(_FRAME_BYTES)
-            if address[2] != socket.PACKET_OUTGOING:  # type: ignore[attr-defined]  # mypy doesn't know it
-                return frame
-
-    def fileno(self) -> int:
-        """For select."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
 
 
 @contextlib.contextmanager
