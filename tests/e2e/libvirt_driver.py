@@ -4,7 +4,7 @@ libvirt_driver.py SOCKET URI start XML NETWORK KIND QUEUES     the domain's XML 
 libvirt_driver.py SOCKET URI hot-plug|hot-unplug|stop UUID [NETWORK KIND QUEUES | ENDPOINT_ID]
 libvirt_driver.py SOCKET URI migrate XML KIND SOCKET URI MIGRATION_URI     the last three are the destination's, and so is the XML
 
-migrate says when the domain has moved, and releases what it left when it is told so by a line.
+migrate says when the domain has moved, and releases what it left when its input ends.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def migrate(client: Client, uri: str, path: str, kind: str, to_socket: str, to_u
     def move(endpoints: Sequence[Endpoint]) -> None:
         driver.move(uuid, destination, migration_uri, endpoints)
         print("moved", flush=True)
-        input()
+        sys.stdin.read()
 
     with Client(to_socket) as there:
         destination = LibvirtDriver(there, to_uri, kind=kind, domain_xml=text)

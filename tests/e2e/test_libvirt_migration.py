@@ -51,7 +51,7 @@ class Place:
             assert driver.stdout is not None
             assert driver.stdout.readline() == "moved\n"
             yield
-            driver.communicate("\n", ENOUGH_S)
+            driver.communicate(timeout=ENOUGH_S)  # its input ends
         assert driver.returncode == 0
 
 
