@@ -305,7 +305,7 @@ class Daemon:
         stop.push_async_callback(server.say_that_it_ends)
         stop.callback(engine.refuse_work)
         self._open(door, relaying)
-        stop.push_async_callback(door.shut)
+        stop.callback(door.shut)
 
     def _enter_room(self, channels: helper.Channels, stop: AsyncExitStack) -> PrivilegedRoom:
         loop = asyncio.get_running_loop()

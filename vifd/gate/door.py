@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 from collections import Counter
@@ -23,7 +24,7 @@ class Refused(Exception):
 
 
 class Door:
-    """Accepts connections on listeners and hands the admitted ones on. An error in one never ends the loop.
+    """Accepts connections on listeners and hands the admitted ones on. An error in one never ends the accepting.
 
     Args:
         admits: tells whether the policy lets a caller talk to vifd at all.
@@ -32,7 +33,7 @@ class Door:
     def __init__(self, admits: Callable[[Caller], bool]) -> None:
         self._admits = admits
         self._connections: Counter[int] = Counter()
-        self._accepting: list[asyncio.Task[None]] = []
+        self._shutting = contextlib.ExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering = 0
 
@@ -49,41 +50,30 @@ class Door:
             serve: talks to an admitted caller until one of them leaves; the connection is closed then.
             refuse: tells a caller why it isn't admitted.
         """
-        task = asyncio.get_running_loop().create_task(self._accept(listener, serve, refuse))
-        self._accepting.append(task)
-        self._keep(task)
+        waiting = _Waiting(listener, functools.partial(self._come_in, serve, refuse))
+        self._shutting.callback(waiting.end)
 
-    async def shut(self) -> None:
+    def shut(self) -> None:
         """Accept no more; those who are in stay."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
+        self._shutting.close()
 
     async def close(self) -> None:
         """Accept no more, and end what is open."""
+        self.shut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(
+    def _come_in(
         self,
-        listener: socket.socket,
         serve: Callable[[socket.socket, Caller], Awaitable[None]],
         refuse: Callable[[socket.socket, str], None],
+        connection: socket.socket,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                # ECONNABORTED is the caller's affair; EMFILE and ENFILE pass when somebody leaves.
-                _log.warning("a connection could not be accepted", extra={"error": str(error)})
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            task = loop.create_task(self._handle(connection, serve, refuse))
-            # Also where the task is cancelled before its first step.
-            task.add_done_callback(functools.partial(_close, connection))
-            self._keep(task)
+        task = asyncio.get_running_loop().create_task(self._handle(connection, serve, refuse))
+        # Also where the task is cancelled before its first step.
+        task.add_done_callback(functools.partial(_close, connection))
+        self._keep(task)
 
     async def _handle(
         self,
@@ -143,3 +133,38 @@ class Door:
 
 def _close(connection: socket.socket, _task: asyncio.Task[None]) -> None:
     connection.close()
+
+
+class _Waiting:
+    """Waits for callers of one listener.
+
+    A callback of the loop's and not a task around loop.sock_accept: cancelled between the accept and its next step, the task
+    loses the connection, which nobody closes then.
+    """
+
+    def __init__(self, listener: socket.socket, come_in: Callable[[socket.socket], None]) -> None:
+        self._loop, self._listener, self._come_in = asyncio.get_running_loop(), listener, come_in
+        self._pause: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def end(self) -> None:
+        self._loop.remove_reader(self._listener)
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def _begin(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return  # the caller has left
+        except OSError as error:
+            # ECONNABORTED is the caller's affair; EMFILE and ENFILE pass when somebody leaves.
+            _log.warning("a connection could not be accepted", extra={"error": str(error)})
+            self._loop.remove_reader(self._listener)
+            self._pause = self._loop.call_later(_PAUSE_SECONDS, self._begin)
+            return
+        connection.setblocking(False)
+        self._come_in(connection)

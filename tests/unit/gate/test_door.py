@@ -138,7 +138,7 @@ async def test_a_shut_door_keeps_those_who_are_in(run: object, folder: Path) -> 
     async with opened(House(folder)) as house:
         with connect(house.path) as client:
             await house.inside.get()
-            await house.door.shut()
+            house.door.shut()
             assert await house.say(client) == b"hello"
 
 
@@ -161,6 +161,17 @@ async def test_who_comes_in_as_the_door_closes_is_let_go(run: object, folder: Pa
             client.setblocking(False)
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
         assert house.inside.empty()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_who_comes_in_while_the_door_closes_is_let_go(run: object, folder: Path, steps: int) -> None:
+    async with opened(House(folder)) as house:
+        await asyncio.sleep(0)
+        client = connect(house.path)
+        for _ in range(steps):  # each time the connection is at another step on its way in
+            await asyncio.sleep(0)
+    with client, contextlib.suppress(ConnectionResetError):  # where it was never accepted
+        assert await asyncio.to_thread(client.recv, 1) == b""
 
 
 async def test_who_is_refused_may_write_on_and_still_read_why(run: object, folder: Path) -> None:
