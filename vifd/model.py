@@ -60,6 +60,9 @@ class Feature(StrEnum):
     PORT_ID = "port_id"
     TX_QUEUE_LENGTH = "tx_queue_length"
     PUBLIC_ADDRESSES = "public_addresses"
+    VLAN_QOS = "vlan_qos"
+    MIN_RATE = "min_rate"
+    TRUST = "trust"
 
 
 class LimitsMechanism(StrEnum):
@@ -96,6 +99,13 @@ class PciHostDriver(StrEnum):
 
     VFIO = "vfio"
     KERNEL = "kernel"
+
+
+class VlanProtocol(StrEnum):
+    """What a VLAN's tag is of."""
+
+    DOT1Q = "802.1q"
+    DOT1AD = "802.1ad"
 
 
 class VhostUserRole(StrEnum):
@@ -187,19 +197,27 @@ Preference = (
 
 
 class Vlan(Struct, frozen=True):
-    """A port's VLAN; 0 and empty mean that it isn't set."""
+    """A port's VLAN; 0 and empty mean that it isn't set.
+
+    Args:
+        qos: the priority in the tags that the NIC puts on, 0 to 7.
+        protocol: what kind of tag that is.
+    """
 
     vid: int = 0
     trunk_vids: tuple[int, ...] = ()
     native_vid: int = 0
+    qos: int = 0
+    protocol: VlanProtocol = VlanProtocol.DOT1Q
 
 
 class RateLimit(Struct, frozen=True):
-    """A limit in one direction; 0 means without."""
+    """A limit in one direction; 0 means without. `min_rate_bps` is what it is never denied."""
 
     rate_bps: int = 0
     burst_bytes: int = 0
     rate_pps: int = 0
+    min_rate_bps: int = 0
 
 
 class Limits(Struct, frozen=True):
@@ -222,6 +240,7 @@ class Port(Struct, frozen=True):
     link_up: bool | None = None
     tx_queue_length: int = 0
     public_addresses: tuple[str, ...] = ()
+    trusted: bool | None = None
 
 
 class Owner(Struct, frozen=True):
@@ -241,10 +260,11 @@ class IpConfig(Struct, frozen=True):
 
 
 class Instance(Struct, frozen=True):
-    """The VM that an endpoint is for, as the caller named it."""
+    """The VM that an endpoint is for, as the caller named it; and the NUMA node that its memory is on."""
 
     uuid: str = ""
     name: str = ""
+    numa_node: int | None = None
 
 
 class ProcessLifetime(Struct, frozen=True, tag="process"):
@@ -276,7 +296,11 @@ Lifetime = ProcessLifetime | LeaseLifetime
 
 
 class EndpointSpec(Struct, frozen=True):
-    """What a caller asks for, checked and with the owner filled in."""
+    """What a caller asks for, checked and with the owner filled in.
+
+    Args:
+        function: the PCI function that vifd has picked for it, by address; a caller can't ask for one.
+    """
 
     network: str
     acceptable: tuple[Preference, ...]
@@ -287,6 +311,7 @@ class EndpointSpec(Struct, frozen=True):
     port_id: str = ""
     live_migratable: bool = False
     lifetime: Lifetime | None = None
+    function: str = ""
 
 
 class EndpointRequest(Struct, frozen=True):
@@ -335,7 +360,13 @@ class MacvtapDevice(Struct, frozen=True, tag="macvtap"):
 
 
 class PciDevice(Struct, frozen=True, tag="pci"):
-    """A PCI function for pass-through."""
+    """A PCI function for pass-through.
+
+    Args:
+        vfio_device_path: its own node, for iommufd; empty: the kernel has none, or it isn't bound to vfio-pci.
+        ifname: its netdev on the host; empty: it has none.
+        numa_node: -1: the host doesn't say.
+    """
 
     kind: ClassVar = Kind.PCI
     address: str
@@ -344,6 +375,9 @@ class PciDevice(Struct, frozen=True, tag="pci"):
     host_driver: PciHostDriver
     iommu_group: int
     vfio_path: str
+    vfio_device_path: str = ""
+    ifname: str = ""
+    numa_node: int = -1
 
 
 class OvsPort(Struct, frozen=True, tag="ovs_port"):
@@ -402,6 +436,7 @@ class Endpoint(Struct, frozen=True):
         generation: tells the lives of one id apart; 0 where nothing was made.
         create_time_ns: since the epoch, in nanoseconds.
         lifetime: None: until it is released.
+        function: the PCI function that nobody else has meanwhile, by address; empty: it needs none.
     """
 
     endpoint_id: str
@@ -420,6 +455,7 @@ class Endpoint(Struct, frozen=True):
     drifts: tuple[Drift, ...] = ()
     ip_config: IpConfig | None = None
     lifetime: Lifetime | None = None
+    function: str = ""
 
     @property
     def ifindex(self) -> int:

@@ -77,8 +77,28 @@ class UplinkGrant(Struct, frozen=True):
     mtu_bytes: int = 0
 
 
+class FunctionGrant(Struct, frozen=True):
+    """What an SR-IOV network lets the helper touch: VFs, and what their PFs say of them.
+
+    Args:
+        pfs: the PFs, each by its netdev's name or its PCI address.
+        vfs: how many VFs each PF is to have: made where there are none; 0: as many as there are.
+        addresses: the only VFs that may be used, by address; empty: all that aren't excluded.
+        exclude: VFs that are never used.
+        mtu_bytes: what the network wants the PFs to carry; 0: what they do.
+    """
+
+    pfs: tuple[str, ...]
+    vfs: int = 0
+    addresses: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    mtu_bytes: int = 0
+
+
+Grant = BridgeGrant | UplinkGrant | FunctionGrant
+
 #: By network.
-Authority = Mapping[str, BridgeGrant | UplinkGrant]
+Authority = Mapping[str, Grant]
 
 
 class PlanRejectedError(Exception):
@@ -128,6 +148,8 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _check_vlan(plan, port, _grant(authority, network), standing=before or port)
                 for one in (port,) if before is None else (port, before):
                     check_port(one)
+            case _:
+                raise PlanRejectedError(f"nobody here can {operation}")
     networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode | ops.EnsureOwner)}
     _require(len(networks) <= 1, "two networks in one plan")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from vifd.model import Drift, Limits, MacvtapMode, Port, RateLimit
+from vifd.model import Drift, Limits, MacvtapMode, PciHostDriver, Port, RateLimit
 
 
 class EnsureBridge(Struct, frozen=True, tag="ensure_bridge", forbid_unknown_fields=True):
@@ -169,24 +169,115 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
         return f"change {self.ifname} on network {self.network} to {describe_port(self.port)}"
 
 
-Operation = EnsureBridge | EnsureVlan | CreateTap | CreateMacvtap | EnsureNode | EnsureOwner | ConfigurePort | ChangePort
+class ClaimFunction(Struct, frozen=True, tag="claim_function", forbid_unknown_fields=True):
+    """Take a VF that nobody has, mark it, and set it up on its PF as the port says. Undone by making it as new and unmarking it.
+
+    Args:
+        endpoint_id: the endpoint.
+        network: the network, one of whose PFs it is of.
+        address: the VF, "0000:03:10.2".
+        port: what it is to be like; its MTU 0: the PF's.
+    """
+
+    endpoint_id: str
+    network: str
+    address: str
+    port: Port
+
+    def __str__(self) -> str:
+        return f"take VF {self.address} of network {self.network} with {describe_port(self.port)}"
+
+
+class BindFunction(Struct, frozen=True, tag="bind_function", forbid_unknown_fields=True):
+    """Bind the plan's VF to what it is attached through, and give that to its owner. Undone with the claim.
+
+    Args:
+        endpoint_id: the endpoint.
+        network: the network.
+        address: the VF.
+        host_driver: vfio-pci, or the kernel's own driver of the VF.
+        owner_uid: who may open its VFIO nodes.
+        owner_gid: the group that the opener must be in as well; None: no matter.
+    """
+
+    endpoint_id: str
+    network: str
+    address: str
+    host_driver: PciHostDriver
+    owner_uid: int
+    owner_gid: int | None
+
+    def __str__(self) -> str:
+        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
+        return f"bind VF {self.address} to its {self.host_driver} driver, for uid {self.owner_uid}{group}"
+
+
+class ChangeFunction(Struct, frozen=True, tag="change_function", forbid_unknown_fields=True):
+    """Bring the VF of a living endpoint to what the port says. Undone by bringing it back to what it was.
+
+    Args:
+        endpoint_id: the endpoint.
+        network: the network.
+        address: the VF.
+        before: what it is like; None: that isn't known, for somebody has changed it.
+        port: what it is to be like.
+    """
+
+    endpoint_id: str
+    network: str
+    address: str
+    before: Port | None
+    port: Port
+
+    def __str__(self) -> str:
+        return f"change VF {self.address} of network {self.network} to {describe_port(self.port)}"
+
+
+Operation = (
+    EnsureBridge
+    | EnsureVlan
+    | ClaimFunction
+    | BindFunction
+    | CreateTap
+    | CreateMacvtap
+    | EnsureNode
+    | EnsureOwner
+    | ConfigurePort
+    | ChangePort
+    | ChangeFunction
+)
 
 #: The order in which the helper runs the operations of a batch, and in which each plan has them.
 STAGES: tuple[type[Operation], ...] = (
     EnsureBridge,
     EnsureVlan,
+    ClaimFunction,
+    BindFunction,
     CreateTap,
     CreateMacvtap,
     EnsureNode,
     EnsureOwner,
     ConfigurePort,
     ChangePort,
+    ChangeFunction,
 )
 
 Plan = tuple[Operation, ...]
 
 #: Plans that are made all or none.
 Group = tuple[Plan, ...]
+
+
+class FunctionMade(Struct, frozen=True):
+    """What the helper found and made of a VF; see PciDevice."""
+
+    pf_ifname: str
+    vf_index: int
+    iommu_group: int
+    numa_node: int = -1
+    vfio_path: str = ""
+    vfio_device_path: str = ""
+    ifname: str = ""
 
 
 class Made(Struct, frozen=True):
@@ -197,12 +288,14 @@ class Made(Struct, frozen=True):
         mtu_bytes: the MTU in effect.
         bridge_name: the bridge's name; a macvtap's: that of what it stands on.
         device_path: the path of the device's node.
+        function: of a plan with a VF.
     """
 
     ifindex: int = 0
     mtu_bytes: int = 0
     bridge_name: str = ""
     device_path: str = ""
+    function: FunctionMade | None = None
 
 
 class Refusal(Struct, frozen=True):
@@ -226,7 +319,8 @@ class Refusal(Struct, frozen=True):
 
 
 #: The causes of a Refusal.
-KERNEL, FULL, NOT_READY, REJECTED, GONE, ADDRESS_TAKEN = "kernel", "full", "not_ready", "rejected", "gone", "address_taken"
+KERNEL, FULL, NOT_READY, REJECTED, GONE = "kernel", "full", "not_ready", "rejected", "gone"
+ADDRESS_TAKEN, TAKEN = "address_taken", "taken"
 
 
 class Device(Struct, frozen=True):
