@@ -243,7 +243,7 @@ def _check_network(network: str, authority: Authority) -> None:
 
 def _grant(authority: Authority, network: str) -> BridgeGrant | UplinkGrant:
     grant = authority.get(network)
-    if grant is None:
+    if grant is None or isinstance(grant, FunctionGrant):
         raise PlanRejectedError(f"the configuration has no bridge for network {network!r}")
     return grant
 

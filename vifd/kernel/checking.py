@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from vifd.kernel import bridge, limitcheck, limits, macvtap, names, netlink, ops, ports
-from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, uplink_grant
+from vifd.kernel.authority import Authority, BridgeGrant, Grant, bridge_grant, uplink_grant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket
@@ -107,7 +107,7 @@ class Checker:
                 case _:
                     pass
 
-    def _compare_publics(self, port: Port, grant: BridgeGrant | UplinkGrant) -> Iterator[Drift]:
+    def _compare_publics(self, port: Port, grant: Grant) -> Iterator[Drift]:
         missing = self._publics.missing(grant, port) if port.public_addresses and isinstance(grant, BridgeGrant) else []
         if missing:
             lost = ", ".join(map(str, missing))

@@ -13,7 +13,7 @@ from pyroute2 import IPRoute
 
 from vifd.kernel import bridge, ifb, limits, macvtap, names, nat, netlink, ops, tap, vlans
 from vifd.kernel.announcing import Announcer
-from vifd.kernel.authority import Authority, PlanRejectedError, UplinkGrant, check_identity, check_plan
+from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, UplinkGrant, check_identity, check_plan
 from vifd.kernel.checking import Checker
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.making import Maker
@@ -170,7 +170,7 @@ class Executor:
             try:
                 if isinstance(grant, UplinkGrant):
                     self._macvtaps.prepare(network, grant)
-                else:
+                elif isinstance(grant, BridgeGrant):
                     bridge.prepare(self._rtnl, network, grant, publics)
             except (bridge.BridgeError, macvtap.UplinkError) as error:
                 problems[network] = str(error)
