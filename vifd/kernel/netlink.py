@@ -28,7 +28,7 @@ _NLM_F_REQUEST, _NLM_F_ACK_TLVS, _NLM_F_CAPPED, _NLM_F_APPEND = 1, 0x200, 0x100,
 _NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_RTEXT_FILTER_SKIP_STATS = 8
+_RTEXT_FILTER_VF, _RTEXT_FILTER_SKIP_STATS = 1, 8
 _AF_INET6 = 10
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
@@ -55,6 +55,7 @@ class Ifla(IntEnum):
     TXQLEN = 13
     LINKINFO = 18
     IFALIAS = 20
+    VFINFO_LIST = 22
     AF_SPEC = 26
     GROUP = 27
     EXT_MASK = 29
@@ -194,9 +195,9 @@ def add_altname(ifindex: int, name: str) -> bytes:
     return request(RTM_NEWLINKPROP, flags, _IFINFO.pack(0, 0, ifindex, 0, 0) + names)
 
 
-def get_link(*, ifname: str = "", altname: str = "", ifindex: int = 0) -> bytes:
-    """Pack an RTM_GETLINK for one device: by name, by alternative name or by index."""
-    attributes = number(Ifla.EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+def get_link(*, ifname: str = "", altname: str = "", ifindex: int = 0, vfs: bool = False) -> bytes:
+    """Pack an RTM_GETLINK for one device: by name, by alternative name or by index; with what it has been told of its VFs."""
+    attributes = number(Ifla.EXT_MASK, _RTEXT_FILTER_SKIP_STATS | (_RTEXT_FILTER_VF if vfs else 0))
     if ifname:
         attributes += text(Ifla.IFNAME, ifname)
     if altname:
@@ -278,12 +279,17 @@ class Reply(NamedTuple):
 
 def parse_attributes(data: bytes) -> dict[int, bytes]:
     """Take attributes apart: type to payload, the last of equal types."""
-    attributes, offset, end = {}, 0, len(data)
+    return dict(parse_list(data))
+
+
+def parse_list(data: bytes) -> list[tuple[int, bytes]]:
+    """Take attributes apart, also those of equal types: type and payload of each."""
+    attributes, offset, end = list[tuple[int, bytes]](), 0, len(data)
     while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < 4:
             break
-        attributes[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+        attributes.append((kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]))
         offset += (length + 3) & ~3
     return attributes
 
