@@ -20,6 +20,8 @@ class FakeSysfs:
         self.root = root
         for folder in ("bus/pci/devices", "bus/pci/drivers", "class/net", "kernel/iommu_groups"):
             (root / folder).mkdir(parents=True)
+        (root / "bus/pci/drivers_probe").touch()
+        self._netdevs = 0
 
     def device(self, address: str) -> Path:
         """The directory of a PCI function."""
@@ -32,7 +34,8 @@ class FakeSysfs:
         _link(self.root / "bus/pci/devices" / address, device)
         (device / "numa_node").write_text(f"{numa_node}\n")
         (device / "driver_override").write_text("(null)\n")
-        (device / "reset").write_text("")
+        (device / "reset").touch()
+        (device / "class").write_text("0x020000\n")
         if iommu_group is not None:
             members = self.root / f"kernel/iommu_groups/{iommu_group}/devices"
             members.mkdir(parents=True, exist_ok=True)
@@ -65,10 +68,27 @@ class FakeSysfs:
             self.add_netdev(address, ifname, up=False)
         return device
 
-    def add_netdev(self, address: str, ifname: str, *, up: bool, port_name: str = "") -> Path:
+    def add_driver(self, driver: str) -> Path:
+        """Load a driver."""
+        folder = self.root / "bus/pci/drivers" / driver
+        folder.mkdir(exist_ok=True)
+        for name in ("bind", "unbind"):
+            (folder / name).touch()
+        return folder
+
+    def remove_driver(self, driver: str) -> None:
+        """Unload a driver that nothing is bound to."""
+        folder = self.root / "bus/pci/drivers" / driver
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+    def add_netdev(self, address: str, ifname: str, *, up: bool, port_name: str = "", ifindex: int = 0) -> Path:
         """Give a function a netdev."""
         netdev = self.device(address) / "net" / ifname
         netdev.mkdir()
+        self._netdevs += 1
+        (netdev / "ifindex").write_text(f"{ifindex or self._netdevs}\n")
         (netdev / "flags").write_text("0x1003\n" if up else "0x1002\n")
         (netdev / "carrier").write_text("1\n" if up else "")
         if port_name:
@@ -87,10 +107,7 @@ class FakeSysfs:
 
     def bind(self, address: str, driver: str) -> None:
         """Bind a function to a driver, without the netdev that it may make."""
-        folder = self.root / "bus/pci/drivers" / driver
-        folder.mkdir(exist_ok=True)
-        for name in ("bind", "unbind"):
-            (folder / name).touch()
+        folder = self.add_driver(driver)
         _link(folder / address, self.device(address))
         _link(self.device(address) / "driver", folder)
 

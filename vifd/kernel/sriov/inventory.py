@@ -18,7 +18,7 @@ _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 #: What a switch calls the port of a VF or of a scalable function (Documentation/networking/devlink/devlink-port.rst): no PF's.
 _REPRESENTOR = re.compile(r"(c\d+)?(pf\d+)?(vf|sf)\d+")
 _IFF_UP = 1
-_VF_LINK = "virtfn"
+_VF_LINK, _UPPER = "virtfn", "upper_"
 
 
 class PhysicalFunction(Struct, frozen=True):
@@ -135,6 +135,17 @@ class Inventory:
             if (pf := self.find_pf(name)) is not None:
                 found |= {one.address: one for one in self.functions(pf) if allows(grant, one.address)}
         return list(found.values())
+
+    def shows(self, ifname: str, ifindex: int) -> bool:
+        """Tell whether a netdev of this name has this index here: sysfs may show another network namespace than the process's."""
+        return names.is_ifname(ifname) and _read_number(self._sysfs / "class/net" / ifname / "ifindex", 0) == ifindex
+
+    def find_upper(self, ifname: str) -> str:
+        """Name something that stands on a netdev, like a VLAN or a macvlan; empty: nothing does (net/core/dev.c,
+        netdev_adjacent_sysfs_add).
+        """
+        links = [path.name for path in _list(self._sysfs / "class/net" / ifname) if path.name.startswith(_UPPER)]
+        return links[0].removeprefix(_UPPER) if links else ""
 
     def _function(self, device: Path, index: int, pf_ifname: str) -> Function | None:
         """Read a VF; None: it went away meanwhile."""

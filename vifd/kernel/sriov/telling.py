@@ -1,0 +1,114 @@
+"""Tells PFs of VFs, and reads each setting back: a driver that silently ignores one doesn't keep VMs apart."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+
+from vifd.kernel import names, ops
+from vifd.kernel.sriov.hardware import FunctionError, Hardware, wait_for
+from vifd.kernel.sriov.inventory import Function
+from vifd.kernel.sriov.nic import Netdev, Nic
+from vifd.kernel.sriov.settings import NO_MAC, Setting, VfSettings
+
+_REASONS = {
+    (Setting.VLAN, errno.EPROTONOSUPPORT): "its NIC tags 802.1q alone",
+    (Setting.RATE, errno.EINVAL): "it is more than its link's speed, or it keeps no least rates",
+}
+
+
+class Teller:
+    """Tells PFs of VFs.
+
+    Args:
+        hardware: what there is to work with.
+        nic: rtnetlink.
+    """
+
+    def __init__(self, hardware: Hardware, nic: Nic) -> None:
+        self._hardware, self._nic = hardware, nic
+
+    def get_pf(self, function: Function) -> Netdev:
+        """Find the netdev of a VF's PF, by which that is told of the VF.
+
+        Raises:
+            FunctionError: it isn't in this network namespace.
+        """
+        pf = self._nic.find_netdev(function.pf_ifname)
+        if pf is None or not self._hardware.inventory.shows(pf.ifname, pf.ifindex):
+            words = f"PF {function.pf_address} has no netdev in vifd's network namespace; move it there, or give it its driver"
+            raise FunctionError(words, ops.NOT_READY)
+        return pf
+
+    def read(self, pf: Netdev, function: Function) -> VfSettings:
+        """Give what a PF knows of a VF.
+
+        Raises:
+            OSError: it doesn't say.
+        """
+        return self._nic.read_vf(pf, function.vf_index)
+
+    def tell(self, pf: Netdev, function: Function, wanted: VfSettings) -> None:
+        """Bring what a PF knows of a VF to what it is to be.
+
+        Raises:
+            FunctionError: the PF refuses, or doesn't keep to it.
+            OSError: it doesn't say.
+        """
+        for setting in self.read(pf, function).differences(wanted):
+            self._tell_one(pf, function, setting, wanted)
+        self.check(pf, function, wanted)
+
+    def check(self, pf: Netdev, function: Function, wanted: VfSettings) -> None:
+        """Check that a PF knows of a VF what it was told.
+
+        Raises:
+            FunctionError: it doesn't keep to it.
+            OSError: it doesn't say.
+        """
+        found = self.read(pf, function)
+        for setting in found.differences(wanted):
+            words = f"PF {pf.ifname} takes the {setting} of a VF and doesn't keep it: it is {found.in_words(setting)}"
+            raise FunctionError(f"{words} instead of {wanted.in_words(setting)}", ops.NOT_READY)
+
+    def forget(self, pf: Netdev, function: Function, before: VfSettings) -> None:
+        """Bring what a PF knows of a VF to what it is for a VF that nobody has.
+
+        Args:
+            pf: the PF.
+            function: the VF.
+            before: what it knew before vifd had it. Where a driver has no spoof check at all, it is as it was.
+
+        Raises:
+            FunctionError: the PF refuses, or doesn't keep to it.
+            OSError: it doesn't say.
+        """
+        blank = VfSettings(spoof_check=None if before.spoof_check is None else True)
+        if Setting.MAC in self.read(pf, function).differences(blank):
+            reply = self._nic.set_vf(pf, function.vf_index, Setting.MAC, blank)
+            if reply.errno or self.read(pf, function).mac != NO_MAC:
+                # Some take no MAC of zeroes: then what it had, or one that is nobody's.
+                mac = before.mac if before.mac != NO_MAC else names.derived_mac(f"VF {function.address}")
+                blank = msgspec.structs.replace(blank, mac=mac)
+        self.tell(pf, function, blank)
+
+    def _tell_one(self, pf: Netdev, function: Function, setting: Setting, wanted: VfSettings) -> None:
+        if setting is Setting.RATE:
+            self._wait_for_carrier(pf, function)
+        reply = self._nic.set_vf(pf, function.vf_index, setting, wanted)
+        if reply.errno:
+            reason = "its driver can't" if reply.errno == errno.EOPNOTSUPP else _REASONS.get((setting, reply.errno), "")
+            words = f"PF {pf.ifname} refuses the {setting} {wanted.in_words(setting)} of a VF: {reply.message}"
+            raise FunctionError(f"{words} ({reason})" if reason else words, ops.NOT_READY, reply.errno)
+
+    def _wait_for_carrier(self, pf: Netdev, function: Function) -> None:
+        """Wait for a PF's link: without one, some refuse every rate (drivers/net/ethernet/intel/igb, igb_ndo_set_vf_bw)."""
+
+        def has_carrier() -> bool:
+            found = self._hardware.inventory.find_pf(function.pf_address)
+            return found is not None and found.carrier
+
+        if not wait_for(has_carrier, self._hardware.patience.carrier):
+            words = f"PF {pf.ifname} has no link, without which it takes no rate for a VF; see to its cable"
+            raise FunctionError(words, ops.NOT_READY)
