@@ -269,7 +269,7 @@ Group = tuple[Plan, ...]
 
 
 class FunctionMade(Struct, frozen=True):
-    """What the helper found and made of a VF; see PciDevice."""
+    """What the helper found and made of a VF; see PciDevice. Its address is the plan's, and needn't be told."""
 
     pf_ifname: str
     vf_index: int
@@ -278,6 +278,7 @@ class FunctionMade(Struct, frozen=True):
     vfio_path: str = ""
     vfio_device_path: str = ""
     ifname: str = ""
+    address: str = ""
 
 
 class Made(Struct, frozen=True):

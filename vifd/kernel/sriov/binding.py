@@ -47,6 +47,7 @@ class Binder:
             vfio_path=self._hardware.nodes.group_path(found) if to_vm else "",
             vfio_device_path=self._hardware.nodes.device_path(found) if to_vm else "",
             ifname=found.ifname,
+            address=found.address,
         )
 
     def _bind_vfio(self, function: Function, op: ops.BindFunction) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nics import FakeHost
+from tests.support.sriov_host import FakeHost
 
 
 @pytest.fixture

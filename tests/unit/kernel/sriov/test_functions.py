@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import ID, endpoint_id
-from tests.support.nics import PFS, FakeHost, FakeNic, Killed, vf_address
+from tests.support.sriov_host import PFS, FakeHost, FakeNic, Killed, vf_address
 from vifd.kernel import names, ops
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure
@@ -62,7 +62,7 @@ def settings(host: FakeHost) -> VfSettings:
 
 def test_a_vf_is_set_up_and_bound_and_given_to_its_owner(host: FakeHost) -> None:
     found = made(host)
-    assert found == FunctionMade("eth0", 0, iommu_group=10, vfio_path="/dev/vfio/10")
+    assert found == FunctionMade("eth0", 0, iommu_group=10, vfio_path="/dev/vfio/10", address=VF)
     assert (host.driver(VF), host.node_owners[10], settings(host)) == ("vfio-pci", (1000, 0o600), TOLD)
     assert host.settings["eth0", 1] == VfSettings()
 
