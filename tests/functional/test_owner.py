@@ -215,7 +215,7 @@ def test_a_tap_that_somebody_opened_before_it_had_an_owner_is_not_made(
 def an_executor() -> Iterator[Executor]:
     """What the helper carries plans out with, in this process, without NAT and macvtaps."""
     rtnl = RtnlSocket()
-    tools = Tools(open_guards(owned=False, direct=False), NoNatTable(), limits.probe(rtnl), "no nodes here", None)
+    tools = Tools(open_guards(owned=False, direct=False), NoNatTable(), limits.probe(rtnl), "no nodes here", None, "no VFs here")
     rtnl.close()
     executor = Executor(lambda: {"blue": BridgeGrant("br-blue")}, tools)
     try:

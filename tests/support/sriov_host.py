@@ -95,6 +95,7 @@ class FakeHost:
             FakeNodes(self),
             FakeMarks.of(self),
             Locks(),
+            set(),
             libvirt=self.path / "libvirt",
             udev=self.path / "udev",
             patience=Patience(0.05, 0.05, 0.05, 0.05),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from vifd.kernel import names, ops
-from vifd.model import Kind, Port
+from vifd.model import Kind, Port, RateLimit
 
 _HOST_MAC = re.compile(r"f[ea](:[0-9a-f]{2}){5}")
 _NO_MAC = "00:00:00:00:00:00"
@@ -20,8 +20,10 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _VIDS, _QUEUE_LENGTHS, _ADDRESSES = range(1, 4095), range(100_001), 66  # a pool may add one of each family
 _RATES_BPS, _NUMBERS = range((1 << 40) + 1), range(1 << 32)
 _MTU_BYTES = range(68, 65536)
+_PRIORITIES, _BPS_A_MBPS = range(8), 1_000_000
 _IDS = range((1 << 32) - 1)  # (uid_t)-1 means "nobody at all" to the kernel
 _QUEUES = range(1, 257)  # MAX_TAP_QUEUES, drivers/net/tun.c
+_FunctionOperation = ops.ClaimFunction | ops.BindFunction | ops.ChangeFunction
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -113,6 +115,14 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
     """
     stages = [ops.STAGES.index(type(operation)) for operation in plan]
     _require(stages == sorted(set(stages)), "operations out of order, or twice")
+    if any(isinstance(operation, _FunctionOperation) for operation in plan):
+        _check_functions(plan, authority)
+    else:
+        _check_devices(plan, authority)
+
+
+def _check_devices(plan: ops.Plan, authority: Authority) -> None:
+    """Check a plan with a tap or a macvtap, or with neither."""
     made, bridged = "", False
     for operation in plan:
         match operation:
@@ -148,8 +158,6 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
                 _check_vlan(plan, port, _grant(authority, network), standing=before or port)
                 for one in (port,) if before is None else (port, before):
                     check_port(one)
-            case _:
-                raise PlanRejectedError(f"nobody here can {operation}")
     networks = {o.network for o in plan if not isinstance(o, ops.CreateTap | ops.EnsureNode | ops.EnsureOwner)}
     _require(len(networks) <= 1, "two networks in one plan")
 
@@ -188,6 +196,28 @@ def uplink_grant(authority: Authority, network: str) -> UplinkGrant:
     return grant
 
 
+def function_grant(authority: Authority, network: str) -> FunctionGrant:
+    """Give what the configuration says of an SR-IOV network's VFs.
+
+    Raises:
+        PlanRejectedError: it is no SR-IOV network.
+    """
+    grant = authority.get(network)
+    if not isinstance(grant, FunctionGrant):
+        raise PlanRejectedError(f"the configuration has no PF for network {network!r}")
+    return grant
+
+
+def check_function(endpoint_id: str, address: str) -> None:
+    """Check that an endpoint and a VF can be ones at all; whose the VF is, its mark says, and which may be used, sysfs.
+
+    Raises:
+        PlanRejectedError: they can't.
+    """
+    _require(names.is_endpoint_id(endpoint_id), f"endpoint id {endpoint_id!r}")
+    _require(names.is_pci_address(address), f"PCI address {address!r}")
+
+
 def check_port(port: Port) -> None:
     """Check what a port is to be like.
 
@@ -201,9 +231,10 @@ def check_port(port: Port) -> None:
     if port.vlan is not None:
         vids = [vid for vid in (port.vlan.vid, port.vlan.native_vid) if vid]
         _require(all(vid in _VIDS for vid in (*vids, *port.vlan.trunk_vids)), "a VLAN that is not 1 to 4094")
+        _require(port.vlan.qos in _PRIORITIES, f"priority {port.vlan.qos}")
     for limit in () if port.limits is None else (port.limits.from_vm, port.limits.to_vm):
         known = limit.rate_bps in _RATES_BPS and limit.burst_bytes in _NUMBERS and limit.rate_pps in _NUMBERS
-        _require(known, f"the limit {limit}")
+        _require(known and limit.min_rate_bps in _RATES_BPS, f"the limit {limit}")
 
 
 def own_addresses(port: Port) -> list[Address]:
@@ -269,6 +300,43 @@ def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant, *,
     ensured = [operation.vid for operation in plan if isinstance(operation, ops.EnsureVlan)]
     wanted = [] if standing.vlan is None else [standing.vlan.vid]
     _require(ensured == wanted, f"VLANs {ensured} for a port in {wanted}")
+
+
+def _check_functions(plan: ops.Plan, authority: Authority) -> None:
+    """Check a plan with a VF: that is the plan's only device."""
+    of_vf = [operation for operation in plan if isinstance(operation, _FunctionOperation)]
+    whose = {(operation.endpoint_id, operation.address, operation.network) for operation in of_vf}
+    _require(len(of_vf) == len(plan) and len(whose) == 1, "two devices in one plan")
+    for endpoint_id, address, network in whose:
+        function_grant(authority, network)
+        check_function(endpoint_id, address)
+    for operation in of_vf:
+        match operation:
+            case ops.ClaimFunction(_, _, _, port):
+                _check_function_port(port)
+            case ops.BindFunction(_, _, _, _, uid, gid):
+                _check_owner(uid, gid)
+            case ops.ChangeFunction(_, _, _, before, port):
+                _require(not isinstance(of_vf[0], ops.ClaimFunction), "a VF that this plan takes needs no change")
+                for one in (port,) if before is None else (port, before):
+                    _check_function_port(one)
+
+
+def _check_function_port(port: Port) -> None:
+    """Check that a VF can be like this: what its NIC can't keep to must not be taken for kept."""
+    check_port(port)
+    _require(_is_unicast(port.mac), f"MAC {port.mac!r}")
+    _require(not (port.guard_enabled or port.isolated or port.addresses or port.public_addresses), "a guard at a VF")
+    _require(not port.tx_queue_length, "a VF with a queue length")
+    if port.vlan is not None:
+        is_one = port.vlan.vid in _VIDS and not port.vlan.trunk_vids and not port.vlan.native_vid
+        _require(is_one, "a VF that isn't in one VLAN")
+    if port.limits is not None:
+        limit = port.limits.from_vm
+        kept = RateLimit(limit.rate_bps, min_rate_bps=limit.min_rate_bps)
+        _require(port.limits.to_vm == RateLimit() and limit == kept, "a limit that no VF has")
+        _require(not limit.rate_bps % _BPS_A_MBPS and not limit.min_rate_bps % _BPS_A_MBPS, "a rate that isn't whole Mbit/s")
+        _require(not limit.rate_bps or limit.min_rate_bps <= limit.rate_bps, "a least rate above the most")
 
 
 def _check_mac(mac: str, grant: BridgeGrant | UplinkGrant) -> None:

@@ -13,10 +13,18 @@ from pyroute2 import IPRoute
 
 from vifd.kernel import bridge, ifb, limits, macvtap, names, nat, netlink, ops, tap, vlans
 from vifd.kernel.announcing import Announcer
-from vifd.kernel.authority import Authority, BridgeGrant, PlanRejectedError, UplinkGrant, check_identity, check_plan
+from vifd.kernel.authority import (
+    Authority,
+    BridgeGrant,
+    PlanRejectedError,
+    UplinkGrant,
+    check_function,
+    check_identity,
+    check_plan,
+)
 from vifd.kernel.checking import Checker
 from vifd.kernel.direct import Macvtaps
-from vifd.kernel.making import Maker
+from vifd.kernel.making import Devices, Maker
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
 from vifd.kernel.nft.devices import Guards
@@ -24,6 +32,11 @@ from vifd.kernel.nft.elements import NOTHING
 from vifd.kernel.nft.nat import NatTable, NoNatTable
 from vifd.kernel.nodes import Nodes
 from vifd.kernel.publics import Publics
+from vifd.kernel.sriov.comparing import FunctionChecker
+from vifd.kernel.sriov.functions import Functions
+from vifd.kernel.sriov.hardware import Hardware
+from vifd.kernel.sriov.nic import RtnlNic
+from vifd.kernel.sriov.preparing import FunctionPreparer
 from vifd.model import Drift, DriftKind, Kind
 
 _Create = ops.CreateTap | ops.CreateMacvtap
@@ -39,6 +52,7 @@ class Tools(NamedTuple):
         support: how this kernel keeps limits.
         nodes: the device nodes of macvtaps; or why none can be made.
         packets: what frames are sent from; None: there is none.
+        hardware: the VFs of this host; or why none can be used.
     """
 
     guard: Guards
@@ -46,6 +60,7 @@ class Tools(NamedTuple):
     support: limits.Support
     nodes: Nodes | str
     packets: socket.socket | None
+    hardware: Hardware | str
 
     def close(self) -> None:
         """Let go of it, in a process that must not have it."""
@@ -55,6 +70,8 @@ class Tools(NamedTuple):
             self.nodes.close()
         if self.packets is not None:
             self.packets.close()
+        if isinstance(self.hardware, Hardware):
+            self.hardware.close()
 
 
 class Executor:
@@ -70,7 +87,10 @@ class Executor:
         self._publics = Publics(tools.nat)
         self._rtnl = RtnlSocket()
         self._macvtaps = Macvtaps(self._rtnl, tools.nodes)
-        self._maker = Maker(self._rtnl, tools.guard, tools.support, self._macvtaps, self._publics)
+        nic = RtnlNic(self._rtnl)
+        self._functions, self._preparer = Functions(tools.hardware, nic), FunctionPreparer(tools.hardware, nic)
+        self._function_checker = FunctionChecker(tools.hardware, nic)
+        self._maker = Maker(self._rtnl, tools.guard, tools.support, Devices(self._macvtaps, self._functions), self._publics)
         self._checker = Checker(self._rtnl, tools.guard, tools.support, self._macvtaps, self._publics)
         self._announcer = Announcer(self._rtnl, tools.packets)
 
@@ -112,7 +132,23 @@ class Executor:
         self._publics.release(op.port for plan in gone for op in plan if isinstance(op, ops.ConfigurePort))
         if any(isinstance(op, ops.EnsureVlan) for plan in gone for op in plan):
             vlans.discard_unused(self._rtnl)
+        for i, plan in enumerate(known):  # last: it may take seconds, and no tap waits for it
+            answer[i] = answer[i] or self._release_function(i, plan)
         return answer
+
+    def _release_function(self, index: int, plan: ops.Plan) -> ops.Refusal | None:
+        """Give the VF of a plan back, if there is one and it is the endpoint's."""
+        op = next((op for op in plan if isinstance(op, ops.ClaimFunction)), None)
+        if op is None:
+            return None
+        try:
+            check_function(op.endpoint_id, op.address)
+        except PlanRejectedError as error:
+            return ops.Refusal(index, "check", "", 0, f"the helper rejects the plan: {error}", ops.REJECTED)
+        failure = self._functions.release(op.endpoint_id, op.address)
+        if failure is None:
+            return None
+        return ops.Refusal(index, "ReleaseFunction", op.address, failure.errno, failure.message, failure.cause)
 
     def check(self, plans: Iterable[ops.Plan]) -> list[list[Drift]]:
         """Compare what plans have made with what is there; see Checker.
@@ -123,7 +159,12 @@ class Executor:
         answer = [_rejection(plan, authority) for plan in wanted]
         allowed = [plan for plan, drifts in zip(wanted, answer, strict=True) if not drifts]
         compared = iter(self._checker.check(allowed, authority))
-        return [drifts or next(compared) for drifts in answer]
+        return [drifts or next(compared) + self._compare_function(plan) for plan, drifts in zip(wanted, answer, strict=True)]
+
+    def _compare_function(self, plan: ops.Plan) -> list[Drift]:
+        claim = next((op for op in plan if isinstance(op, ops.ClaimFunction)), None)
+        bind = next((op for op in plan if isinstance(op, ops.BindFunction)), None)
+        return [] if claim is None else self._function_checker.compare(claim, bind)
 
     def announce(self, plans: Iterable[ops.Plan]) -> list[str]:
         """Announce VMs that run here now; see Announcer.
@@ -172,9 +213,12 @@ class Executor:
                     self._macvtaps.prepare(network, grant)
                 elif isinstance(grant, BridgeGrant):
                     bridge.prepare(self._rtnl, network, grant, publics)
+                elif problem := self._preparer.prepare(network, grant):
+                    problems[network] = problem
             except (bridge.BridgeError, macvtap.UplinkError) as error:
                 problems[network] = str(error)
         self._macvtaps.discard_stale_nodes()
+        self._preparer.discard_stale_marks()
         vlans.discard_unused(self._rtnl)
         return self._publics.settle(self._authority(), publics) | problems
 
@@ -192,12 +236,13 @@ class Executor:
         return [self._device(reply.link) for endpoint_id, reply in found if is_device_of(reply.link, endpoint_id)]
 
     def find_marked(self) -> list[ops.Device]:
-        """Tell every tap and macvtap of this namespace with an endpoint's mark. It lists all devices: for the start alone."""
+        """Tell every tap and macvtap of this namespace and every VF with an endpoint's mark, of all: for the start alone."""
         with IPRoute() as ipr:
             found = [m for kind in _KINDS for m in ipr.link("dump", kind=kind)]
         indexes = [m["index"] for m in found if names.marked_endpoint_id(m.get_attr("IFLA_IFALIAS") or "")]
         replies = self._rtnl.exchange([netlink.get_link(ifindex=index) for index in indexes])
-        return [self._device(reply.link) for reply in replies if reply.link]
+        devices = [self._device(reply.link) for reply in replies if reply.link]
+        return devices + self._preparer.find_marked(self._authority())
 
     def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
         """Open queues of an endpoint's tap, as its own settings say they must be, or of its macvtap.

@@ -22,37 +22,30 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from oslo_config import cfg
-from oslo_privsep import capabilities, daemon, priv_context
+from oslo_privsep import daemon, priv_context
 
 from vifd import privileges
 from vifd.errors import StartError
-from vifd.kernel import limits, names, ops, rulesetmonitor
+from vifd.kernel import equipping, limits, names, ops, rulesetmonitor
 from vifd.kernel.announcing import open_packet_socket
-from vifd.kernel.authority import Authority, UplinkGrant
+from vifd.kernel.authority import Authority
 from vifd.kernel.calls import Calls
 from vifd.kernel.executor import Executor, Tools
 from vifd.kernel.netlink import RtnlSocket
 from vifd.kernel.nft.devices import open_guards
 from vifd.kernel.nft.nat import open_nat_table
-from vifd.kernel.nodes import Nodes, NodesError
 
-#: One for making, one for deleting, one for everything else, and one for the watchdog.
-_THREADS = 4
 _PLANS_A_CALL = 512
 _TOKEN_BYTES = 16
 _MAX_QUEUES = 253  # SCM_MAX_FD, net/scm.h: as many descriptors as one message carries
 _START_SECONDS = 20
 _DID_NOT_START = "the privileged helper did not start; its error stands above"
 
-_CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
-#: To make device nodes and to give them to their owners: kept only where direct networks are configured.
-_NODE_CAPABILITIES = (capabilities.Capabilities.CAP_MKNOD, capabilities.Capabilities.CAP_CHOWN)
-
 context = priv_context.PrivContext(
     "vifd.kernel",
     cfg_section="vifd_privsep",
     pypath=f"{__name__}.context",
-    capabilities=_CAPABILITIES,
+    capabilities=equipping.CAPABILITIES,
 )
 
 
@@ -65,7 +58,7 @@ class _Helper:
         self.load, self.fd_channel = load, fd_channel
         self.authority: Authority = load()[1]
         try:
-            guard = open_guards(owned=owned, direct=_has_uplinks(self.authority))
+            guard = open_guards(owned=owned, direct=equipping.has_uplinks(self.authority))
             nat = open_nat_table(owned=owned)
             support = _probe_limits()
         except OSError as error:
@@ -75,7 +68,9 @@ class _Helper:
                 else ""
             )
             raise StartError(f"vifd's tables of nftables can't be made: {error.strerror or error}{owner}") from error
-        self.tools = Tools(guard, nat, support, _prepare_nodes(device_dir, self.authority), open_packet_socket())
+        nodes = equipping.prepare_nodes(device_dir, self.authority)
+        hardware = equipping.prepare_hardware(device_dir, self.authority)
+        self.tools = Tools(guard, nat, support, nodes, open_packet_socket(), hardware)
         self.per_thread = threading.local()
 
     @property
@@ -132,11 +127,10 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     lifeline, held = os.pipe2(os.O_CLOEXEC)
     _helper = _Helper(load, back, device_dir, owned=own_tables)
     tools = _helper.tools
-    if isinstance(tools.nodes, Nodes):
-        cfg.CONF.set_override("capabilities", [*_CAPABILITIES, *_NODE_CAPABILITIES], group=context.cfg_section)
+    cfg.CONF.set_override("capabilities", equipping.needed_capabilities(tools), group=context.cfg_section)
     port_id = tools.guard.port_id
     rulesets = rulesetmonitor.listen((port_id, tools.nat.port_id)) if port_id else None
-    cfg.CONF.set_override("thread_pool_size", _THREADS, group=context.cfg_section)
+    cfg.CONF.set_override("thread_pool_size", equipping.needed_threads(_helper.authority), group=context.cfg_section)
     os.register_at_fork(after_in_child=_Fork(front, lifeline, rulesets))
     with _watched(_START_SECONDS):
         try:
@@ -147,24 +141,6 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     os.close(held)
     tools.close()
     return Channels(front, lifeline, rulesets, tools.support)
-
-
-def _has_uplinks(authority: Authority) -> bool:
-    return any(isinstance(grant, UplinkGrant) for grant in authority.values())
-
-
-def _prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
-    """Get ready to make device nodes, while there is the capability to; or give why none can be made."""
-    if not _has_uplinks(authority):
-        return "the first network with driver direct takes a restart of vifd: its helper has no capability to make device nodes"
-    permitted = capabilities.get_caps()[1]
-    missing = [capability.name for capability in _NODE_CAPABILITIES if capability not in permitted]
-    if missing:
-        return f"driver direct takes {' and '.join(missing)}, which vifd wasn't started with (systemd/direct.conf)"
-    try:
-        return Nodes.prepare(device_dir)
-    except NodesError as error:
-        return str(error)
 
 
 @contextmanager
@@ -249,6 +225,10 @@ def apply(request: bytes) -> bytes:
     (NFT_MSG_NEWSETELEM); and it gives taps back to their owners (TUNSETOWNER through a queue of its own, see `owner`): nobody
     else may open a tap that its holder gave away. Who sends plans could as well delete a tap and have it made for another uid.
 
+    Of VFs it needs CAP_NET_ADMIN to tell their PFs what they are like (IFLA_VFINFO_LIST), uid 0 to bind them (sysfs:
+    driver_override, unbind, drivers_probe), and CAP_CHOWN to give their VFIO nodes to their owners; it takes only VFs of PFs that
+    the configuration names, that nobody else has.
+
     Args:
         request: an encoded `ops.ApplyRequest`.
 
@@ -264,6 +244,8 @@ def apply(request: bytes) -> bytes:
 @context.entrypoint
 def revert(request: bytes) -> bytes:
     """Delete the devices of plans. Needs CAP_NET_ADMIN: it deletes taps (RTM_DELLINK), only those with the endpoint's mark.
+
+    VFs it gives back, only those that are marked for the endpoint: with what `apply` takes, and uid 0 to reset them (sysfs).
 
     Args:
         request: an encoded `ops.RevertRequest`.
@@ -370,7 +352,8 @@ def open_queues(endpoint_id: str, count: int, vnet_hdr: bool, token: bytes) -> i
 def reload() -> tuple[str, dict[str, str]]:
     """Read the configuration again and bring the networks' bridges and their NAT to it.
 
-    Needs CAP_NET_ADMIN to make them, and to let the host forward (/proc/sys/net).
+    Needs CAP_NET_ADMIN to make them, and to let the host forward (/proc/sys/net); and uid 0 to make a PF's VFs where it has none
+    (sysfs: sriov_numvfs).
 
     Returns:
         The configuration's text, which the front process may not be able to read; and by network, what is wrong with it, or by ""

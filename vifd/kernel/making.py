@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from vifd.kernel import bridge, ifb, limits, names, netlink, ops, owner, tap, vlans
-from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant
+from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, function_grant
 from vifd.kernel.configuring import Configurer
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.macvtap import Failure, Uplink
@@ -22,7 +24,15 @@ from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.elements import NOTHING
 from vifd.kernel.publics import Publics
 from vifd.kernel.runs import Group, Run, Target, alive
+from vifd.kernel.sriov.functions import Functions
 from vifd.model import Port
+
+
+class Devices(NamedTuple):
+    """What makes devices that aren't taps."""
+
+    macvtaps: Macvtaps
+    functions: Functions
 
 
 class Maker:
@@ -32,12 +42,13 @@ class Maker:
         rtnl: the socket to ask through.
         guard: the guard's table.
         support: how this kernel keeps limits.
-        macvtaps: makes those.
+        devices: makes what isn't a tap.
         publics: gives ports their public addresses.
     """
 
-    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, macvtaps: Macvtaps, publics: Publics) -> None:
-        self._rtnl, self._guard, self._macvtaps, self._publics = rtnl, guard, macvtaps, publics
+    def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, devices: Devices, publics: Publics) -> None:
+        self._rtnl, self._guard, self._publics = rtnl, guard, publics
+        self._macvtaps, self._functions = devices
         self._configurer = Configurer(rtnl, guard, support, publics)
         self._bridges: dict[str, bridge.BridgeState | bridge.BridgeError] = {}
 
@@ -56,6 +67,8 @@ class Maker:
             for run in group.runs:
                 run.check(authority)
         self._ensure_bridges(alive(groups, ops.EnsureBridge), authority)
+        for group in groups:
+            self._take_functions(group, authority)
         for run, create in alive(groups, ops.CreateTap):
             self._create_tap(run, create)
         with vlans.lock:
@@ -103,6 +116,29 @@ class Maker:
             return error
 
     # --- the device
+
+    def _take_functions(self, group: Group, authority: Authority) -> None:
+        """Take a group's VFs and bind them, one after the other, until one fails: each may take seconds."""
+        for run in group.runs:
+            for op in run.plan:
+                if group.refusal is not None:
+                    return
+                if isinstance(op, ops.ClaimFunction):
+                    run.claimed = op
+                    self._note_function(run, op, self._functions.claim(op, function_grant(authority, op.network)))
+                elif isinstance(op, ops.BindFunction):
+                    made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
+                    self._note_function(run, op, made)
+                elif isinstance(op, ops.ChangeFunction):
+                    self._note_function(run, op, self._functions.change(op))
+
+    def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | None) -> None:
+        if isinstance(result, Failure):
+            run.fail_as(op, op.address, result)
+        elif isinstance(result, ops.FunctionMade):
+            run.function = result
+        else:
+            run.made = ops.Made(0, self._functions.mtu_of(op))
 
     def _create_tap(self, run: Run, op: ops.CreateTap) -> None:
         try:
@@ -223,6 +259,7 @@ class Maker:
         made = [run for run in group.runs if run.created is not None]
         for run in group.runs:
             run.close()
+            self._undo_function(run)
         self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
         self._macvtaps.delete((r.created.ifname, r.made.ifindex) for r in made if isinstance(r.created, ops.CreateMacvtap))
         if any(isinstance(op, ops.EnsureVlan) for run in group.runs for op in run.plan):
@@ -231,6 +268,11 @@ class Maker:
         self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
         self._guard.put({run.made.ifindex: NOTHING for run in made})
         self._publics.release(run.target.port for run in made if run.has_target)
+
+    def _undo_function(self, run: Run) -> None:
+        failure = self._functions.undo(run.claimed) if run.claimed is not None else None
+        if failure is not None and run.refusal is not None:
+            run.refusal = msgspec.structs.replace(run.refusal, message=f"{run.refusal.message}; {failure.message}")
 
     def _discard_bridges(self, groups: list[Group]) -> None:
         """Delete bridges that this batch made for groups that failed, unless another group's port hangs on one."""

@@ -27,6 +27,7 @@ _IFB_MARK = "vifd:ifb:"
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DEVICE_NAME = re.compile(f"vd[{''.join(_LETTERS.values())}][a-z2-7]{{10}}")
 _VLAN_NAME = re.compile("vdq[a-z2-7]{10}")
+_PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,14}")
 
 
@@ -42,6 +43,11 @@ def is_ifname(text: str) -> bool:
     makes the kernel choose a number, and a leading '-' or '.' misleads programs and paths.
     """
     return _IFNAME.fullmatch(text) is not None
+
+
+def is_pci_address(text: str) -> bool:
+    """Tell whether a text is the address of a PCI function, in the form that sysfs has: "0000:03:10.2"."""
+    return _PCI_ADDRESS.fullmatch(text) is not None
 
 
 @functools.lru_cache(4096)

@@ -43,6 +43,8 @@ class Run:
         self.grant: BridgeGrant | None = None
         self.uplink: Uplink | None = None
         self.device_path = ""
+        self.claimed: ops.ClaimFunction | None = None
+        self.function: ops.FunctionMade | None = None
         self.made = ops.Made()
         self.refusal: ops.Refusal | None = None
 
@@ -96,7 +98,7 @@ class Run:
     @property
     def result(self) -> ops.Made:
         """What it came to."""
-        return ops.Made(self.made.ifindex, self.made.mtu_bytes, self.made.bridge_name, self.device_path)
+        return ops.Made(self.made.ifindex, self.made.mtu_bytes, self.made.bridge_name, self.device_path, self.function)
 
     @property
     def last(self) -> ops.Operation:

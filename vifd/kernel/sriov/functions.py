@@ -74,6 +74,17 @@ class Functions:
             return None  # without marks there is nothing that could be an endpoint's
         return self._tried(address, lambda: self._release(endpoint_id, address))
 
+    def undo(self, claim: ops.ClaimFunction) -> Failure | None:
+        """Give back the VF of a request that failed. If that fails as well, it is tried again when somebody wants the VF.
+
+        Returns:
+            None, or why it is kept out of use.
+        """
+        failure = self.release(claim.endpoint_id, claim.address)
+        if failure is not None and isinstance(self._prepared, Hardware):
+            self._prepared.stranded.add(claim.endpoint_id)
+        return failure
+
     def mtu_of(self, op: ops.ClaimFunction | ops.ChangeFunction) -> int:
         """Give the MTU in effect of a VF that was just set up, in bytes."""
         return op.port.mtu_bytes or self._pf_of(op.address).mtu_bytes
@@ -83,7 +94,7 @@ class Functions:
     def _claim(self, op: ops.ClaimFunction, grant: FunctionGrant) -> None:
         function = self._get_allowed(op.address, grant)
         with self._hardware.locks.of(function.pf_address):
-            self._give_back_own(op)
+            self._give_back_left(op)
             pf = self._teller.get_pf(function)
             _check_pf(pf, op.port)
             function = self._get(op.address)
@@ -149,11 +160,12 @@ class Functions:
             if self._hardware.marks.find_of(address, endpoint_id) == mark:
                 self._give_back(address, mark)
 
-    def _give_back_own(self, op: ops.ClaimFunction) -> None:
-        """Give a VF back first that is marked for the endpoint already: it was taken away, and is there anew."""
-        mark = self._hardware.marks.find_of(op.address, op.endpoint_id)
-        if mark is not None:
+    def _give_back_left(self, op: ops.ClaimFunction) -> None:
+        """Give a VF back first that is the endpoint's already, for it was taken away and is there anew; or that is stranded."""
+        mark, stranded = self._hardware.marks.find(op.address), self._hardware.stranded
+        if mark is not None and (mark.endpoint_id == op.endpoint_id or mark.endpoint_id in stranded):
             self._give_back(op.address, mark)
+            stranded.discard(mark.endpoint_id)
 
     def _give_back(self, address: str, mark: Mark) -> None:
         """Make a VF as new: nobody's node, no driver of a VM's, reset, nothing known to its PF; then let its driver have it."""

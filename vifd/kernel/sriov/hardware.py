@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import NamedTuple
 
 from vifd.kernel import ops
 from vifd.kernel.macvtap import Failure
-from vifd.kernel.sriov.inventory import Inventory
-from vifd.kernel.sriov.marks import Marks
+from vifd.kernel.sriov.inventory import Inventory, is_address
+from vifd.kernel.sriov.marks import FOLDER, Marks, MarksError
 from vifd.kernel.sriov.pci import PciBus
 from vifd.kernel.sriov.vfio import VfioNodes
 
 _POLL_S = 0.005
+_WRITTEN = (Path("/sys/bus/pci"), Path("/sys/devices"))
 
 
 class FunctionError(Exception):
@@ -35,6 +37,10 @@ class FunctionError(Exception):
     def failure(self) -> Failure:
         """The same as a value."""
         return Failure(self.cause, self.errno, str(self))
+
+
+class HardwareError(Exception):
+    """No VF can be used here; its text says what the administrator has to do."""
 
 
 class Patience(NamedTuple):
@@ -75,6 +81,7 @@ class Hardware(NamedTuple):
         nodes: the VFIO nodes.
         marks: whose a VF is.
         locks: one for each PF.
+        stranded: endpoints that failed and whose VF couldn't be given back: nobody else is going to ask for that again.
         libvirt: where libvirt keeps what it knows of VFs that it has (src/util/virnetdev.c, virNetDevSaveNetConfig).
         udev: where udev keeps what it knows.
         patience: how long to wait.
@@ -85,9 +92,30 @@ class Hardware(NamedTuple):
     nodes: VfioNodes
     marks: Marks
     locks: Locks
+    stranded: set[str]
     libvirt: Path = Path("/run/libvirt/hostdevmgr")
     udev: Path = Path("/run/udev")
     patience: Patience = Patience()
+
+    @classmethod
+    def prepare(cls, device_dir: Path) -> Hardware:
+        """Get ready. Call it as root, with what capabilities there are.
+
+        Args:
+            device_dir: where vifd keeps what goes with a new start of the host.
+
+        Raises:
+            HardwareError: no VF can be used.
+        """
+        for path in _WRITTEN:
+            if path.exists() and os.statvfs(path).f_flag & os.ST_RDONLY:
+                raise HardwareError(
+                    f"driver sriov takes a {path} that vifd may write, and it is mounted read-only (systemd/sriov.conf)"
+                )
+        try:
+            return cls(Inventory(), PciBus(), VfioNodes(), Marks.prepare(device_dir), Locks(), set())
+        except MarksError as error:
+            raise HardwareError(str(error)) from error
 
     def close(self) -> None:
         """Let go of it, in a process that must not have it."""
@@ -102,6 +130,14 @@ class Hardware(NamedTuple):
         """
         if (self.udev / "control").exists():
             wait_for((self.udev / "data" / device).exists, self.patience.udev)
+
+
+def has_marks(device_dir: Path) -> bool:
+    """Tell whether a VF is left that an earlier helper has marked."""
+    try:
+        return any(is_address(path.name) for path in (device_dir / FOLDER).iterdir())
+    except OSError:
+        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:

@@ -14,7 +14,6 @@ from msgspec import Struct
 from vifd.kernel import names
 from vifd.kernel.authority import FunctionGrant
 
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 #: What a switch calls the port of a VF or of a scalable function (Documentation/networking/devlink/devlink-port.rst): no PF's.
 _REPRESENTOR = re.compile(r"(c\d+)?(pf\d+)?(vf|sf)\d+")
 _IFF_UP = 1
@@ -68,8 +67,8 @@ class Function(Struct, frozen=True):
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text is the PCI address of a function, in the form that sysfs has: "0000:03:10.2"."""
-    return _ADDRESS.fullmatch(text) is not None
+    """Tell whether a text is the address of a PCI function; see `names.is_pci_address`."""
+    return names.is_pci_address(text)
 
 
 class Inventory:

@@ -20,7 +20,8 @@ from msgspec import Struct
 from vifd.kernel.sriov.inventory import is_address
 from vifd.kernel.sriov.settings import VfSettings
 
-_FOLDER = "functions"
+#: Below the device directory.
+FOLDER = "functions"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAXIMUM_BYTES = 4096
 
@@ -64,12 +65,12 @@ class Marks:
 
     @classmethod
     def prepare(cls, device_dir: Path) -> Marks:
-        """Make the directory if it is missing. Call it as root.
+        """Make the directory if it is missing, and delete what a helper that died has left half made. Call it as root.
 
         Raises:
             MarksError: it is somebody else's, or no directory.
         """
-        path = device_dir / _FOLDER
+        path = device_dir / FOLDER
         try:
             for one in (device_dir, path):
                 one.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -77,6 +78,8 @@ class Marks:
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
                     rule = "has to be a directory that root alone may change; move it away, or chown it"
                     raise MarksError(f"daemon.device_dir: {one} {rule}")
+            for left in path.glob(".*"):
+                left.unlink()
             return cls(path, os.open(path, _OPEN_DIRECTORY))
         except OSError as error:
             raise MarksError(f"daemon.device_dir: {path} can't be used for marks of VFs: {error.strerror}") from error
@@ -92,7 +95,7 @@ class Marks:
             FileExistsError: it is marked.
             OSError: it can't be marked.
         """
-        new = f".{address}-{secrets.token_hex(8)}"
+        new, address = f".{secrets.token_hex(8)}", _checked(address)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         try:
             try:
@@ -111,7 +114,7 @@ class Marks:
             OSError: it can't be read, or isn't vifd's.
         """
         try:
-            fd = os.open(address, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+            fd = os.open(_checked(address), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         except FileNotFoundError:
             return None
         try:
@@ -133,14 +136,19 @@ class Marks:
     def discard(self, address: str) -> None:
         """Take a VF's mark away."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(address, dir_fd=self._directory)
+            os.unlink(_checked(address), dir_fd=self._directory)
 
     def addresses(self) -> list[str]:
         """List the VFs that are marked."""
         return sorted(path.name for path in self._path.iterdir() if is_address(path.name))
 
-    def discard_half_made(self) -> None:
-        """Delete what a helper that died has left half made. Nobody may be marking meanwhile."""
-        for path in self._path.iterdir():
-            if path.name.startswith("."):
-                self.discard(path.name)
+
+def _checked(address: str) -> str:
+    """Give an address that can name a file here and nothing else.
+
+    Raises:
+        OSError: it is none.
+    """
+    if not is_address(address):
+        raise OSError(errno.EINVAL, f"{address!r} is no PCI address")
+    return address

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from vifd.kernel import netlink
 from vifd.kernel.netlink import Ifla, Link
-from vifd.model import Limits, Port, RateLimit, Vlan, VlanProtocol
+from vifd.model import Limits, Port, Vlan, VlanProtocol
 
 NO_MAC = "00:00:00:00:00:00"
 BPS_A_MBPS = 1_000_000
@@ -121,11 +121,6 @@ def wanted(port: Port) -> VfSettings:
         max_rate_mbps=from_vm.rate_bps // BPS_A_MBPS,
         link_state=LinkState.DOWN if port.link_up is False else LinkState.AUTO,
     )
-
-
-def is_whole_rate(limit: RateLimit) -> bool:
-    """Tell whether a limit's rates are what a PF can be told: whole Mbit/s."""
-    return limit.rate_bps % BPS_A_MBPS == 0 and limit.min_rate_bps % BPS_A_MBPS == 0
 
 
 def set_vf(pf_ifindex: int, vf_index: int, setting: Setting, settings: VfSettings) -> bytes:

@@ -399,7 +399,7 @@ def test_a_mac_that_cant_be_zeroed_is_somebody_elses_no_more(host: FakeHost) -> 
 
 
 def test_where_there_is_nothing_to_work_with_nothing_is_an_endpoints() -> None:
-    own = Functions("the first SR-IOV network takes a restart", FakeNic(None))  # type: ignore[arg-type]  it isn't asked
+    own = Functions("the first SR-IOV network takes a restart", FakeNic(None))
     assert refused(own.claim(CLAIM, GRANT)) == "the first SR-IOV network takes a restart"
     assert own.release(ID, VF) is None
 

@@ -8,7 +8,7 @@ import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from vifd.kernel import netlink
-from vifd.kernel.sriov.settings import NO_MAC, LinkState, Setting, VfSettings, is_whole_rate, read_vf, set_vf, wanted
+from vifd.kernel.sriov.settings import NO_MAC, LinkState, Setting, VfSettings, read_vf, set_vf, wanted
 from vifd.model import Limits, Port, RateLimit, Vlan, VlanProtocol
 
 MAC = "52:54:00:12:34:56"
@@ -119,8 +119,3 @@ def test_what_a_port_means_for_its_vf() -> None:
 )
 def test_each_setting_makes_a_difference(changed: VfSettings, setting: Setting) -> None:
     assert VfSettings(MAC).differences(changed) == [setting]
-
-
-@pytest.mark.parametrize(("limit", "whole"), [(RateLimit(), True), (RateLimit(2_000_000), True), (RateLimit(1_500_000), False)])
-def test_whole_rates(limit: RateLimit, whole: bool) -> None:
-    assert is_whole_rate(limit) == whole

@@ -1,0 +1,69 @@
+"""What the privileged helper is equipped with before it is forked, and no more than what is configured takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oslo_privsep import capabilities
+
+from vifd.kernel.authority import Authority, FunctionGrant, UplinkGrant
+from vifd.kernel.executor import Tools
+from vifd.kernel.nodes import Nodes, NodesError
+from vifd.kernel.sriov.hardware import Hardware, HardwareError, has_marks
+
+#: One for making, one for deleting, one for everything else, and one for the watchdog.
+_THREADS = 4
+#: For each PF one for making and one for taking down, for a VF may take seconds: this many more at most.
+_THREADS_A_PF, _MORE_THREADS = 2, 16
+
+CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
+#: To make device nodes and to give them to their owners: kept only where direct networks are configured.
+_NODE_CAPABILITIES = (capabilities.Capabilities.CAP_MKNOD, capabilities.Capabilities.CAP_CHOWN)
+#: To give VFIO nodes to their owners: kept only where SR-IOV networks are configured, or a VF is left of one that was.
+_FUNCTION_CAPABILITIES = (capabilities.Capabilities.CAP_CHOWN,)
+
+
+def needed_capabilities(tools: Tools) -> list[capabilities.Capabilities]:
+    """Give what the helper keeps: no more than what is configured takes."""
+    nodes = _NODE_CAPABILITIES if isinstance(tools.nodes, Nodes) else ()
+    functions = _FUNCTION_CAPABILITIES if isinstance(tools.hardware, Hardware) else ()
+    return list(dict.fromkeys((*CAPABILITIES, *nodes, *functions)))
+
+
+def needed_threads(authority: Authority) -> int:
+    """Give how many calls the helper works on at once."""
+    pfs = {name for grant in authority.values() if isinstance(grant, FunctionGrant) for name in grant.pfs}
+    return _THREADS + min(_THREADS_A_PF * len(pfs), _MORE_THREADS)
+
+
+def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:
+    """Get ready to work with VFs, while there is the capability to; or give why none can be used."""
+    if not any(isinstance(grant, FunctionGrant) for grant in authority.values()) and not has_marks(device_dir):
+        return "the first network with driver sriov takes a restart of vifd: its helper has no capability to give VFs away"
+    permitted = capabilities.get_caps()[1]
+    missing = [capability.name for capability in _FUNCTION_CAPABILITIES if capability not in permitted]
+    if missing:
+        return f"driver sriov takes {' and '.join(missing)}, which vifd wasn't started with (systemd/sriov.conf)"
+    try:
+        return Hardware.prepare(device_dir)
+    except HardwareError as error:
+        return str(error)
+
+
+def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
+    """Get ready to make device nodes, while there is the capability to; or give why none can be made."""
+    if not has_uplinks(authority):
+        return "the first network with driver direct takes a restart of vifd: its helper has no capability to make device nodes"
+    permitted = capabilities.get_caps()[1]
+    missing = [capability.name for capability in _NODE_CAPABILITIES if capability not in permitted]
+    if missing:
+        return f"driver direct takes {' and '.join(missing)}, which vifd wasn't started with (systemd/direct.conf)"
+    try:
+        return Nodes.prepare(device_dir)
+    except NodesError as error:
+        return str(error)
+
+
+def has_uplinks(authority: Authority) -> bool:
+    """Tell whether there is a direct network."""
+    return any(isinstance(grant, UplinkGrant) for grant in authority.values())

@@ -1,0 +1,110 @@
+"""Gets the PFs of SR-IOV networks ready: their VFs made, and set up; or says what the administrator has to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from vifd.kernel import names, ops
+from vifd.kernel.authority import Authority, FunctionGrant
+from vifd.kernel.sriov.hardware import Hardware
+from vifd.kernel.sriov.inventory import PhysicalFunction
+from vifd.kernel.sriov.nic import Nic
+from vifd.model import Kind
+
+
+class FunctionPreparer:
+    """Gets PFs ready, and looks for VFs that are marked.
+
+    Args:
+        hardware: what there is to work with; or why there is nothing.
+        nic: rtnetlink.
+    """
+
+    def __init__(self, hardware: Hardware | str, nic: Nic) -> None:
+        self._prepared, self._nic = hardware, nic
+
+    def prepare(self, network: str, grant: FunctionGrant) -> str:
+        """Get the PFs of a network ready: VFs are made only where there are none.
+
+        Returns:
+            What is wrong with it, as sentences; empty: nothing.
+        """
+        if isinstance(self._prepared, str):
+            return self._prepared
+        return "; ".join(problem for name in grant.pfs for problem in self._prepare(self._prepared, network, name, grant))
+
+    def discard_stale_marks(self) -> None:
+        """Forget marks of VFs that were taken away."""
+        if isinstance(self._prepared, Hardware):
+            for address in self._prepared.marks.addresses():
+                if (mark := self._prepared.marks.find(address)) is not None:
+                    with self._prepared.locks.of(mark.pf_address):
+                        _discard_if_gone(self._prepared, address)
+
+    def find_marked(self, authority: Authority) -> list[ops.Device]:
+        """Tell every marked VF that a network of the configuration may use: of others' VFs nothing is said."""
+        if isinstance(self._prepared, str):
+            return []
+        inventory, marks = self._prepared.inventory, self._prepared.marks
+        grants = [grant for grant in authority.values() if isinstance(grant, FunctionGrant)]
+        allowed = {function.address for grant in grants for function in inventory.allowed(grant)}
+        found = {address: marks.find(address) for address in marks.addresses() if address in allowed}
+        return [_device(address, mark.endpoint_id) for address, mark in found.items() if mark is not None]
+
+    def _prepare(self, hardware: Hardware, network: str, name: str, grant: FunctionGrant) -> Iterator[str]:
+        pf = hardware.inventory.find_pf(name)
+        if pf is None:
+            yield hardware.inventory.explain_pf(name)
+            return
+        netdev = self._nic.find_netdev(pf.ifname)
+        if netdev is None or not hardware.inventory.shows(pf.ifname, netdev.ifindex):
+            words = "it has no driver, or it is in another network namespace; networks of SR-IOV take a vifd in the host's own"
+            yield f"PF {name} has no netdev here: {words}"
+            return
+        yield from _ensure_vfs(hardware, pf, grant)
+        if grant.mtu_bytes > netdev.mtu_bytes:
+            yield f"MTU {grant.mtu_bytes} of network {network} is more than PF {name}'s {netdev.mtu_bytes}"
+        if not netdev.up and (reply := self._nic.set_up(netdev)).errno:
+            yield f"can't set PF {name} up: {reply.message}"
+
+
+def _discard_if_gone(hardware: Hardware, address: str) -> None:
+    try:
+        hardware.bus.driver(address)
+    except FileNotFoundError:
+        hardware.marks.discard(address)
+
+
+def _ensure_vfs(hardware: Hardware, pf: PhysicalFunction, grant: FunctionGrant) -> Iterator[str]:
+    """Make a PF's VFs, if it has none: a number can be changed only by way of 0, which would destroy those that are in use."""
+    name = pf.ifname
+    if pf.vf_count == 0 and grant.vfs:
+        if grant.vfs > pf.total_vfs:
+            yield f"PF {name} can have {pf.total_vfs} VFs at most; vfs = {grant.vfs} asks for more"
+            return
+        try:
+            with hardware.locks.of(pf.address):
+                hardware.bus.set_vf_count(pf.address, grant.vfs)
+        except OSError as error:
+            yield f"PF {name} makes no {grant.vfs} VFs: {os.strerror(error.errno or 0)}; the kernel's log has more"
+    elif pf.vf_count == 0:
+        yield f"PF {name} has no VFs: say how many it is to have with vfs ({pf.total_vfs} at most)"
+    elif grant.vfs and pf.vf_count != grant.vfs:
+        how = f"release its endpoints and write 0 to /sys/bus/pci/devices/{pf.address}/sriov_numvfs, or set vfs = {pf.vf_count}"
+        yield f"PF {name} has {pf.vf_count} VFs, and vfs = {grant.vfs} says otherwise: {how}"
+
+
+def _device(address: str, endpoint_id: str) -> ops.Device:
+    """Tell of a marked VF in the words for devices; whether somebody has it open shows when it is released."""
+    return ops.Device(
+        ifname=address,
+        ifindex=0,
+        kind=Kind.PCI,
+        endpoint_id=endpoint_id if names.is_endpoint_id(endpoint_id) else "",
+        master=0,
+        mtu_bytes=0,
+        mac="",
+        up=False,
+        carrier=False,
+    )
