@@ -13,10 +13,10 @@ from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
-from vifd.kernel.ops import CreateMacvtap, CreateTap, Device, Plan
+from vifd.kernel.ops import ClaimFunction, CreateMacvtap, CreateTap, Device, Plan
 from vifd.kernel.processes import Processes
 from vifd.kernel.room import Room
-from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, MacvtapMode, ProcessLifetime, State, TapDevice
+from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, MacvtapMode, Port, ProcessLifetime, State, TapDevice
 
 _log = getLogger(__name__)
 _T = TypeVar("_T")
@@ -156,13 +156,19 @@ async def _sweep(room: Room, known: set[str]) -> None:
         return
     answers = await _revert(room, [_plan_for(device) for device in idle])
     # Who took all its names from a device hid it from the deletion, which finds it by them.
-    left = {device.ifindex for device in await room.inspect([])}
+    left = {_identity(device) for device in await room.inspect([])}
     for device, error in zip(idle, answers, strict=True):
-        if device.ifindex not in left:
-            _log.warning("a tap of vifd's that no record knows is deleted", extra={"device": device.ifname})
+        what = "VF" if device.kind == Kind.PCI else "tap"
+        if _identity(device) not in left:
+            _log.warning(f"a {what} of vifd's that no record knows is deleted", extra={"device": device.ifname})
         else:
             reason = str(error or "it was renamed and has no alternative name; delete it by hand")
-            _log.error("a stray tap can't be deleted", extra={"device": device.ifname, "error": reason})
+            _log.error(f"a stray {what} can't be deleted", extra={"device": device.ifname, "error": reason})
+
+
+def _identity(device: Device) -> int | str:
+    """Give what tells a device from others: a VF has no index, and no other name than its address."""
+    return device.ifname if device.kind == Kind.PCI else device.ifindex
 
 
 def _may_be_in_use(device: Device) -> bool:
@@ -171,6 +177,8 @@ def _may_be_in_use(device: Device) -> bool:
 
 def _plan_for(device: Device) -> Plan:
     """Give a plan whose undoing deletes a device: only its name and mark count for that."""
+    if device.kind == Kind.PCI:
+        return (ClaimFunction(device.endpoint_id, "", device.ifname, Port()),)
     if device.kind == Kind.MACVTAP:
         ifname = device_name(Kind.MACVTAP, device.endpoint_id)
         return (CreateMacvtap(device.endpoint_id, ifname, "", "02:00:00:00:00:00", MacvtapMode.BRIDGE),)

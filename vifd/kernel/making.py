@@ -69,6 +69,8 @@ class Maker:
         self._ensure_bridges(alive(groups, ops.EnsureBridge), authority)
         for group in groups:
             self._take_functions(group, authority)
+        for run, op in alive(groups, ops.ChangeFunction):
+            self._note_function(run, op, self._functions.change(op))
         for run, create in alive(groups, ops.CreateTap):
             self._create_tap(run, create)
         with vlans.lock:
@@ -129,8 +131,6 @@ class Maker:
                 elif isinstance(op, ops.BindFunction):
                     made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
                     self._note_function(run, op, made)
-                elif isinstance(op, ops.ChangeFunction):
-                    self._note_function(run, op, self._functions.change(op))
 
     def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | None) -> None:
         if isinstance(result, Failure):

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -7,9 +7,10 @@ from tests.support.messages import endpoint_id
 from tests.support.records import bridge_entry, entry
 from tests.support.rooms import PLANS_A_CALL, FakeRoom
 from tests.support.worlds import BOOT, World, asked, failure_of, world
-from vifd.errors import HostNotReady, JournalDamaged, TryAgain
+from vifd.errors import HostNotReady, JournalDamaged, KernelRefused, TryAgain, VifdError
+from vifd.kernel import ops
 from vifd.kernel.room import HelperLostError
-from vifd.model import DriftKind, State, TapDevice
+from vifd.model import DriftKind, Kind, State, TapDevice
 
 
 @pytest.fixture
@@ -173,6 +174,30 @@ async def test_a_stray_that_the_kernel_keeps_stops_nothing(one: World) -> None:
     one.room.put(endpoint_id(7))
     one.room.keep(endpoint_id(7))
     assert await one.recover() == []
+
+
+async def test_stray_vfs_are_given_back_and_told_apart_by_their_addresses(
+    one: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, address in ((7, "0000:01:10.0"), (8, "0000:01:10.2")):
+        vf = ops.Device(address, 0, Kind.PCI, endpoint_id(number), 0, 0, "", up=False, carrier=False)
+        one.room.devices[endpoint_id(number)] = vf
+
+    async def revert(plans: Sequence[ops.Plan]) -> list[VifdError | None]:
+        assert [(op.endpoint_id, op.address) for (op,) in plans] == [
+            (endpoint_id(7), "0000:01:10.0"),
+            (endpoint_id(8), "0000:01:10.2"),
+        ]
+        del one.room.devices[endpoint_id(7)]
+        return [None, KernelRefused("ReleaseFunction", "0000:01:10.2", 0, "it can't be reset")]
+
+    monkeypatch.setattr(one.room, "revert", revert)
+    await one.recover()
+    told = {record.device: record.message for record in caplog.records if hasattr(record, "device")}
+    assert told == {
+        "0000:01:10.0": "a VF of vifd's that no record knows is deleted",
+        "0000:01:10.2": "a stray VF can't be deleted",
+    }
 
 
 async def test_a_device_with_a_record_is_no_stray(one: World) -> None:

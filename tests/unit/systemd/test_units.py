@@ -59,13 +59,22 @@ def test_systemd_understands_every_key(units: Path, name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("drop_ins", [["netns.conf"], ["direct.conf"], ["direct.conf", "netns.conf"]])
+@pytest.mark.parametrize(
+    "drop_ins",
+    [["netns.conf"], ["direct.conf"], ["direct.conf", "netns.conf"], ["sriov.conf"], ["direct.conf", "netns.conf", "sriov.conf"]],
+)
 def test_the_drop_ins_are_understood(units: Path, drop_ins: list[str]) -> None:
     (units / "vifd.service.d").mkdir()
     for drop_in in drop_ins:
         shutil.copy(UNITS / drop_in, units / "vifd.service.d")
     done = run("systemd-analyze", "verify", "--man=no", units / "vifd.service")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_sriov_may_write_only_the_part_of_sysfs_that_it_needs() -> None:
+    service = read_unit("sriov.conf")["Service"]
+    assert (service["ReadWritePaths"], service["CapabilityBoundingSet"]) == ("/sys/bus/pci /sys/devices", "CAP_CHOWN")
+    assert "ProtectKernelTunables" not in service
 
 
 def test_only_the_main_process_is_asked_to_stop() -> None:
