@@ -1,0 +1,376 @@
+"""VFs of real drivers: igb's and igbvf's, in an emulated machine with an IOMMU; read back with `ip`, sysfs and VFIO's ioctls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import vfs
+from tests.support.asking import make, new_id, refusal, release_all, state_of
+from tests.support.daemon import Daemon, running, wait_for
+from tests.support.restarts import listed
+from vifclient import Client, VifError
+from vifclient.messages import (
+    DriftKind,
+    Endpoint,
+    EndpointPreference,
+    LimitsSpec,
+    Owner,
+    PciHostDriver,
+    PciPreference,
+    PortSpec,
+    RateLimit,
+    VlanSpec,
+)
+from vifclient.retry import NO_RETRY
+from vifd.kernel import names
+from vifd.model import Kind
+
+ALICE, BOB = 20001, 20002
+FIRST_PF, SECOND_PF, COUNT = "eth0", "eth1", 7
+MAC = "52:54:00:12:34:56"
+NETWORKS = """
+[networks.fast]
+driver = "sriov"
+pfs = ["eth0", "eth1"]
+vfs = 7
+"""
+#: One VF alone, for tests that follow it from hand to hand.
+ONE = """
+[networks.fast]
+driver = "sriov"
+pfs = ["eth0"]
+vfs = ["{address}"]
+repair = "report"
+"""
+VFIO = [EndpointPreference(pci=PciPreference(host_driver=PciHostDriver.PCI_HOST_DRIVER_VFIO))]
+KERNEL = [EndpointPreference(pci=PciPreference(host_driver=PciHostDriver.PCI_HOST_DRIVER_KERNEL))]
+
+
+def make_vf(client: Client, endpoint_id: str = "", *, acceptable: Any = VFIO, **fields: Any) -> Endpoint:
+    return make(client, endpoint_id, network="fast", acceptable=acceptable, **fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules() -> None:
+    subprocess.run(["modprobe", "-a", "igb", "igbvf", "vfio-pci"], check=True)
+    assert vfs.pfs() == [FIRST_PF, SECOND_PF]
+
+
+@pytest.fixture(scope="module")
+def host(modules: None) -> Iterator[Daemon]:
+    """A daemon of the machine's own namespace, that makes the VFs itself."""
+    for pf in (FIRST_PF, SECOND_PF):
+        vfs.set_count(pf, 0)
+        subprocess.run(["ip", "link", "set", pf, "down"], check=True)
+    with running(netns="", networks=NETWORKS) as daemon:
+        yield daemon
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log()
+
+
+@pytest.fixture
+def vifd(host: Daemon) -> Iterator[Daemon]:
+    """The module's daemon, whose VFs are as new before and after each test."""
+    before = [vfs.state(pf) for pf in (FIRST_PF, SECOND_PF)]
+    yield host
+    print(host.log()[-5000:])
+    with Client(host.socket, retry=NO_RETRY) as client:
+        release_all(client)
+    assert [vfs.state(pf) for pf in (FIRST_PF, SECOND_PF)] == before
+    assert list((host.devices / "functions").iterdir()) == []
+
+
+@pytest.fixture
+def client(vifd: Daemon) -> Iterator[Client]:
+    with Client(vifd.socket, retry=NO_RETRY) as client:
+        yield client
+
+
+@pytest.fixture
+def one(host: Daemon) -> Iterator[Daemon]:
+    """A daemon of the test's own that has one VF of the module's daemon, which doesn't know."""
+    address = vfs.addresses(FIRST_PF)[0]
+    before = vfs.state(FIRST_PF)
+    with running(netns="", networks=ONE.format(address=address)) as daemon:
+        yield daemon
+        print(daemon.log()[-5000:])
+        with Client(daemon.socket, retry=NO_RETRY) as client:
+            release_all(client)
+        assert vfs.state(FIRST_PF) == before
+
+
+def test_vfs_are_made_at_the_start_and_their_pfs_set_up(vifd: Daemon) -> None:
+    assert [vfs.count(pf) for pf in (FIRST_PF, SECOND_PF)] == [COUNT, COUNT]
+    assert all(int(Path(f"/sys/class/net/{pf}/flags").read_text(), 16) & 1 for pf in (FIRST_PF, SECOND_PF))
+
+
+def test_a_vf_is_as_it_was_asked_for(vifd: Daemon, client: Client) -> None:
+    limits = LimitsSpec(from_vm=RateLimit(rate_bps=100_000_000))
+    port = PortSpec(mac=MAC, vlan=VlanSpec(vid=7, qos=3), limits=limits, trusted=True)
+    made = make_vf(client, port=port, owner=Owner(uid=ALICE)).pci
+    assert made.address == vfs.addresses(made.pf_ifname)[made.vf_index]
+    known = vfs.told(made.pf_ifname, made.vf_index)
+    assert (known["address"], known["vlan_list"]) == (MAC, [{"vlan": 7, "qos": 3}])
+    assert (known["spoofchk"], known["trust"], known["rate"]["max_tx"]) == (True, True, 100)
+    assert (vfs.driver(made.address), made.vfio_path) == ("vfio-pci", str(vfs.node(made.address)))
+    found = Path(made.vfio_path).stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (ALICE, 0o600)
+
+
+def test_its_owner_opens_it_and_nobody_else(vifd: Daemon, client: Client) -> None:
+    address = make_vf(client, owner=Owner(uid=ALICE)).pci.address
+    with pytest.raises(AssertionError, match="Permission denied"), vfs.opened(address, BOB):
+        pass
+    with vfs.opened(address, ALICE):
+        pass
+
+
+def test_every_vf_is_handed_out_once_and_one_more_is_refused(vifd: Daemon, client: Client) -> None:
+    made = [make_vf(client).pci for _ in range(2 * COUNT)]
+    assert {one.address for one in made} == {*vfs.addresses(FIRST_PF), *vfs.addresses(SECOND_PF)}
+    assert len({one.vfio_path for one in made}) == 2 * COUNT
+    with refusal("RESOURCE_EXHAUSTED", "NETWORK_FULL"):
+        make_vf(client)
+
+
+@contextlib.contextmanager
+def in_namespace(ifname: str, address: str) -> Iterator[str]:
+    """Move a netdev to a namespace of its own, as a container's does, and give it an address."""
+    netns = f"vifd-test-{ifname[-6:]}"
+    subprocess.run(["ip", "netns", "add", netns], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", ifname, "netns", netns], check=True)
+        subprocess.run(["ip", "-n", netns, "address", "add", f"{address}/24", "dev", ifname], check=True)
+        subprocess.run(["ip", "-n", netns, "link", "set", ifname, "up"], check=True)
+        yield netns
+    finally:
+        subprocess.run(["ip", "netns", "delete", netns], check=True)
+
+
+def reaches(netns: str, address: str, tries: int) -> bool:
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns, "ping", "-c", str(tries), "-W", "1", address], check=False, capture_output=True
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(("vids", "talk"), [((7, 7), True), ((7, 8), False)])
+def test_vfs_reach_each_other_in_one_vlan_and_not_across(vifd: Daemon, client: Client, vids: Any, talk: bool) -> None:
+    made = [make_vf(client, acceptable=KERNEL, port=PortSpec(vlan=VlanSpec(vid=vid))) for vid in vids]
+    for endpoint in made:
+        assert endpoint.pci.ifname == names.device_name(Kind.PCI, endpoint.endpoint_id)
+        assert Path(f"/sys/class/net/{endpoint.pci.ifname}/address").read_text().strip() == endpoint.port.mac
+    first, second = (endpoint.pci.ifname for endpoint in made)
+    with in_namespace(first, "192.0.2.1") as netns, in_namespace(second, "192.0.2.2"):
+        assert reaches(netns, "192.0.2.2", 10 if talk else 3) is talk
+        release_all(client)  # also out of a namespace
+
+
+def test_a_vf_that_somebody_uses_is_not_handed_out(vifd: Daemon, client: Client) -> None:
+    ifname = vfs.ifname(vfs.addresses(FIRST_PF)[0])
+    subprocess.run(["ip", "link", "set", ifname, "up"], check=True)
+    made = {make_vf(client).pci.address for _ in range(2 * COUNT - 1)}
+    assert made == {*vfs.addresses(FIRST_PF)[1:], *vfs.addresses(SECOND_PF)}
+    with refusal("RESOURCE_EXHAUSTED", "NETWORK_FULL"):
+        make_vf(client)
+    subprocess.run(["ip", "link", "set", ifname, "down"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        (PortSpec(link_up=False), "refuses the link state down of a VF"),
+        (PortSpec(limits=LimitsSpec(from_vm=RateLimit(min_rate_bps=1_000_000))), "refuses the rate 1 to any Mbit/s of a VF"),
+        (PortSpec(limits=LimitsSpec(from_vm=RateLimit(rate_bps=100_000_000_000))), "refuses the rate 0 to 100000 Mbit/s of a VF"),
+        (PortSpec(mtu_bytes=9000), "MTU 9000 is more than PF"),
+    ],
+)
+def test_what_the_card_cant_do_fails_the_request(vifd: Daemon, client: Client, port: PortSpec, words: str) -> None:
+    with refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as refused:
+        make_vf(client, port=port)
+    assert words in refused.value.message
+
+
+def test_a_living_vf_is_changed(vifd: Daemon, client: Client) -> None:
+    made = make_vf(client, port=PortSpec(vlan=VlanSpec(vid=7)))
+    client.update_endpoint(made.endpoint_id, PortSpec(vlan=VlanSpec(vid=8)), ["vlan"])
+    assert vfs.told(made.pci.pf_ifname, made.pci.vf_index)["vlan_list"] == [{"vlan": 8}]
+
+
+def test_what_others_change_is_told_and_mended(vifd: Daemon, client: Client) -> None:
+    made = make_vf(client, port=PortSpec(vlan=VlanSpec(vid=7)), owner=Owner(uid=ALICE))
+    pf, index = made.pci.pf_ifname, str(made.pci.vf_index)
+    subprocess.run(["ip", "link", "set", pf, "vf", index, "vlan", "9"], check=True)
+    subprocess.run(["ip", "link", "set", pf, "vf", index, "spoofchk", "off"], check=True)
+    os.chown(made.pci.vfio_path, 0, 0)
+    found = client.check_endpoint(made.endpoint_id, repair=True)
+    assert {drift.kind for drift in found} == {
+        DriftKind.DRIFT_KIND_VLAN,
+        DriftKind.DRIFT_KIND_GUARD,
+        DriftKind.DRIFT_KIND_OWNER,
+    }
+    assert client.check_endpoint(made.endpoint_id) == []
+    assert Path(made.pci.vfio_path).stat().st_uid == ALICE
+
+
+def test_a_vf_whose_vm_runs_is_released_when_that_ends(vifd: Daemon, client: Client) -> None:
+    made = make_vf(client, owner=Owner(uid=ALICE))
+    with vfs.opened(made.pci.address, ALICE):
+        with refusal("INTERNAL", "KERNEL_REFUSED") as refused:
+            client.release_endpoint(made.endpoint_id)
+        assert "a program has it open" in refused.value.message
+        assert state_of(client, made.endpoint_id) == "RELEASING"
+        assert Path(made.pci.vfio_path).stat().st_uid == 0
+    client.release_endpoint(made.endpoint_id)
+    assert vfs.driver(made.pci.address) == "igbvf"
+
+
+def test_a_vf_changes_hands_and_nothing_of_the_last_owner_is_left(one: Daemon) -> None:
+    with Client(one.socket, retry=NO_RETRY) as client:
+        for number in range(1, 51):
+            mac, vlan = f"52:54:00:00:00:{number:02x}", VlanSpec(vid=number) if number % 2 else None
+            made = make_vf(client, port=PortSpec(mac=mac, vlan=vlan, trusted=number % 3 == 0), owner=Owner(uid=ALICE + number))
+            known = vfs.told(FIRST_PF, 0)
+            vid = known.get("vlan_list", [{}])[0].get("vlan", 0)
+            assert (known["address"], vid, known["trust"]) == (mac, number if number % 2 else 0, number % 3 == 0)
+            assert Path(made.pci.vfio_path).stat().st_uid == ALICE + number
+            client.release_endpoint(made.endpoint_id)
+            assert vfs.told(FIRST_PF, 0)["address"] != mac
+
+
+def node_owner(address: str) -> int:
+    path = vfs.node(address)
+    return path.stat().st_uid if path.exists() else -1
+
+
+def override(address: str) -> str:
+    return (vfs.PCI / address / "driver_override").read_text().strip()
+
+
+#: By what is to be seen of a VF: when whoever works on it is killed.
+BINDING: dict[str, Callable[[Daemon, str], bool]] = {
+    "marked": lambda vifd, address: (vifd.devices / "functions" / address).exists(),
+    "unbound": lambda _, address: not vfs.driver(address),
+    "told": lambda _, address: vfs.told(FIRST_PF, 0)["address"] == MAC,
+    "overridden": lambda _, address: override(address) == "vfio-pci",
+    "bound": lambda _, address: vfs.driver(address) == "vfio-pci",
+    "given": lambda _, address: node_owner(address) == ALICE,
+}
+UNBINDING: dict[str, Callable[[Daemon, str], bool]] = {
+    "taken back": lambda _, address: node_owner(address) == 0,
+    "unbound": lambda _, address: not vfs.driver(address),
+    "any driver's": lambda _, address: override(address) == "(null)",
+    "forgotten": lambda _, address: vfs.told(FIRST_PF, 0)["address"] != MAC,
+    "bound": lambda _, address: vfs.driver(address) == "igbvf",
+    "unmarked": lambda vifd, address: not (vifd.devices / "functions" / address).exists(),
+}
+
+
+def kill_when(condition: Callable[[], bool], pid: int) -> threading.Thread:
+    """Kill a process as soon as a condition holds, or after some seconds in any case."""
+
+    def watch() -> None:
+        with contextlib.suppress(AssertionError, ProcessLookupError):
+            wait_for(condition, 60)
+        os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def begin(vifd: Daemon, endpoint_id: str, *, releasing: bool) -> None:
+    """Request or release, and lose the answer."""
+    with Client(vifd.socket, retry=NO_RETRY) as client, contextlib.suppress(VifError):
+        if releasing:
+            client.release_endpoint(endpoint_id)
+        else:
+            make_vf(client, endpoint_id, port=PortSpec(mac=MAC), owner=Owner(uid=ALICE))
+
+
+@pytest.mark.parametrize("who", ["helper", "front"])
+@pytest.mark.parametrize("step", [("bind", step) for step in BINDING] + [("unbind", step) for step in UNBINDING])
+def test_who_is_killed_at_a_step_of_binding_or_unbinding_leaves_nothing(one: Daemon, who: str, step: tuple[str, str]) -> None:
+    before, address, endpoint_id = vfs.state(FIRST_PF), vfs.addresses(FIRST_PF)[0], new_id()
+    releasing = step[0] == "unbind"
+    condition = (UNBINDING if releasing else BINDING)[step[1]]
+    assert one.process is not None
+    if releasing:
+        begin(one, endpoint_id, releasing=False)
+        assert vfs.driver(address) == "vfio-pci"
+    killer = kill_when(lambda: condition(one, address), one.helper_pid if who == "helper" else one.process.pid)
+    begin(one, endpoint_id, releasing=releasing)
+    killer.join()
+    one.wait_dead()
+    one.start()
+    if endpoint_id in listed(one):
+        with Client(one.socket, retry=NO_RETRY) as client:
+            assert list(client.check_endpoint(endpoint_id)) == []
+            client.release_endpoint(endpoint_id)
+    assert vfs.state(FIRST_PF) == before
+
+
+def test_a_vf_that_is_unplugged_is_a_drift_and_comes_back(vifd: Daemon, client: Client) -> None:
+    made = make_vf(client)
+    (vfs.PCI / made.pci.address / "remove").write_text("1")
+    (drift,) = client.check_endpoint(made.endpoint_id)
+    assert drift.kind == DriftKind.DRIFT_KIND_DEVICE_MISSING
+    vfs.set_count(made.pci.pf_ifname, COUNT)
+    client.check_endpoint(made.endpoint_id, repair=True)
+    assert client.check_endpoint(made.endpoint_id) == []
+    assert vfs.driver(made.pci.address) == "vfio-pci"
+
+
+def test_all_vfs_taken_away_behind_vifds_back(vifd: Daemon, client: Client) -> None:
+    made = make_vf(client)
+    vfs.set_count(FIRST_PF, 0)
+    vfs.set_count(SECOND_PF, 0)
+    assert {d.kind for d in client.check_endpoint(made.endpoint_id)} == {DriftKind.DRIFT_KIND_DEVICE_MISSING}
+    with refusal("FAILED_PRECONDITION", "NO_ACCEPTABLE_KIND") as refused:
+        make_vf(client)
+    assert "has no VFs" in refused.value.message
+    client.release_endpoint(made.endpoint_id)
+    vfs.set_count(FIRST_PF, COUNT)
+    vfs.set_count(SECOND_PF, COUNT)
+
+
+def test_a_pf_that_is_down_is_told(one: Daemon) -> None:
+    subprocess.run(["ip", "link", "set", FIRST_PF, "down"], check=True)
+    with Client(one.socket, retry=NO_RETRY) as client, refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as refused:
+        make_vf(client)
+    assert "PF eth0 is down; set it up" in refused.value.message
+    subprocess.run(["ip", "link", "set", FIRST_PF, "up"], check=True)
+
+
+def test_a_stray_vf_is_given_back_at_the_start(one: Daemon) -> None:
+    with Client(one.socket, retry=NO_RETRY) as client:
+        address = make_vf(client).pci.address
+    one.kill()
+    for file in one.state.iterdir():
+        file.unlink()
+    one.start()
+    assert (vfs.driver(address), listed(one)) == ("igbvf", {})
+
+
+def test_a_kernel_without_vfio_is_told(vifd: Daemon, client: Client) -> None:
+    subprocess.run(["modprobe", "-r", "vfio-pci"], check=True)
+    with refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as refused:
+        make_vf(client)
+    assert "modprobe vfio-pci" in refused.value.message
+    assert make_vf(client, acceptable=KERNEL).pci.ifname
+    subprocess.run(["modprobe", "vfio-pci"], check=True)
+
+
+def test_a_second_number_of_vfs_is_told_and_none_is_destroyed(host: Daemon) -> None:
+    with running(netns="", networks=NETWORKS.replace("vfs = 7", "vfs = 3")) as daemon:
+        wait_for(lambda: "and vfs = 3 says otherwise" in daemon.log())
+    assert vfs.count(FIRST_PF) == COUNT
