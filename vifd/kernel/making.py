@@ -132,13 +132,14 @@ class Maker:
                     made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
                     self._note_function(run, op, made)
 
-    def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | None) -> None:
+    def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | int) -> None:
+        """Note what came of a step with a VF: what was made of it, or its MTU."""
         if isinstance(result, Failure):
             run.fail_as(op, op.address, result)
         elif isinstance(result, ops.FunctionMade):
             run.function = result
         else:
-            run.made = ops.Made(0, self._functions.mtu_of(op))
+            run.made = ops.Made(0, result)
 
     def _create_tap(self, run: Run, op: ops.CreateTap) -> None:
         try:

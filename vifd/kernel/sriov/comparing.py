@@ -51,8 +51,9 @@ class FunctionChecker:
         except FunctionError as error:
             return [Drift(DriftKind.NETWORK_MISSING, "", "", str(error))]
         except OSError as error:
+            # Not that it is missing, for which it would be made anew.
             words = f"VF {claim.address} can't be looked at: {os.strerror(error.errno or 0)}"
-            return [Drift(DriftKind.DEVICE_MISSING, claim.address, "", words)]
+            return [Drift(DriftKind.BINDING, claim.address, "", words)]
 
     def _compare(self, hardware: Hardware, claim: ops.ClaimFunction, bind: ops.BindFunction | None) -> Iterator[Drift]:
         function = hardware.inventory.find(claim.address)

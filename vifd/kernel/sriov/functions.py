@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from vifd.kernel import ops
 from vifd.kernel.authority import FunctionGrant
@@ -25,6 +26,8 @@ from vifd.kernel.sriov.settings import wanted
 from vifd.kernel.sriov.telling import Teller
 from vifd.model import Port
 
+T = TypeVar("T")
+
 
 class Functions:
     """The VFs of this host, as far as networks may use them. One thread at a time.
@@ -37,7 +40,7 @@ class Functions:
     def __init__(self, hardware: Hardware | str, nic: Nic) -> None:
         self._prepared, self._nic = hardware, nic
 
-    def claim(self, op: ops.ClaimFunction, grant: FunctionGrant) -> Failure | None:
+    def claim(self, op: ops.ClaimFunction, grant: FunctionGrant) -> int | Failure:
         """Take a VF that nobody has.
 
         Args:
@@ -45,7 +48,7 @@ class Functions:
             grant: what the configuration says of its network.
 
         Returns:
-            None, or why not; `release` undoes what was done then.
+            Its MTU in bytes, or why not; `undo` undoes what was done then.
         """
         return self._tried(op.address, lambda: self._claim(op, grant))
 
@@ -56,12 +59,14 @@ class Functions:
             op: checked.
             port: what a netdev that it gets is to be like; None: as it is.
         """
-        made = list[ops.FunctionMade]()
-        failure = self._tried(op.address, lambda: made.append(self._bind(op, port)))
-        return failure or made[0]
+        return self._tried(op.address, lambda: self._bind(op, port))
 
-    def change(self, op: ops.ChangeFunction) -> Failure | None:
-        """Bring an endpoint's VF to what its port says; if that fails, back to what it was."""
+    def change(self, op: ops.ChangeFunction) -> int | Failure:
+        """Bring an endpoint's VF to what its port says; if that fails, back to what it was.
+
+        Returns:
+            Its MTU in bytes, or why not.
+        """
         return self._tried(op.address, lambda: self._change(op))
 
     def release(self, endpoint_id: str, address: str) -> Failure | None:
@@ -85,13 +90,9 @@ class Functions:
             self._prepared.stranded.add(claim.endpoint_id)
         return failure
 
-    def mtu_of(self, op: ops.ClaimFunction | ops.ChangeFunction) -> int:
-        """Give the MTU in effect of a VF that was just set up, in bytes."""
-        return op.port.mtu_bytes or self._pf_of(op.address).mtu_bytes
-
     # --- steps
 
-    def _claim(self, op: ops.ClaimFunction, grant: FunctionGrant) -> None:
+    def _claim(self, op: ops.ClaimFunction, grant: FunctionGrant) -> int:
         function = self._get_allowed(op.address, grant)
         with self._hardware.locks.of(function.pf_address):
             self._give_back_left(op)
@@ -111,6 +112,7 @@ class Functions:
                 raise FunctionError(f"VF {op.address} is taken: another vifd has it", ops.TAKEN) from error
             self._hardware.bus.unbind(op.address)  # what is bound to a driver learns of its MAC only when it is bound anew
             self._teller.tell(pf, function, wanted(op.port))
+            return op.port.mtu_bytes or pf.mtu_bytes
 
     def _bind(self, op: ops.BindFunction, port: Port | None) -> ops.FunctionMade:
         with self._own(op.endpoint_id, op.address) as (function, mark):
@@ -122,7 +124,7 @@ class Functions:
                 self._configure_netdev(made.ifname, pf, port)
             return made
 
-    def _change(self, op: ops.ChangeFunction) -> None:
+    def _change(self, op: ops.ChangeFunction) -> int:
         with self._own(op.endpoint_id, op.address) as (function, _):
             pf = self._teller.get_pf(function)
             _check_pf(pf, op.port)
@@ -132,6 +134,7 @@ class Functions:
                 if op.before is not None:
                     self._go_back(function, pf, op.before, error)
                 raise
+            return op.port.mtu_bytes or pf.mtu_bytes
 
     def _go_back(self, function: Function, pf: Netdev, before: Port, reason: FunctionError) -> None:
         try:
@@ -248,18 +251,14 @@ class Functions:
             raise FunctionError(f"the configuration doesn't let this network use VF {address}", ops.REJECTED)
         return function
 
-    def _pf_of(self, address: str) -> Netdev:
-        return self._teller.get_pf(self._get(address))
-
-    def _tried(self, address: str, step: Callable[[], object]) -> Failure | None:
-        """Run a step; give why it failed."""
+    def _tried(self, address: str, step: Callable[[], T]) -> T | Failure:
+        """Run a step; give what it gives, or why it failed."""
         try:
-            step()
+            return step()
         except FunctionError as error:
             return error.failure
         except OSError as error:
             return Failure(ops.KERNEL, error.errno or 0, f"VF {address}: {os.strerror(error.errno or 0)}")
-        return None
 
 
 def _check_pf(pf: Netdev, port: Port) -> None:

@@ -142,6 +142,15 @@ class Marks:
         """List the VFs that are marked."""
         return sorted(path.name for path in self._path.iterdir() if is_address(path.name))
 
+    def find_all(self) -> dict[str, Mark]:
+        """Read the marks of all VFs that are marked; what isn't vifd's is left out."""
+        found = dict[str, Mark]()
+        for address in self.addresses():
+            with contextlib.suppress(OSError):
+                if (mark := self.find(address)) is not None:
+                    found[address] = mark
+        return found
+
 
 def _checked(address: str) -> str:
     """Give an address that can name a file here and nothing else.

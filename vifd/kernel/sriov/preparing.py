@@ -37,20 +37,18 @@ class FunctionPreparer:
     def discard_stale_marks(self) -> None:
         """Forget marks of VFs that were taken away."""
         if isinstance(self._prepared, Hardware):
-            for address in self._prepared.marks.addresses():
-                if (mark := self._prepared.marks.find(address)) is not None:
-                    with self._prepared.locks.of(mark.pf_address):
-                        _discard_if_gone(self._prepared, address)
+            for address, mark in self._prepared.marks.find_all().items():
+                with self._prepared.locks.of(mark.pf_address):
+                    _discard_if_gone(self._prepared, address)
 
     def find_marked(self, authority: Authority) -> list[ops.Device]:
         """Tell every marked VF that a network of the configuration may use: of others' VFs nothing is said."""
         if isinstance(self._prepared, str):
             return []
-        inventory, marks = self._prepared.inventory, self._prepared.marks
+        inventory, marked = self._prepared.inventory, self._prepared.marks.find_all()
         grants = [grant for grant in authority.values() if isinstance(grant, FunctionGrant)]
         allowed = {function.address for grant in grants for function in inventory.allowed(grant)}
-        found = {address: marks.find(address) for address in marks.addresses() if address in allowed}
-        return [_device(address, mark.endpoint_id) for address, mark in found.items() if mark is not None]
+        return [_device(address, mark.endpoint_id) for address, mark in marked.items() if address in allowed]
 
     def _prepare(self, hardware: Hardware, network: str, name: str, grant: FunctionGrant) -> Iterator[str]:
         pf = hardware.inventory.find_pf(name)

@@ -29,7 +29,7 @@ NAME = names.device_name(Kind.PCI, ID)
 
 def make(host: FakeHost, bind: BindFunction = BIND) -> None:
     own = Functions(host.open(), FakeNic(host))
-    assert own.claim(CLAIM, FunctionGrant(("eth0",))) is None
+    assert own.claim(CLAIM, FunctionGrant(("eth0",))) == 1500
     assert isinstance(own.bind(bind, PORT), FunctionMade)
 
 
@@ -120,7 +120,7 @@ def test_what_cant_be_looked_at_is_told(host: FakeHost, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(FakeNic, "read_vf", refuse)
     (drift,) = drifts(host)
-    assert (drift.kind, drift.message) == (DriftKind.DEVICE_MISSING, f"VF {VF} can't be looked at: No such device")
+    assert (drift.kind, drift.message) == (DriftKind.BINDING, f"VF {VF} can't be looked at: No such device")
 
 
 def test_without_anything_to_work_with_every_vf_is_missing() -> None:

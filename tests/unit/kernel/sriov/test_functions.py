@@ -38,7 +38,8 @@ def functions(host: FakeHost) -> Functions:
 def make(host: FakeHost, claim: ClaimFunction = CLAIM, bind: BindFunction = BIND) -> FunctionMade | Failure:
     """Carry a plan out as far as it goes."""
     own = functions(host)
-    return own.claim(claim, GRANT) or own.bind(bind, claim.port)
+    claimed = own.claim(claim, GRANT)
+    return claimed if isinstance(claimed, Failure) else own.bind(bind, claim.port)
 
 
 def made(host: FakeHost, claim: ClaimFunction = CLAIM, bind: BindFunction = BIND) -> FunctionMade:
@@ -105,8 +106,8 @@ def test_a_vf_that_waits_at_vfio_is_taken_and_goes_back_there(host: FakeHost) ->
 
 
 def test_the_mtu_in_effect_is_the_pfs_unless_the_port_has_one(host: FakeHost) -> None:
-    assert functions(host).mtu_of(CLAIM) == 1500
-    assert functions(host).mtu_of(replace(CLAIM, port=Port(MAC, mtu_bytes=1400))) == 1400
+    assert functions(host).claim(CLAIM, GRANT) == 1500
+    assert functions(host).claim(replace(CLAIM, address=OTHER, port=Port(MAC, mtu_bytes=1400)), GRANT) == 1400
 
 
 # --- not taking
@@ -410,7 +411,7 @@ def test_where_there_is_nothing_to_work_with_nothing_is_an_endpoints() -> None:
 def test_a_living_vf_is_changed(host: FakeHost) -> None:
     made(host)
     host.steps = []
-    assert functions(host).change(CHANGE) is None
+    assert functions(host).change(CHANGE) == 1500
     assert settings(host) == VfSettings(MAC, 8, trusted=True, max_rate_mbps=100)
     assert host.steps == ["set VLAN", "set link state"]
 
@@ -428,14 +429,14 @@ def test_what_somebody_changed_is_mended(host: FakeHost) -> None:
     host.node_owners[10] = (7, 0o666)
     own = functions(host)
     assert isinstance(own.bind(BIND, None), FunctionMade)
-    assert own.change(ChangeFunction(ID, "net", VF, None, PORT)) is None
+    assert own.change(ChangeFunction(ID, "net", VF, None, PORT)) == 1500
     assert (settings(host), host.node_owners[10]) == (TOLD, (1000, 0o600))
 
 
 def test_the_netdev_of_a_living_vf_is_changed_too(host: FakeHost) -> None:
     ifname = made(host, replace(CLAIM, port=Port(MAC)), TO_KERNEL).ifname
     after = Port(MAC, mtu_bytes=1300, link_up=False)
-    assert functions(host).change(replace(CHANGE, before=Port(MAC), port=after)) is None
+    assert functions(host).change(replace(CHANGE, before=Port(MAC), port=after)) == 1300
     assert host.netdevs[ifname][2:5] == (1300, MAC, False)
 
 

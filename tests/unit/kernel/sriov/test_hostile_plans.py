@@ -168,7 +168,7 @@ def host(tmp_path: Any) -> FakeHost:
     host = FakeHost(tmp_path, vfs=3)
     host.sysfs.add_function("0000:00:1f.2", driver="ahci")
     own = Functions(host.open(), FakeNic(host))
-    assert own.claim(ClaimFunction(NEIGHBOUR, "net", THEIRS, replace(PORT, mac="52:54:00:00:00:07")), AUTHORITY["net"]) is None
+    assert own.claim(ClaimFunction(NEIGHBOUR, "net", THEIRS, replace(PORT, mac="52:54:00:00:00:07")), AUTHORITY["net"]) == 1500
     own.bind(BindFunction(NEIGHBOUR, "net", THEIRS, PciHostDriver.VFIO, 1007, None), None)
     host.steps = []
     return host

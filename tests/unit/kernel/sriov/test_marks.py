@@ -57,6 +57,8 @@ def test_what_isnt_vifds_is_told(tmp_path: Path, marks: Marks, content: bytes) -
     (tmp_path / "vifd/functions" / VF).write_bytes(content)
     with pytest.raises(OSError, match="isn't vifd's"):
         marks.find(VF)
+    marks.create("0000:01:10.2", MARK)
+    assert marks.find_all() == {"0000:01:10.2": MARK}
 
 
 def test_a_link_is_no_mark(tmp_path: Path, marks: Marks) -> None:
