@@ -88,6 +88,7 @@ class FunctionGrant(Struct, frozen=True):
         addresses: the only VFs that may be used, by address; empty: all that aren't excluded.
         exclude: VFs that are never used.
         mtu_bytes: what the network wants the PFs to carry; 0: what they do.
+        vlan: the VLAN that all its ports are in; 0: any, or none.
     """
 
     pfs: tuple[str, ...]
@@ -95,6 +96,7 @@ class FunctionGrant(Struct, frozen=True):
     addresses: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     mtu_bytes: int = 0
+    vlan: int = 0
 
 
 Grant = BridgeGrant | UplinkGrant | FunctionGrant
@@ -307,22 +309,21 @@ def _check_functions(plan: ops.Plan, authority: Authority) -> None:
     of_vf = [operation for operation in plan if isinstance(operation, _FunctionOperation)]
     whose = {(operation.endpoint_id, operation.address, operation.network) for operation in of_vf}
     _require(len(of_vf) == len(plan) and len(whose) == 1, "two devices in one plan")
-    for endpoint_id, address, network in whose:
-        function_grant(authority, network)
-        check_function(endpoint_id, address)
+    grant = function_grant(authority, of_vf[0].network)
+    check_function(of_vf[0].endpoint_id, of_vf[0].address)
     for operation in of_vf:
         match operation:
             case ops.ClaimFunction(_, _, _, port):
-                _check_function_port(port)
+                _check_function_port(port, grant)
             case ops.BindFunction(_, _, _, _, uid, gid):
                 _check_owner(uid, gid)
             case ops.ChangeFunction(_, _, _, before, port):
                 _require(not isinstance(of_vf[0], ops.ClaimFunction), "a VF that this plan takes needs no change")
                 for one in (port,) if before is None else (port, before):
-                    _check_function_port(one)
+                    _check_function_port(one, grant)
 
 
-def _check_function_port(port: Port) -> None:
+def _check_function_port(port: Port, grant: FunctionGrant) -> None:
     """Check that a VF can be like this: what its NIC can't keep to must not be taken for kept."""
     check_port(port)
     _require(_is_unicast(port.mac), f"MAC {port.mac!r}")
@@ -331,6 +332,8 @@ def _check_function_port(port: Port) -> None:
     if port.vlan is not None:
         is_one = port.vlan.vid in _VIDS and not port.vlan.trunk_vids and not port.vlan.native_vid
         _require(is_one, "a VF that isn't in one VLAN")
+    # Without one it would be in all: it puts tags on by itself then.
+    _require(not grant.vlan or (port.vlan is not None and port.vlan.vid == grant.vlan), "a VF outside its network's VLAN")
     if port.limits is not None:
         limit = port.limits.from_vm
         kept = RateLimit(limit.rate_bps, min_rate_bps=limit.min_rate_bps)

@@ -27,7 +27,7 @@ from vifd.kernel.sriov.functions import Functions
 from vifd.model import Kind, Limits, LimitsMechanism, PciHostDriver, Port, RateLimit, Vlan
 
 FREE, THEIRS, EXCLUDED, ELSEWHERE = vf_address("eth0", 0), vf_address("eth0", 1), vf_address("eth0", 2), vf_address("eth1", 0)
-AUTHORITY = {"net": FunctionGrant(("eth0",), exclude=(EXCLUDED,)), "blue": BridgeGrant("br-blue")}
+AUTHORITY = {"net": FunctionGrant(("eth0",), exclude=(EXCLUDED,), vlan=7), "blue": BridgeGrant("br-blue")}
 NEIGHBOUR = endpoint_id(7)
 PORT = Port("52:54:00:12:34:56", vlan=Vlan(7))
 PLANS: tuple[Plan, ...] = (
@@ -78,6 +78,8 @@ PORTS: list[dict[str, Any]] = [
     *({"mtu_bytes": mtu} for mtu in (-1, 1, 67, 9000, 65536, 1 << 40)),
     *({"vlan": Vlan(vid)} for vid in (-1, 0, 4095, 1 << 16)),
     *({"vlan": Vlan(7, qos=qos)} for qos in (-1, 8, 255)),
+    {"vlan": Vlan(8)},
+    {"vlan": None},
     *({"vlan": vlan} for vlan in (Vlan(trunk_vids=(7, 8)), Vlan(7, trunk_vids=(8,)), Vlan(7, native_vid=7))),
     *({"limits": limits} for limits in LIMITS),
     {"guard_enabled": True},
