@@ -120,6 +120,36 @@ def test_a_direct_network_with_the_drop_in(machine: Machine) -> None:
     assert shown.stdout.startswith("/dev/vifd/")
 
 
+SRIOV = '[networks.fast]\ndriver = "sriov"\npfs = ["up0"]\n'
+
+
+def wait_until_said(machine: Machine, words: str) -> None:
+    """Wait until the journal has what vifd says when it has started, for it takes that in a little later."""
+    machine.wait_until("sh", "-c", f"journalctl --no-pager --unit=vifd | grep -qF '{words}'")
+
+
+def test_an_sriov_network_with_the_drop_in(machine: Machine) -> None:
+    machine.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "far0")
+    machine.run("sh", "-c", f"echo '{SRIOV}' >>/etc/vifd/vifd.toml")
+    machine.systemctl("start", "vifd.service")
+    assert "driver sriov takes CAP_CHOWN, which vifd wasn't started with (systemd/sriov.conf)" in machine.log()
+    assert int(status(machine, helper_pid(machine, main_pid(machine)))["CapPrm"], 16) == NET_ADMIN
+    drop_in = "/etc/systemd/system/vifd.service.d"
+    machine.run("sh", "-c", f"mkdir {drop_in} && cp /opt/vifd/systemd/sriov.conf {drop_in}/")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("restart", "vifd.service")
+    wait_until_said(machine, "driver sriov takes a /sys/bus/pci that vifd may write, and it is mounted read-only")
+    machine.run("mount", "-o", "remount,rw", "/sys")
+    machine.systemctl("restart", "vifd.service")
+    helper = helper_pid(machine, main_pid(machine))
+    assert int(status(machine, helper)["CapPrm"], 16) == NET_ADMIN | CHOWN
+    wait_until_said(machine, "PF up0 is no PCI device")
+    # What the helper writes to is writable for it, and nothing beside it in sysfs.
+    mounts = machine.run("cat", f"/proc/{helper}/mounts").stdout.splitlines()
+    options = {fields[1]: fields[3].split(",")[0] for fields in (line.split() for line in mounts) if fields[2] == "sysfs"}
+    assert (options["/sys"], options["/sys/bus/pci"], options["/sys/devices"]) == ("ro", "rw", "rw")
+
+
 def test_a_namespace_with_the_drop_in(machine: Machine) -> None:
     machine.run("ip", "netns", "add", "blue")
     drop_in = "/etc/systemd/system/vifd.service.d"
