@@ -60,13 +60,14 @@ def make_vf(client: Client, endpoint_id: str = "", *, acceptable: Any = VFIO, **
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    subprocess.run(["modprobe", "-a", "igb", "igbvf", "vfio-pci"], check=True)
-    assert vfs.pfs() == [FIRST_PF, SECOND_PF]
+def cards() -> None:
+    """The machine's cards; elsewhere these tests are skipped."""
+    if vfs.pfs() != [FIRST_PF, SECOND_PF]:
+        pytest.skip("this isn't the emulated machine")
 
 
 @pytest.fixture(scope="module")
-def host(modules: None) -> Iterator[Daemon]:
+def host(cards: None) -> Iterator[Daemon]:
     """A daemon of the machine's own namespace, that makes the VFs itself."""
     for pf in (FIRST_PF, SECOND_PF):
         vfs.set_count(pf, 0)
