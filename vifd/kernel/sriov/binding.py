@@ -88,7 +88,8 @@ class Binder:
             hardware.bus.probe(address, driver)
         if not wait_for(lambda: bool(self._ifname(address)), hardware.patience.device):
             bound = hardware.bus.driver(address)
-            what = f"{bound} has it and makes no netdev in vifd's network namespace" if bound else "no driver takes it; load it"
+            none = "no driver takes it: load its driver, and let sriov_drivers_autoprobe of its PF be 1"
+            what = f"{bound} has it and makes no netdev in vifd's network namespace" if bound else none
             raise FunctionError(f"VF {address} has no netdev: {what}", ops.NOT_READY)
         hardware.bus.set_override(address, "")
         self._name(address, endpoint_id)

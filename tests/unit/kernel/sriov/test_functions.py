@@ -234,6 +234,34 @@ def test_why_a_vf_cant_be_handed_to_a_vm(host: FakeHost, how: str, words: str) -
     assert host.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    ("loaded", "words"),
+    [(False, "no driver takes it: load its driver"), (True, "igbvf has it and makes no netdev in vifd's network namespace")],
+)
+def test_why_a_vf_has_no_netdev(host: FakeHost, monkeypatch: pytest.MonkeyPatch, *, loaded: bool, words: str) -> None:
+    host.unbind(VF)
+    before = host.snapshot()
+    if loaded:
+        monkeypatch.setattr(host, "add_netdev", lambda *_, **__: None)
+    else:
+        monkeypatch.setattr(host, "bind", lambda *_: None)
+    assert words in refused(make(host, replace(CLAIM, port=Port(MAC)), TO_KERNEL))
+    release(host)
+    assert host.snapshot() == before
+
+
+def test_a_vf_that_no_driver_of_vms_takes_is_told(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "bind", lambda *_: None)
+    assert "can't be bound to vfio-pci: it doesn't take it; the kernel's log has more" in refused(make(host))
+
+
+def test_who_waits_for_udev_goes_on_without_it(host: FakeHost) -> None:
+    (host.path / "udev").mkdir()
+    (host.path / "udev/control").touch()
+    made(host)
+    made(host, replace(CLAIM, address=OTHER, port=Port(MAC)), replace(TO_KERNEL, address=OTHER))
+
+
 def test_a_bridge_may_share_the_iommu_group(host: FakeHost) -> None:
     device = host.sysfs.add_function("0000:00:1c.0", iommu_group=10)
     (device / "class").write_text("0x060400\n")
