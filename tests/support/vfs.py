@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.asking import make
+from vifclient import Client
+from vifclient.messages import Endpoint, EndpointPreference, PciHostDriver, PciPreference
+
 PCI = Path("/sys/bus/pci/devices")
+FIRST_PF, SECOND_PF = "eth0", "eth1"
+VFIO = [EndpointPreference(pci=PciPreference(host_driver=PciHostDriver.PCI_HOST_DRIVER_VFIO))]
+KERNEL = [EndpointPreference(pci=PciPreference(host_driver=PciHostDriver.PCI_HOST_DRIVER_KERNEL))]
 #: Takes a VF's IOMMU group as a hypervisor does (linux/vfio.h), as a user and group without anything; prints "open", and keeps it
 #: open until its input ends.
 _OPENER = """
@@ -29,6 +36,11 @@ device = fcntl.ioctl(node, 0x3B6A, address.encode() + b"\\0")
 print("open", flush=True)
 sys.stdin.read()
 """
+
+
+def make_vf(client: Client, endpoint_id: str = "", *, acceptable: Any = VFIO, **fields: Any) -> Endpoint:
+    """Request a VF of the network "fast"."""
+    return make(client, endpoint_id, network="fast", acceptable=acceptable, **fields)
 
 
 def pfs() -> list[str]:
