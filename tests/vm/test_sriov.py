@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,27 +103,14 @@ def test_its_owner_opens_it_and_nobody_else(vifd: Daemon, client: Client) -> Non
         pass
 
 
-def no_memlock_limit() -> None:
-    """All memory of a VM with such a device is locked; who runs VMs raises their users' limit."""
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-
 def test_qemu_takes_it_as_its_owner(vifd: Daemon, client: Client) -> None:
     address = make_vf(client, owner=Owner(uid=ALICE)).pci.address
+    # All memory of a VM with such a device is locked; who runs VMs raises their users' limit.
+    become = ["prlimit", "--memlock=unlimited", "setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups"]
     machine = ["-machine", "q35,accel=tcg", "-m", "64", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
-    argv = ["qemu-system-x86_64", *machine, "-device", f"vfio-pci,host={address},id=vf0"]
-    commands = ("qmp_capabilities", "query-pci", "quit")
-    done = subprocess.run(
-        argv,
-        input="".join(json.dumps({"execute": command}) + "\n" for command in commands),
-        user=ALICE,
-        group=ALICE,
-        extra_groups=[],
-        preexec_fn=no_memlock_limit,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    argv = [*become, "qemu-system-x86_64", *machine, "-device", f"vfio-pci,host={address},id=vf0"]
+    commands = "".join(json.dumps({"execute": command}) + "\n" for command in ("qmp_capabilities", "query-pci", "quit"))
+    done = subprocess.run(argv, input=commands, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"qdev_id": "vf0"' in done.stdout
 
