@@ -177,9 +177,10 @@ class Functions:
             try:
                 self._clean(function, mark)
             except (FunctionError, OSError) as error:
-                reason = error if isinstance(error, FunctionError) else os.strerror(error.errno or 0)
+                reason = str(error) if isinstance(error, FunctionError) else os.strerror(error.errno or 0)
+                cause = error.cause if isinstance(error, FunctionError) else ops.KERNEL
                 words = f"VF {address} can't be made as new: {reason}. It is kept out of use (quarantined), and vifd tries again"
-                raise FunctionError(words, ops.KERNEL, error.errno or 0) from error
+                raise FunctionError(words, cause, error.errno or 0) from error
         self._hardware.marks.discard(address)
 
     def _clean(self, function: Function, mark: Mark) -> None:
@@ -200,7 +201,7 @@ class Functions:
     def _wait_until_closed(self, function: Function) -> None:
         """Wait until no program has a VF open: to take it from vfio-pci would wait as long as one has, however long that is."""
         if not wait_for(lambda: not self._hardware.nodes.is_open(function), self._hardware.patience.close):
-            raise FunctionError("a program has it open; end the VM that it is attached to", ops.KERNEL, errno.EBUSY)
+            raise FunctionError("a program has it open; end the VM that it is attached to", ops.NOT_READY, errno.EBUSY)
 
     def _reset(self, address: str) -> None:
         try:

@@ -380,7 +380,7 @@ def test_a_vf_that_cant_be_reset_is_kept_out_of_use(host: FakeHost) -> None:
 def test_a_vf_that_a_program_has_open_is_kept_and_nobody_opens_it_anew(host: FakeHost) -> None:
     made(host)
     host.open_groups.add(10)
-    assert "a program has it open; end the VM" in refused(functions(host).release(ID, VF), ops.KERNEL)
+    assert "a program has it open; end the VM" in refused(functions(host).release(ID, VF), ops.NOT_READY)
     assert (host.driver(VF), host.node_owners[10]) == ("vfio-pci", (0, 0o600))
     host.open_groups.clear()
     assert functions(host).release(ID, VF) is None
