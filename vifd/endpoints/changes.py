@@ -65,7 +65,7 @@ class Changes:
 
         Raises:
             UnknownEndpoint: there is none that the caller may see.
-            NotAllowed: it is somebody else's, or the guard may not be switched off.
+            NotAllowed: it is somebody else's, or the guard may not be switched off, or it may not be trusted.
             Unsupported: its kind can't have it.
             AddressInUse, NetworkFull: the addresses are another's, or there are none.
             VifdError: nothing has changed.
@@ -97,6 +97,8 @@ class Changes:
         port = msgspec.structs.replace(endpoint.port, **fields)
         if "guard_enabled" in fields:
             port = self._networks.policy.check_guard(caller, port, endpoint.network)
+        if "trusted" in fields:
+            self._networks.policy.check_trust(caller, port, endpoint.network)
         kind = endpoint.location.kind if endpoint.location is not None else None
         changed = EndpointSpec(endpoint.network, (), endpoint.owner, Port(**fields))
         offer = next((offer for offer in driver.offers(changed) if offer.kind is kind), None)

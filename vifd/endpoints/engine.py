@@ -224,6 +224,7 @@ class Engine:
 
     def _plan(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None) -> Job:
         spec, driver = request.spec, self._networks.drivers[request.spec.network]
+        self._networks.policy.check_trust(caller, spec.port, spec.network)
         port = self._networks.policy.check_guard(caller, spec.port, spec.network)
         spec = msgspec.structs.replace(spec, port=port)
         offers = driver.offers(spec)

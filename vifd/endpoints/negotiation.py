@@ -8,7 +8,19 @@ from typing import NoReturn
 import msgspec
 
 from vifd.errors import NoAcceptableKind, Unsupported
-from vifd.model import Consideration, EndpointSpec, Feature, Kind, Offer, Outcome, Port, Preference
+from vifd.model import (
+    Consideration,
+    EndpointSpec,
+    Feature,
+    Kind,
+    Limits,
+    Offer,
+    Outcome,
+    Port,
+    Preference,
+    Vlan,
+    VlanProtocol,
+)
 
 
 def choose(
@@ -44,7 +56,9 @@ def settle_port(port: Port, offer: Offer) -> Port:
     """Fill in what a caller left open of a port, for the kind that was chosen: the guard is on wherever the kind can have it."""
     guard = Feature.GUARD in offer.features if port.guard_enabled is None else port.guard_enabled
     link_up = True if port.link_up is None else port.link_up
-    return msgspec.structs.replace(port, guard_enabled=guard, isolated=bool(port.isolated), link_up=link_up)
+    trusted = False if port.trusted is None and Feature.TRUST in offer.features else port.trusted
+    isolated = bool(port.isolated)
+    return msgspec.structs.replace(port, guard_enabled=guard, isolated=isolated, link_up=link_up, trusted=trusted)
 
 
 def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature, str]:
@@ -58,6 +72,7 @@ def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature,
 
 def features_of(port: Port) -> dict[Feature, str]:
     """Give what a port must be able to do, each with the option that asks for it."""
+    vlan, limits = port.vlan or Vlan(), port.limits or Limits()
     asked = {
         Feature.GUARD: ("port.guard", bool(port.guard_enabled)),
         Feature.ADDRESSES: ("port.addresses", bool(port.addresses)),
@@ -68,6 +83,9 @@ def features_of(port: Port) -> dict[Feature, str]:
         Feature.MTU: ("port.mtu_bytes", port.mtu_bytes != 0),
         Feature.TX_QUEUE_LENGTH: ("port.tx_queue_length", port.tx_queue_length != 0),
         Feature.PUBLIC_ADDRESSES: ("port.public_addresses", bool(port.public_addresses)),
+        Feature.VLAN_QOS: ("port.vlan.qos and port.vlan.protocol", vlan.qos != 0 or vlan.protocol is not VlanProtocol.DOT1Q),
+        Feature.MIN_RATE: ("port.limits.from_vm.min_rate_bps", limits.from_vm.min_rate_bps != 0),
+        Feature.TRUST: ("port.trusted", bool(port.trusted)),
     }
     return {feature: option for feature, (option, wanted) in asked.items() if wanted}
 

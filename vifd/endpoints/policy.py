@@ -107,6 +107,18 @@ class Policy:
             )
         return msgspec.structs.replace(port, guard_enabled=True)
 
+    def check_trust(self, caller: Caller, port: Port, network: str) -> None:
+        """Check that a caller may have a port as trusted as it asks for.
+
+        Raises:
+            NotAllowed: it is to be trusted, and the caller is no administrator of the network.
+        """
+        if port.trusted and not self._has(caller, network, (Role.ADMIN,)):
+            raise NotAllowed(
+                f"uid {caller.uid} may not have a trusted VF on network {network}; leave port.trusted out, or ask the "
+                'administrator for a policy with role = "admin"'
+            )
+
     def _may_go_unguarded(self, caller: Caller, network: str) -> bool:
         if self._has(caller, network, (Role.ADMIN,)):
             return True

@@ -16,6 +16,7 @@ _MTU_BYTES = range(68, 65536)
 _VIDS = range(1, 4095)
 _ADDRESSES, _PUBLIC_ADDRESSES, _TX_QUEUE_LENGTH = 64, 16, 100_000
 _RATE_BPS, _RATE_PPS, _BURST_BYTES = 1 << 40, (1 << 32) - 1, (1 << 32) - 1
+_QOS = range(8)
 
 
 def port(check: Checker, message: Any) -> model.Port:
@@ -37,6 +38,7 @@ def port(check: Checker, message: Any) -> model.Port:
         link_up=optional(message, "link_up", unset=None),
         tx_queue_length=length,
         public_addresses=_addresses(check, "public_addresses", message.public_addresses, _PUBLIC_ADDRESSES, _Address.SINGLE),
+        trusted=optional(message, "trusted", unset=None),
     )
 
 
@@ -71,7 +73,12 @@ def _vlan(check: Checker, message: Any) -> model.Vlan:
     check.require(all(vid in _VIDS for vid in vids), "trunk_vids", "has a VLAN that is not 1 to 4094")
     check.require(len(set(vids)) == len(vids), "trunk_vids", "has a VLAN twice")
     check.require(bool(message.vid) != bool(vids), "", "needs either vid or trunk_vids")
-    return model.Vlan(message.vid, tuple(vids), message.native_vid)
+    check.require(message.qos in _QOS, "qos", f"{message.qos} is more than {_QOS.stop - 1}")
+    check.require(not (message.qos and vids), "qos", "needs vid: a trunk's tags are the VM's own")
+    protocol = check.enum(message, "protocol", model.VlanProtocol.DOT1Q)
+    other = protocol is not model.VlanProtocol.DOT1Q
+    check.require(not (other and vids), "protocol", "needs vid: a trunk's tags are the VM's own")
+    return model.Vlan(message.vid, tuple(vids), message.native_vid, message.qos, protocol)
 
 
 def _limits(check: Checker, message: Any, mtu_bytes: int) -> model.Limits:
@@ -81,10 +88,13 @@ def _limits(check: Checker, message: Any, mtu_bytes: int) -> model.Limits:
 
 def _limit(check: Checker, direction: str, message: Any, mtu_bytes: int) -> model.RateLimit:
     limit, check = getattr(message, direction), check.at(direction)
-    rate_bps, burst_bytes, rate_pps = limit.rate_bps, limit.burst_bytes, limit.rate_pps
-    given = rate_bps or rate_pps or burst_bytes
+    rate_bps, burst_bytes, rate_pps, least_bps = limit.rate_bps, limit.burst_bytes, limit.rate_pps, limit.min_rate_bps
+    given = rate_bps or rate_pps or burst_bytes or least_bps
     check.require(given or not message.HasField(direction), "", "limits nothing: give rate_bps or rate_pps, or leave it out")
     check.require(rate_bps <= _RATE_BPS, "rate_bps", f"{rate_bps} is more than 2^40")
+    most_bps = rate_bps or _RATE_BPS
+    check.require(least_bps <= most_bps, "min_rate_bps", f"{least_bps} is more than {'rate_bps' if rate_bps else '2^40'}")
+    check.require(not least_bps or direction == "from_vm", "min_rate_bps", "can be promised only to what comes from the VM")
     check.require(rate_pps <= _RATE_PPS, "rate_pps", f"{rate_pps} is more than 2^32 - 1")
     check.require(burst_bytes <= _BURST_BYTES, "burst_bytes", f"{burst_bytes} is more than 2^32 - 1")
     check.require(not burst_bytes or rate_bps, "burst_bytes", "needs rate_bps")
@@ -92,7 +102,7 @@ def _limit(check: Checker, direction: str, message: Any, mtu_bytes: int) -> mode
     check.require(
         not burst_bytes or burst_bytes >= least, "burst_bytes", f"{burst_bytes} is less than the MTU: nothing could pass"
     )
-    return model.RateLimit(rate_bps, burst_bytes, rate_pps)
+    return model.RateLimit(rate_bps, burst_bytes, rate_pps, least_bps)
 
 
 def _is_mac(text: str) -> bool:

@@ -23,6 +23,7 @@ _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PORT_ID = re.compile(r"[!-~]{1,255}")
 _BATCH, _QUEUES = 64, 256
 _MAX_ID, _MAX_PID = (1 << 32) - 2, 1 << 22  # PID_MAX_LIMIT, linux/threads.h
+_NUMA_NODES = range(1 << 10)  # MAX_NUMNODES at its largest, linux/numa.h
 _MIN_TTL_NS, _MAX_TTL_NS = 1_000_000_000, 366 * 86_400 * 1_000_000_000
 _PAGE, _MAX_PAGE = 100, 1000
 
@@ -37,6 +38,7 @@ _CHANGEABLE = {
     "link_up": "link_up",
     "tx_queue_length": "tx_queue_length",
     "public_addresses": "public_addresses",
+    "trusted": "trusted",
 }
 
 
@@ -314,4 +316,7 @@ def _owner(check: Checker, message: Any, caller: model.Caller) -> model.Owner:
 
 def _instance(check: Checker, message: Any) -> model.Instance:
     check.require(not message.uuid or is_endpoint_id(message.uuid), "uuid", "has to be a UUID in canonical lower-case form")
-    return model.Instance(message.uuid, check.text("name", message.name))
+    numa_node = optional(message, "numa_node", unset=None)
+    known = numa_node is None or numa_node in _NUMA_NODES
+    check.require(known, "numa_node", f"{numa_node} is more than {_NUMA_NODES.stop - 1}")
+    return model.Instance(message.uuid, check.text("name", message.name), numa_node)

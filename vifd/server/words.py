@@ -20,6 +20,7 @@ _KINDS = _numbers(endpoint_pb2.EndpointKind, "ENDPOINT_KIND", model.Kind)
 _STATES = _numbers(endpoint_pb2.EndpointState, "ENDPOINT_STATE", model.State)
 _MODES = _numbers(endpoint_pb2.MacvtapMode, "MACVTAP_MODE", model.MacvtapMode)
 _HOST_DRIVERS = _numbers(endpoint_pb2.PciHostDriver, "PCI_HOST_DRIVER", model.PciHostDriver)
+_VLAN_PROTOCOLS = _numbers(endpoint_pb2.VlanProtocol, "VLAN_PROTOCOL", model.VlanProtocol)
 _ROLES = _numbers(endpoint_pb2.VhostUserRole, "VHOST_USER_ROLE", model.VhostUserRole)
 _DRIFTS = _numbers(endpoint_pb2.DriftKind, "DRIFT_KIND", model.DriftKind)
 _OUTCOMES = _numbers(error_pb2.ConsiderationOutcome, "CONSIDERATION_OUTCOME", model.Outcome)
@@ -45,8 +46,8 @@ def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
         labels=value.labels,
         drifts=[drift(d) for d in value.drifts],
     )
-    if value.instance.uuid or value.instance.name:
-        message.instance.uuid, message.instance.name = value.instance.uuid, value.instance.name
+    if value.instance != model.Instance():
+        message.instance.MergeFrom(_instance(value.instance))
     if value.ip_config is not None:
         _set_fields(message.ip_config, value.ip_config)
     if value.lifetime is not None:
@@ -67,6 +68,7 @@ def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_p
             fields |= {"mode": _MODES[value.mode], "netns_path": netns_path}
         case model.PciDevice():
             fields["host_driver"] = _HOST_DRIVERS[value.host_driver]
+            fields = {name: field for name, field in fields.items() if field != -1}  # what the host doesn't say is unset
         case model.VhostUserSocket():
             fields["hypervisor_role"] = _ROLES[value.hypervisor_role]
         case _:
@@ -75,6 +77,10 @@ def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_p
     target.SetInParent()
     for name, field in fields.items():
         setattr(target, name, field)
+
+
+def _instance(value: model.Instance) -> endpoint_pb2.Instance:
+    return endpoint_pb2.Instance(uuid=value.uuid, name=value.name, numa_node=value.numa_node)
 
 
 def _set_lifetime(message: endpoint_pb2.Lifetime, value: model.Lifetime) -> None:
@@ -100,17 +106,25 @@ def port(value: model.Port) -> endpoint_pb2.PortSpec:
         link_up=value.link_up,
         tx_queue_length=value.tx_queue_length,
         public_addresses=value.public_addresses,
+        trusted=value.trusted,
     )
     if value.vlan is not None:
-        message.vlan.vid, message.vlan.native_vid = value.vlan.vid, value.vlan.native_vid
-        message.vlan.trunk_vids.extend(value.vlan.trunk_vids)
+        message.vlan.MergeFrom(_vlan(value.vlan))
     if value.guard_enabled is not None:
         message.guard.enabled = value.guard_enabled
     if value.limits is not None:
         message.limits.SetInParent()
         for target, limit in ((message.limits.from_vm, value.limits.from_vm), (message.limits.to_vm, value.limits.to_vm)):
             if limit != model.RateLimit():  # a direction without a limit is unset, as a request has it
-                target.rate_bps, target.burst_bytes, target.rate_pps = limit.rate_bps, limit.burst_bytes, limit.rate_pps
+                fields = {name: getattr(limit, name) for name in limit.__struct_fields__}
+                target.MergeFrom(endpoint_pb2.RateLimit(**fields))
+    return message
+
+
+def _vlan(value: model.Vlan) -> endpoint_pb2.VlanSpec:
+    message = endpoint_pb2.VlanSpec(vid=value.vid, trunk_vids=value.trunk_vids, native_vid=value.native_vid, qos=value.qos)
+    if value.protocol is not model.VlanProtocol.DOT1Q:  # which is what unset means, in a request as well
+        message.protocol = _VLAN_PROTOCOLS[value.protocol]
     return message
 
 

@@ -69,6 +69,9 @@ _PORTS: Mapping[Feature, Port] = {
     Feature.MTU: Port(mtu_bytes=1280),
     Feature.ADDRESSES: Port(addresses=("198.51.100.7",)),
     Feature.TX_QUEUE_LENGTH: Port(tx_queue_length=77),
+    Feature.VLAN_QOS: Port(vlan=Vlan(vid=7, qos=3)),
+    Feature.MIN_RATE: Port(limits=Limits(RateLimit(min_rate_bps=10**7))),
+    Feature.TRUST: Port(trusted=True),
 }
 _OUTSIDE = {
     "open",

@@ -103,6 +103,35 @@ def test_a_record_comes_back_as_it_was(path: Path) -> None:
     assert recorded(path) == [full]
 
 
+#: As the vifd before this one wrote it, that knew nothing of VFs.
+_OLD_RECORD = """
+{"endpoint": {
+"endpoint_id": "00000000-0000-4000-8000-000000000001", "generation": 1, "spec_hash": "hash", "network": "blue",
+"network_driver": "bridge", "state": "ready", "owner": {"uid": 1000, "gid": null}, "create_time_ns": 1700000000000000000,
+"port": {"mac": "52:54:00:12:34:56", "mtu_bytes": 0, "addresses": [], "guard_enabled": null, "isolated": null,
+"vlan": {"vid": 7, "trunk_vids": [], "native_vid": 0}, "link_up": null, "tx_queue_length": 0, "public_addresses": [],
+"limits": {"from_vm": {"rate_bps": 5, "burst_bytes": 0, "rate_pps": 0}, "to_vm": {"rate_bps": 0, "burst_bytes": 0,
+"rate_pps": 0}}}, "location": {"type": "pci", "address": "0000:03:10.2", "pf_ifname": "eth0", "vf_index": 0,
+"host_driver": "vfio", "iommu_group": 9, "vfio_path": "/dev/vfio/9"}, "instance": {"uuid": "", "name": "vm"},
+"labels": {}, "considered": [], "drifts": [], "ip_config": null, "lifetime": null},
+"plan": [{"type": "ensure_bridge", "network": "blue"}], "changing": false}
+"""
+
+
+def test_a_record_of_an_older_vifd_is_read_with_the_defaults_of_what_it_did_not_know(path: Path) -> None:
+    with journal(path) as one:
+        one._db.execute("INSERT INTO endpoints VALUES (1, ?)", (_OLD_RECORD,))
+        (old,) = one.load()
+        one.write([old])
+    assert recorded(path) == [old]
+    assert old.endpoint.port.vlan == Vlan(7)
+    assert old.endpoint.port.limits == Limits(RateLimit(5))
+    assert old.endpoint.port.trusted is None
+    assert old.endpoint.instance == Instance(name="vm")
+    assert old.endpoint.location == PciDevice("0000:03:10.2", "eth0", 0, PciHostDriver.VFIO, 9, "/dev/vfio/9")
+    assert old.endpoint.function == ""
+
+
 @pytest.mark.parametrize("location", OTHERS)
 def test_every_kind_of_location_comes_back_as_it_was(path: Path, location: object) -> None:
     with journal(path) as one:

@@ -2,7 +2,7 @@ from collections.abc import Collection
 
 import pytest
 
-from vifd.endpoints.negotiation import choose, needed_features
+from vifd.endpoints.negotiation import choose, needed_features, settle_port
 from vifd.errors import NoAcceptableKind, Unsupported
 from vifd.model import (
     BridgePreference,
@@ -17,9 +17,11 @@ from vifd.model import (
     PciPreference,
     Port,
     Preference,
+    RateLimit,
     TapPreference,
     VdpaPreference,
     Vlan,
+    VlanProtocol,
 )
 
 TAP, BRIDGE, PCI, VDPA = TapPreference(), BridgePreference(), PciPreference(), VdpaPreference()
@@ -100,6 +102,7 @@ def test_a_vm_that_has_to_move_takes_no_kind_that_cant() -> None:
         ({"isolated": True}, Feature.ISOLATION),
         ({"link_up": False}, Feature.LINK_STATE),
         ({"mtu_bytes": 1400}, Feature.MTU),
+        ({"trusted": True}, Feature.TRUST),
     ],
 )
 def test_each_option_of_a_port_needs_its_feature(option: dict[str, object], feature: Feature) -> None:
@@ -108,12 +111,37 @@ def test_each_option_of_a_port_needs_its_feature(option: dict[str, object], feat
     assert outcomes(wanted, offer(Kind.TAP, {feature})) == [Outcome.CHOSEN]
 
 
+@pytest.mark.parametrize(
+    ("option", "feature", "beside"),
+    [
+        ({"vlan": Vlan(7, qos=1)}, Feature.VLAN_QOS, Feature.VLAN),
+        ({"vlan": Vlan(7, protocol=VlanProtocol.DOT1AD)}, Feature.VLAN_QOS, Feature.VLAN),
+        ({"limits": Limits(RateLimit(min_rate_bps=1))}, Feature.MIN_RATE, Feature.LIMITS),
+    ],
+)
+def test_what_only_some_kinds_do_of_an_option_needs_a_feature_of_its_own(
+    option: dict[str, object], feature: Feature, beside: Feature
+) -> None:
+    wanted = spec(TAP, port=Port(**option))
+    assert outcomes(wanted, offer(Kind.TAP, ALL - {feature})) == [Outcome.OPTION_UNSUPPORTED]
+    assert outcomes(wanted, offer(Kind.TAP, {feature, beside})) == [Outcome.CHOSEN]
+
+
+@pytest.mark.parametrize(
+    ("asked", "features", "settled"),
+    [(None, {Feature.TRUST}, False), (True, {Feature.TRUST}, True), (None, set(), None), (False, set(), False)],
+)
+def test_a_port_is_not_trusted_unless_asked_for(asked: bool | None, features: set[Feature], settled: bool | None) -> None:
+    assert settle_port(Port(trusted=asked), offer(Kind.PCI, features)).trusted is settled
+
+
 def test_a_port_of_the_network_system_needs_its_feature() -> None:
     assert outcomes(spec(TAP, port_id="port-1"), offer(Kind.TAP, ALL - {Feature.PORT_ID})) == [Outcome.OPTION_UNSUPPORTED]
 
 
 @pytest.mark.parametrize(
-    "option", [{"guard_enabled": False}, {"isolated": False}, {"link_up": True}, {"mac": "52:54:00:00:00:01"}]
+    "option",
+    [{"guard_enabled": False}, {"isolated": False}, {"link_up": True}, {"mac": "52:54:00:00:00:01"}, {"trusted": False}],
 )
 def test_what_every_kind_does_anyway_needs_no_feature(option: dict[str, object]) -> None:
     assert needed_features(spec(TAP, port=Port(**option)), TAP) == {}

@@ -3,7 +3,7 @@ import pytest
 from vifd.config import PolicyRule, Role
 from vifd.endpoints.policy import Policy
 from vifd.errors import NotAllowed, QuotaReached, UnknownNetwork
-from vifd.model import Caller, EndpointSpec, Feature, Kind, Offer, Owner
+from vifd.model import Caller, EndpointSpec, Feature, Kind, Offer, Owner, Port
 
 ROOT = Caller(0, 0)
 ALICE = Caller(1000, 1000, frozenset({1000, 36}))
@@ -173,6 +173,19 @@ def test_who_may_go_unguarded_gets_kinds_that_cant_be_guarded(mine: PolicyRule) 
 def test_nobody_is_told_to_accept_a_kind_that_is_forbidden_as_well() -> None:
     found = Policy([rule(kinds=("bridge",))]).forbidden(ALICE, "blue", [Offer(Kind.TAP, GUARD), Offer(Kind.BRIDGE)])
     assert found[Kind.BRIDGE].endswith('have to be; ask the administrator for a policy with guard = "optional"')
+
+
+@pytest.mark.parametrize("rules", [(), [rule(guard="optional")], [rule(Role.DELEGATE)], [rule(Role.ADMIN, networks=("red",))]])
+def test_a_port_that_is_trusted_is_for_no_one_but_an_administrator(rules: list[PolicyRule]) -> None:
+    with pytest.raises(NotAllowed, match="may not have a trusted VF on network blue"):
+        Policy(rules).check_trust(ALICE, Port(trusted=True), "blue")
+    for port in (Port(), Port(trusted=False)):
+        Policy(rules).check_trust(ALICE, port, "blue")
+
+
+def test_an_administrator_may_have_a_trusted_port() -> None:
+    Policy([rule(Role.ADMIN)]).check_trust(ALICE, Port(trusted=True), "blue")
+    Policy(()).check_trust(ROOT, Port(trusted=True), "blue")
 
 
 def test_a_quota_is_what_a_caller_may_have_at_most() -> None:

@@ -42,11 +42,11 @@ def test_everything_that_a_request_can_say_is_taken() -> None:
         acceptable { tap { queues: 256 vnet_hdr: false } }
         acceptable { bridge {} }
         port { mac: "52:54:00:AB:cd:ef" mtu_bytes: 9000 addresses: ["10.0.0.2", "fd00::/64"] tx_queue_length: 500
-               public_addresses: ["203.0.113.9"]
+               public_addresses: ["203.0.113.9"] trusted: true
                vlan { trunk_vids: [1, 4094] native_vid: 7 }
                guard { enabled: true } isolated: true link_up: false
                limits { from_vm { rate_bps: 1 burst_bytes: 9000 rate_pps: 3 } to_vm { rate_bps: 4 } } }
-        instance { uuid: "aaaaaaaa-2222-4333-8444-555555555555" name: "vm one" }
+        instance { uuid: "aaaaaaaa-2222-4333-8444-555555555555" name: "vm one" numa_node: 1 }
         labels { key: "app.io/role" value: "Datenbank-Größe" }
         owner { uid: 7 gid: 8 }
         port_id: "port-1"
@@ -79,8 +79,9 @@ def test_everything_that_a_request_can_say_is_taken() -> None:
             link_up=False,
             tx_queue_length=500,
             public_addresses=("203.0.113.9",),
+            trusted=True,
         ),
-        instance=model.Instance("aaaaaaaa-2222-4333-8444-555555555555", "vm one"),
+        instance=model.Instance("aaaaaaaa-2222-4333-8444-555555555555", "vm one", 1),
         labels={"app.io/role": "Datenbank-Größe"},
         port_id="port-1",
         live_migratable=True,
@@ -255,6 +256,30 @@ def test_the_same_request_has_the_same_hash() -> None:
 
 def test_another_spec_has_another_hash() -> None:
     assert parse(request()).spec_hash != parse(request("acceptable { tap { queues: 2 } }")).spec_hash
+
+
+def test_a_request_has_the_hash_that_it_had_under_the_vifd_before() -> None:
+    text = """
+        acceptable { tap { queues: 2 } }
+        port { mac: "52:54:00:12:34:56" vlan { vid: 7 } limits { from_vm { rate_bps: 5 } } }
+        instance { name: "vm" }
+    """
+    assert parse(request(text)).spec_hash == "b2a89788fc56534c9330001582dab60eef4704b18ec75a34347bc842b7696679"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "instance { numa_node: 0 }",
+        "port { trusted: false }",
+        "port { vlan { vid: 7 qos: 1 } }",
+        "port { vlan { vid: 7 protocol: VLAN_PROTOCOL_DOT1AD } }",
+        "port { limits { from_vm { min_rate_bps: 1 } } }",
+    ],
+)
+def test_whatever_is_asked_for_is_part_of_the_hash(text: str) -> None:
+    plain = {parse(request(f"acceptable {{ pci {{}} }} {other}")).spec_hash for other in ("", "port { vlan { vid: 7 } }")}
+    assert parse(request(f"acceptable {{ pci {{}} }} {text}")).spec_hash not in plain
 
 
 def test_the_order_of_labels_doesnt_change_the_hash() -> None:

@@ -135,7 +135,9 @@ def test_sixty_four_addresses_are_taken_and_one_more_is_a_violation() -> None:
     assert wrong(port(f'addresses: [{many}, "10.0.0.65"]')) == ["port.addresses"]
 
 
-@pytest.mark.parametrize("vlan", ["vid: 1", "vid: 4094", "trunk_vids: [1, 4094]", "trunk_vids: [1] native_vid: 4094"])
+@pytest.mark.parametrize(
+    "vlan", ["vid: 1", "vid: 4094", "trunk_vids: [1, 4094]", "trunk_vids: [1] native_vid: 4094", "vid: 1 qos: 7"]
+)
 def test_a_vlan_is_taken(vlan: str) -> None:
     assert parse(port(f"vlan {{ {vlan} }}")).port.vlan is not None
 
@@ -150,10 +152,26 @@ def test_a_vlan_is_taken(vlan: str) -> None:
         ("trunk_vids: [7] native_vid: 4095", "port.vlan.native_vid"),
         ("", "port.vlan"),
         ("vid: 1 trunk_vids: [2]", "port.vlan"),
+        ("vid: 1 qos: 8", "port.vlan.qos"),
+        ("trunk_vids: [2] qos: 1", "port.vlan.qos"),
+        ("vid: 1 protocol: 3", "port.vlan.protocol"),
+        ("trunk_vids: [2] protocol: VLAN_PROTOCOL_DOT1AD", "port.vlan.protocol"),
     ],
 )
 def test_a_bad_vlan_is_a_violation(vlan: str, field: str) -> None:
     assert wrong(port(f"vlan {{ {vlan} }}")) == [field]
+
+
+@pytest.mark.parametrize(
+    ("text", "protocol"),
+    [
+        ("", model.VlanProtocol.DOT1Q),
+        ("protocol: VLAN_PROTOCOL_DOT1Q", model.VlanProtocol.DOT1Q),
+        ("protocol: VLAN_PROTOCOL_DOT1AD", model.VlanProtocol.DOT1AD),
+    ],
+)
+def test_the_tags_of_a_vlan_are_taken(text: str, protocol: model.VlanProtocol) -> None:
+    assert parse(port(f"vlan {{ vid: 7 qos: 3 {text} }}")).port.vlan == model.Vlan(7, qos=3, protocol=protocol)
 
 
 def test_what_a_port_leaves_out_is_left_to_vifd() -> None:
@@ -163,8 +181,8 @@ def test_what_a_port_leaves_out_is_left_to_vifd() -> None:
 @pytest.mark.parametrize("value", [True, False])
 def test_a_port_that_says_no_differs_from_one_that_says_nothing(value: bool) -> None:
     text = str(value).lower()
-    taken = parse(port(f"isolated: {text} link_up: {text} guard {{ enabled: {text} }}")).port
-    assert (taken.isolated, taken.link_up, taken.guard_enabled) == (value, value, value)
+    taken = parse(port(f"isolated: {text} link_up: {text} guard {{ enabled: {text} }} trusted: {text}")).port
+    assert (taken.isolated, taken.link_up, taken.guard_enabled, taken.trusted) == (value, value, value, value)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +196,33 @@ def test_a_port_that_says_no_differs_from_one_that_says_nothing(value: bool) -> 
         ("from_vm { burst_bytes: 2000 }", "port.limits.from_vm.burst_bytes"),
         ("from_vm { rate_bps: 1 burst_bytes: 67 }", "port.limits.from_vm.burst_bytes"),
         (f"from_vm {{ rate_bps: 1 burst_bytes: {2**32} }}", "port.limits.from_vm.burst_bytes"),
+        ("from_vm { rate_bps: 1 min_rate_bps: 2 }", "port.limits.from_vm.min_rate_bps"),
+        (f"from_vm {{ min_rate_bps: {2**40 + 1} }}", "port.limits.from_vm.min_rate_bps"),
+        ("to_vm { rate_bps: 2 min_rate_bps: 1 }", "port.limits.to_vm.min_rate_bps"),
     ],
 )
 def test_limits_that_limit_nothing_or_everything_are_refused(text: str, field: str) -> None:
     assert wrong(port(f"limits {{ {text} }}")) == [field]
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("min_rate_bps: 5", model.RateLimit(min_rate_bps=5)),
+        ("rate_bps: 5 min_rate_bps: 5", model.RateLimit(rate_bps=5, min_rate_bps=5)),
+    ],
+)
+def test_a_rate_that_is_promised_is_a_limit_by_itself(text: str, limit: model.RateLimit) -> None:
+    assert parse(port(f"limits {{ from_vm {{ {text} }} }}")).port.limits == model.Limits(limit)
+
+
+@pytest.mark.parametrize(("text", "node"), [("", None), ("numa_node: 0", 0), ("numa_node: 1023", 1023)])
+def test_the_numa_node_of_an_instance_is_taken(text: str, node: int | None) -> None:
+    assert parse(f"acceptable {{ pci {{}} }} instance {{ {text} }}").instance.numa_node == node
+
+
+def test_a_numa_node_that_no_kernel_has_is_a_violation() -> None:
+    assert wrong("acceptable { pci {} } instance { numa_node: 1024 }") == ["instance.numa_node"]
 
 
 def test_a_burst_has_to_hold_the_port_s_mtu() -> None:

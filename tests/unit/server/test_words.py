@@ -32,7 +32,9 @@ LOCATIONS: list[tuple[model.Location, dict[str, Any]]] = [
         },
     ),
     (
-        model.PciDevice("0000:03:10.2", "eth0", 0, model.PciHostDriver.KERNEL, 9, "/dev/vfio/9"),
+        model.PciDevice(
+            "0000:03:10.2", "eth0", 0, model.PciHostDriver.KERNEL, 9, "/dev/vfio/9", "/dev/vfio/devices/vfio3", "eth0v0", 0
+        ),
         {
             "address": "0000:03:10.2",
             "pf_ifname": "eth0",
@@ -40,6 +42,9 @@ LOCATIONS: list[tuple[model.Location, dict[str, Any]]] = [
             "host_driver": endpoint_pb2.PCI_HOST_DRIVER_KERNEL,
             "iommu_group": 9,
             "vfio_path": "/dev/vfio/9",
+            "vfio_device_path": "/dev/vfio/devices/vfio3",
+            "ifname": "eth0v0",
+            "numa_node": 0,
         },
     ),
     (
@@ -90,6 +95,24 @@ def test_a_location_whose_fields_are_all_empty_is_still_set() -> None:
     assert endpoint(location=model.BridgePort("", "")).WhichOneof("location") == "bridge"
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_a_host_does_not_say_of_a_function_is_unset(number: int) -> None:
+    unknown = endpoint(location=model.PciDevice("0000:03:10.2", "eth0", 0, model.PciHostDriver.KERNEL, -1, "")).pci
+    assert not unknown.HasField("iommu_group")
+    assert not unknown.HasField("numa_node")
+    device = model.PciDevice("0000:03:10.2", "eth0", 0, model.PciHostDriver.KERNEL, number, "", numa_node=number)
+    known = endpoint(location=device).pci
+    assert known.HasField("iommu_group")
+    assert known.HasField("numa_node")
+    assert (known.iommu_group, known.numa_node) == (number, number)
+
+
+def test_an_instance_is_told_as_it_was_named() -> None:
+    message = endpoint(instance=model.Instance(numa_node=0)).instance
+    assert message.HasField("numa_node")
+    assert not endpoint(instance=model.Instance("uuid")).instance.HasField("numa_node")
+
+
 def test_a_lifetime_is_told_as_it_was_asked_for() -> None:
     assert endpoint(lifetime=model.ProcessLifetime(7, inode=8)).lifetime.process.pid == 7
     assert endpoint(lifetime=model.LeaseLifetime(1_500_000_000)).lifetime.lease.ttl.ToMilliseconds() == 1500
@@ -105,7 +128,7 @@ def test_every_field_of_an_endpoint_is_filled_in() -> None:
         location=LOCATIONS[1][0],
         port=model.Port(mac="52:54:00:00:00:01"),
         owner=model.Owner(1000, 36),
-        instance=model.Instance("uuid", "name"),
+        instance=model.Instance("uuid", "name", 1),
         labels={"a": "b"},
         drifts=(model.Drift(model.DriftKind.MTU, "1500", "1400", "x"),),
         ip_config=model.IpConfig(("10.0.0.2/24",), ("10.0.0.1",), ("10.0.0.1",), dhcp=True),
@@ -139,6 +162,7 @@ def test_a_port_tells_all_that_it_is() -> None:
         link_up=True,
         tx_queue_length=500,
         public_addresses=("203.0.113.9",),
+        trusted=True,
     )
     message = words.port(value)
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
@@ -150,18 +174,27 @@ def test_a_port_tells_all_that_it_is() -> None:
     )
 
 
+def test_the_tags_of_a_vlan_are_told() -> None:
+    vlan = words.port(model.Port(vlan=model.Vlan(7, qos=3, protocol=model.VlanProtocol.DOT1AD))).vlan
+    assert vlan == endpoint_pb2.VlanSpec(vid=7, qos=3, protocol=endpoint_pb2.VLAN_PROTOCOL_DOT1AD)
+    usual = words.port(model.Port(vlan=model.Vlan(7))).vlan
+    assert usual == endpoint_pb2.VlanSpec(vid=7), "802.1Q is what unset means"
+
+
+def test_what_a_vm_is_promised_to_send_is_told() -> None:
+    limits = words.port(model.Port(limits=model.Limits(model.RateLimit(min_rate_bps=5)))).limits
+    assert limits.from_vm == endpoint_pb2.RateLimit(min_rate_bps=5)
+    assert not limits.HasField("to_vm")
+
+
 def test_what_a_port_leaves_open_is_unset() -> None:
     assert words.port(model.Port()).ListFields() == []
 
 
 def test_a_port_that_says_no_differs_from_one_that_says_nothing() -> None:
-    message = words.port(model.Port(isolated=False, link_up=False, guard_enabled=False, limits=model.Limits()))
-    assert {name for name in ("isolated", "link_up", "guard", "limits") if message.HasField(name)} == {
-        "isolated",
-        "link_up",
-        "guard",
-        "limits",
-    }
+    value = model.Port(isolated=False, link_up=False, guard_enabled=False, limits=model.Limits(), trusted=False)
+    names = ("isolated", "link_up", "guard", "limits", "trusted")
+    assert [name for name in names if words.port(value).HasField(name)] == list(names)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +205,7 @@ def test_a_port_that_says_no_differs_from_one_that_says_nothing() -> None:
         (model.MacvtapMode, endpoint_pb2.MacvtapMode),
         (model.PciHostDriver, endpoint_pb2.PciHostDriver),
         (model.VhostUserRole, endpoint_pb2.VhostUserRole),
+        (model.VlanProtocol, endpoint_pb2.VlanProtocol),
         (model.DriftKind, endpoint_pb2.DriftKind),
         (model.Outcome, error_pb2.ConsiderationOutcome),
         (model.Feature, host_service_pb2.Feature),
