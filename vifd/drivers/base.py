@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from vifd.dhcp.network import DhcpNetwork
 from vifd.drivers.addressing import Addressing
+from vifd.drivers.functions import PfStatus, Taken
 from vifd.errors import Violation
-from vifd.kernel.authority import BridgeGrant, UplinkGrant
+from vifd.kernel.authority import Grant
 from vifd.kernel.ops import Made, Plan
 from vifd.model import Drift, Endpoint, EndpointSpec, Location, Offer, Port, Preference
 
@@ -57,7 +58,7 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return []
 
     @classmethod
-    def grant(cls, options: OptionsT) -> BridgeGrant | UplinkGrant | None:
+    def grant(cls, options: OptionsT) -> Grant | None:
         """Say what of the kernel the privileged helper may touch for this network. None: nothing."""
         del options
         return None
@@ -73,6 +74,12 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         """Say which addresses the network has and hands out, and with which networks it shares them."""
         del options
         return Addressing()
+
+    @classmethod
+    def physical_network(cls, options: OptionsT) -> str:
+        """Say what the physical network is called that its NICs are on; empty: nothing."""
+        del options
+        return ""
 
     @property
     def repairs(self) -> bool:
@@ -97,13 +104,57 @@ class NetworkDriver(ABC, Generic[OptionsT]):
             spec: what is asked for; None: nothing particular.
         """
 
+    def pick(self, spec: EndpointSpec, taken: Taken) -> str:
+        """Pick the PCI function that an endpoint gets, before it is planned. It may look at the host, but changes nothing.
+
+        Args:
+            spec: what is asked for.
+            taken: the functions that endpoints have, of any network; and the states of those endpoints.
+
+        Returns:
+            Its address, "0000:03:10.2"; empty: the endpoint needs none.
+
+        Raises:
+            NetworkFull: there is none that it could get.
+        """
+        del spec, taken
+        return ""
+
+    def note_unfit(self, function: str, reason: str) -> None:
+        """Pick a PCI function no more for a while, for the kernel didn't give it.
+
+        Args:
+            function: its address.
+            reason: a sentence.
+        """
+
+    def lane(self, function: str) -> str:
+        """Say with which PCI functions a function's work shares one queue; work of different queues is done at the same time.
+
+        Args:
+            function: its address.
+
+        Returns:
+            The queue's name; empty: that of what has no function.
+        """
+        del function
+        return ""
+
+    def physical_functions(self) -> Sequence[PfStatus]:
+        """Say what there is of the PFs and VFs that its endpoints get, as far as it knows without the endpoints."""
+        return ()
+
+    def complete(self, port: Port) -> Port:
+        """Fill in what a caller left open of a port and the network decides, as when it is left open again by a change. Pure."""
+        return port
+
     @abstractmethod
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
         """Say what the kernel has to do. Pure: the same answer each time, and no I/O.
 
         Args:
             endpoint_id: the endpoint.
-            spec: what is asked for.
+            spec: what is asked for, with the function that was picked.
             preference: the kind that was chosen, with its options.
         """
 

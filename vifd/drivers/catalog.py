@@ -15,11 +15,12 @@ from vifd.drivers.base import NetworkDriver
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
+from vifd.drivers.sriov import SriovDriver
 from vifd.errors import ConfigError, StartError, Violation
-from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant
+from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, Grant, UplinkGrant
 
 GROUP = "vifd.network_drivers"
-_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, DirectDriver, FakeDriver)
+_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, DirectDriver, SriovDriver, FakeDriver)
 
 Catalog = Mapping[str, type[NetworkDriver[Any]]]
 
@@ -57,7 +58,7 @@ def check_options(catalog: Catalog, name: str, options: Any) -> list[Violation]:
 
 
 def check_together(catalog: Catalog, config: Config) -> None:
-    """Check that no two networks say different things of one bridge, and that no uplink is wanted by two.
+    """Check that no two networks say different things of one bridge, and that no uplink and no VF is wanted by two.
 
     Raises:
         ConfigError: with every network that contradicts one before it.
@@ -65,6 +66,7 @@ def check_together(catalog: Catalog, config: Config) -> None:
     grants = authority(catalog, config)
     bridges = {name: grant for name, grant in grants.items() if isinstance(grant, BridgeGrant)}
     problems = [*_check_bridges(catalog, config, bridges), *_check_uplinks(grants, bridges), *_check_nat(bridges)]
+    problems += _check_pfs(catalog, config, grants)
     problems += _twice_served(dhcp_networks(catalog, config))
     if problems:
         raise ConfigError(problems)
@@ -96,6 +98,36 @@ def _check_uplinks(grants: Authority, bridges: Mapping[str, BridgeGrant]) -> Ite
         if isinstance(grant, UplinkGrant) and grant.uplink in used:
             message = f"{grant.uplink} is put on the bridge of network {used[grant.uplink]}; use another"
             yield Violation(f"networks.{name}.uplink", message)
+
+
+def _check_pfs(catalog: Catalog, config: Config, grants: Authority) -> Iterator[Violation]:
+    """Find PFs of which two networks say different things, or may use the same VFs."""
+    places = {name: catalog[one.driver].physical_network(one.options) for name, one in config.networks.items()}
+    before: dict[str, FunctionGrant] = {}
+    for name, grant in grants.items():
+        if not isinstance(grant, FunctionGrant):
+            continue
+        for other, known in before.items():
+            shared = ", ".join(pf for pf in grant.pfs if pf in known.pfs)
+            if shared and places[other] != places[name]:
+                message = f"{shared} is on {places[other] or 'none'} for network {other}; let both say the same"
+                yield Violation(f"networks.{name}.physical_network", message)
+            if shared and grant.vfs and known.vfs and grant.vfs != known.vfs:
+                message = f"network {other} wants {known.vfs} VFs on {shared}; let both say the same"
+                yield Violation(f"networks.{name}.vfs", message)
+            elif shared and _may_share_a_vf(grant, known):
+                message = f"network {other} may use the same VFs of {shared}; list in each those that are its own"
+                yield Violation(f"networks.{name}.vfs", message)
+        before[name] = grant
+
+
+def _may_share_a_vf(one: FunctionGrant, two: FunctionGrant) -> bool:
+    if one.addresses and two.addresses:
+        return not set(one.addresses).isdisjoint(two.addresses)
+    if not one.addresses and not two.addresses:
+        return True  # each may have all but a few
+    listed, rest = (one, two) if one.addresses else (two, one)
+    return not set(listed.addresses) <= set(rest.exclude)
 
 
 def _twice_served(served: Mapping[str, DhcpNetwork]) -> Iterator[Violation]:
@@ -134,7 +166,7 @@ def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:
     return catalog[network.driver](network.name, network.options)
 
 
-def authority(catalog: Catalog, config: Config) -> dict[str, BridgeGrant | UplinkGrant]:
+def authority(catalog: Catalog, config: Config) -> dict[str, Grant]:
     """Say what of the kernel the configured networks need."""
     grants = {name: catalog[network.driver].grant(network.options) for name, network in config.networks.items()}
     return {name: grant for name, grant in grants.items() if grant is not None}

@@ -18,7 +18,7 @@ from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.negotiation import settle_port
 from vifd.errors import ConfigError
 from vifd.kernel.authority import check_plan
-from vifd.kernel.ops import STAGES, ConfigurePort, Made
+from vifd.kernel.ops import STAGES, ClaimFunction, ConfigurePort, FunctionMade, Made
 from vifd.model import (
     BridgePreference,
     Endpoint,
@@ -44,7 +44,14 @@ from vifd.server import words
 NETWORK = "conformance"
 _ID, _OTHER_ID = "11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-aaaaaaaaaaaa"
 _OWNER = Owner(1000)
-_MADE = Made(ifindex=7, mtu_bytes=1500, bridge_name="br-made", device_path="/dev/vifd/made")
+_FUNCTION = "0000:03:10.2"
+_MADE = Made(
+    ifindex=7,
+    mtu_bytes=1500,
+    bridge_name="br-made",
+    device_path="/dev/vifd/made",
+    function=FunctionMade("eth7", 0, 9, vfio_path="/dev/vfio/9", address=_FUNCTION),
+)
 _WORDS = 3
 
 _PREFERENCES: Mapping[Kind, Preference] = {
@@ -193,7 +200,7 @@ class NetworkDriverConformance:
             for field in asked.__struct_fields__:
                 value = getattr(asked, field)
                 assert value in (getattr(Port(), field), getattr(planned.port, field)), f"port.{field} was dropped"
-            ports = [operation.port for operation in planned.plan if isinstance(operation, ConfigurePort)]
+            ports = [one.port for one in planned.plan if isinstance(one, ConfigurePort | ClaimFunction)]
             assert ports in ([], [planned.port]), "the kernel gets another port than the caller is told of"
 
     def test_queues_that_it_offers_are_there(self, keys: str) -> None:
@@ -299,7 +306,8 @@ class NetworkDriverConformance:
 
 
 def _spec(preference: Preference, port: Port) -> EndpointSpec:
-    return EndpointSpec(NETWORK, (preference,), _OWNER, port=port)
+    function = _FUNCTION if preference.kind is Kind.PCI else ""
+    return EndpointSpec(NETWORK, (preference,), _OWNER, port=port, function=function)
 
 
 class _Ear:

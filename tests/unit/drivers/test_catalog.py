@@ -12,6 +12,7 @@ from vifd.drivers import catalog
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
+from vifd.drivers.sriov import SriovDriver
 from vifd.errors import ConfigError, StartError
 from vifd.kernel.authority import BridgeGrant
 
@@ -70,12 +71,12 @@ def parse(text: str) -> config.Config:
 
 
 def test_the_built_in_drivers_are_there() -> None:
-    assert catalog.load() == {"bridge": BridgeDriver, "direct": DirectDriver, "fake": FakeDriver}
+    assert catalog.load() == {"bridge": BridgeDriver, "direct": DirectDriver, "sriov": SriovDriver, "fake": FakeDriver}
 
 
 def test_a_driver_of_another_package_joins(install: Install) -> None:
     install("green", "green_net:GreenDriver", "green_net")
-    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green"]
+    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green", "sriov"]
 
 
 def test_a_driver_of_another_package_reads_its_own_keys(install: Install) -> None:
@@ -207,6 +208,58 @@ def test_two_bridges_with_the_same_subnet_and_nat_are_refused() -> None:
 def test_a_way_out_that_is_a_port_of_a_bridge_is_refused() -> None:
     keys = 'addresses = ["10.0.0.1/24"]\nnat = true\nnat_uplink = "eth0"'
     assert problems_of(a=keys, b='uplink = "eth0"') == {("networks.a.nat_uplink", "eth0 is put on bridge br-b; name the bridge")}
+
+
+def problems_of_pfs(**networks: str) -> list[tuple[str, str]]:
+    text = "\n".join(f'[networks.{name}]\ndriver = "sriov"\npfs = ["eth7"]\n{keys}' for name, keys in networks.items())
+    try:
+        catalog.check_together(catalog.load(), parse(text))
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('vfs = ["0000:07:10.0"]', 'vfs = ["0000:07:10.2-0000:07:10.6"]'),
+        ('vfs = ["0000:07:10.0-0000:07:10.6"]\nexclude = ["0000:07:10.6"]', 'vfs = ["0000:07:10.6"]'),
+        ('vfs = 7\nexclude = ["0000:07:10.0-0000:07:10.6"]', 'vfs = ["0000:07:10.2"]'),
+        ('vfs = ["0000:07:10.2"]', 'vfs = 7\nexclude = ["0000:07:10.2"]'),
+    ],
+)
+def test_two_networks_may_share_a_pf_whose_vfs_they_divide(one: str, other: str) -> None:
+    assert problems_of_pfs(a=one, b=other) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "field", "why"),
+    [
+        ("", "", "vfs", "network a may use the same VFs of eth7"),
+        ("vfs = 7", "vfs = 7", "vfs", "network a may use the same VFs of eth7"),
+        ("vfs = 7", "vfs = 6", "vfs", "network a wants 7 VFs on eth7"),
+        ('vfs = ["0000:07:10.0"]', "", "vfs", "the same VFs"),
+        ('vfs = ["0000:07:10.0-0000:07:10.4"]', 'vfs = ["0000:07:10.4"]', "vfs", "the same VFs"),
+        ('vfs = 7\nexclude = ["0000:07:10.0"]', 'vfs = ["0000:07:10.0", "0000:07:10.2"]', "vfs", "the same VFs"),
+        (
+            'vfs = ["0000:07:10.0"]\nphysical_network = "core"',
+            'vfs = ["0000:07:10.2"]',
+            "physical_network",
+            "eth7 is on core for network a",
+        ),
+    ],
+)
+def test_two_networks_that_say_different_things_of_a_pf_or_want_one_vf_are_refused(
+    one: str, other: str, field: str, why: str
+) -> None:
+    ((where, message),) = problems_of_pfs(a=one, b=other)
+    assert where == f"networks.b.{field}"
+    assert why in message
+
+
+def test_networks_with_pfs_of_their_own_have_nothing_to_divide() -> None:
+    text = "".join(f'[networks.{name}]\ndriver = "sriov"\npfs = ["eth{name}"]\n' for name in "ab")
+    catalog.check_together(catalog.load(), parse(text))
 
 
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.lives import FakeTime
+from tests.support.messages import ID
+from tests.support.nics import PFS, sriov_driver, two_nics, vf
+from tests.support.sysfs import FakeSysfs
+from vifd.drivers.functions import FunctionState
+from vifd.drivers.sriov import SriovDriver, SriovOptions
+from vifd.errors import NetworkFull
+from vifd.kernel.authority import FunctionGrant
+from vifd.kernel.ops import BindFunction, ClaimFunction, FunctionMade, Made
+from vifd.model import (
+    EndpointSpec,
+    Feature,
+    Instance,
+    Kind,
+    Limits,
+    Owner,
+    PciDevice,
+    PciHostDriver,
+    PciPreference,
+    Port,
+    RateLimit,
+    State,
+    TapPreference,
+    Vlan,
+    VlanProtocol,
+)
+
+MAC = "16:52:d8:19:10:fd"
+KERNEL = PciPreference(PciHostDriver.KERNEL)
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> FakeSysfs:
+    return two_nics(tmp_path / "sys")
+
+
+def spec(preference: PciPreference = KERNEL, **fields: object) -> EndpointSpec:
+    return EndpointSpec("fast", (preference,), Owner(1000, 36), **fields)
+
+
+def problem(driver: SriovDriver, wanted: EndpointSpec | None) -> str:
+    (offer,) = driver.offers(wanted)
+    assert offer.kind is Kind.PCI
+    return offer.unavailable
+
+
+# --- the configuration
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"pfs": ()}, "pfs"),
+        ({"pfs": ("",)}, "pfs"),
+        ({"pfs": ("a/b",)}, "pfs"),
+        ({"pfs": ("vdtaaaaaaaaaa",)}, "pfs"),
+        ({"pfs": ("0000:03:00",)}, "pfs"),
+        ({"pfs": ("eth1", "eth1")}, "pfs"),
+        ({"vfs": ()}, "vfs"),
+        ({"vfs": ("eth1",)}, "vfs"),
+        ({"exclude": ("0000:01:10.2-0000:01:10.0",)}, "exclude"),
+        ({"vfs": ("0000:01:10.0",), "exclude": ("0000:01:10.0-0000:01:10.6",)}, "exclude"),
+    ],
+)
+def test_what_is_wrong_with_the_keys_is_named(options: dict[str, object], key: str) -> None:
+    problems = SriovDriver.check_options(SriovOptions(**{"pfs": ("eth1",)} | options))
+    assert [one.field for one in problems] == [key]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pfs": ("ens1f0", "0000:81:00.0")},
+        {"vfs": 7},
+        {"vfs": ("0000:01:10.0", "0000:01:10.2-0000:01:11.4"), "exclude": ("0000:01:10.4",)},
+    ],
+)
+def test_pfs_and_vfs_are_named_in_each_way(options: dict[str, object]) -> None:
+    assert SriovDriver.check_options(SriovOptions(**{"pfs": ("eth1",)} | options)) == []
+
+
+def test_the_helper_may_touch_the_vfs_that_the_configuration_names() -> None:
+    counted = SriovOptions(("eth1",), vfs=7, exclude=("0000:01:10.0",), mtu=9000)
+    assert SriovDriver.grant(counted) == FunctionGrant(("eth1",), 7, (), ("0000:01:10.0",), 9000)
+    listed = SriovOptions(("eth1",), vfs=("0000:01:10.0-0000:01:10.2",), exclude=("0000:01:10.1",))
+    grant = SriovDriver.grant(listed)
+    assert (grant.vfs, grant.addresses, grant.exclude) == (0, ("0000:01:10.0", "0000:01:10.2"), ("0000:01:10.1",))
+
+
+# --- offers
+
+
+def test_it_offers_pci_functions_without_what_a_nic_cannot_do(sysfs: FakeSysfs) -> None:
+    (offer,) = sriov_driver(sysfs).offers(None)
+    assert (offer.kind, offer.unavailable) == (Kind.PCI, "")
+    lacks = {Feature.GUARD, Feature.ADDRESSES, Feature.ISOLATION, Feature.FD_HANDOFF, Feature.LIVE_MIGRATION}
+    assert lacks.isdisjoint(offer.features)
+    assert {Feature.VLAN_QOS, Feature.MIN_RATE, Feature.TRUST, Feature.MTU, Feature.LINK_STATE} <= offer.features
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        Port(),
+        Port(vlan=Vlan(7, qos=3, protocol=VlanProtocol.DOT1AD)),
+        Port(limits=Limits(RateLimit(rate_bps=10**8, min_rate_bps=10**6))),
+        Port(mtu_bytes=9000, link_up=False, trusted=True),
+    ],
+)
+def test_what_a_vf_can_do_is_possible(sysfs: FakeSysfs, port: Port) -> None:
+    assert problem(sriov_driver(sysfs, mtu=9000), spec(port=port)) == ""
+
+
+@pytest.mark.parametrize(
+    ("port", "why"),
+    [
+        (Port(vlan=Vlan(0, (7, 8))), "no trunks"),
+        (Port(vlan=Vlan(8)), "VLAN 7"),
+        (Port(mtu_bytes=9001), "MTU 9001 is more than the 9000"),
+        (Port(limits=Limits(to_vm=RateLimit(rate_bps=10**6))), "to_vm"),
+        (Port(limits=Limits(RateLimit(rate_bps=10**6, burst_bytes=10**6))), "burst_bytes"),
+        (Port(limits=Limits(RateLimit(rate_pps=1))), "rate_pps"),
+        (Port(limits=Limits(RateLimit(rate_bps=1_500_000))), "rate_bps be a multiple of 1000000"),
+        (Port(limits=Limits(RateLimit(min_rate_bps=1))), "min_rate_bps be a multiple of 1000000"),
+    ],
+)
+def test_what_no_vf_can_do_is_refused_with_the_reason(sysfs: FakeSysfs, port: Port, why: str) -> None:
+    assert why in problem(sriov_driver(sysfs, vlan=7, mtu=9000), spec(port=port))
+
+
+def test_the_networks_own_vlan_may_be_named_to_give_it_a_priority(sysfs: FakeSysfs) -> None:
+    assert problem(sriov_driver(sysfs, vlan=7), spec(port=Port(vlan=Vlan(7, qos=5)))) == ""
+
+
+def test_without_a_pf_nothing_can_be_made(tmp_path: Path) -> None:
+    found = problem(sriov_driver(FakeSysfs(tmp_path)), None)
+    assert "network fast has no VF" in found
+    assert "ens1f0 isn't there" in found
+    assert "ens2f0 isn't there" in found
+
+
+def test_without_vfs_nothing_can_be_made(tmp_path: Path) -> None:
+    sysfs = two_nics(tmp_path, vfs=0)
+    assert "PF ens1f0 has no VFs; PF ens2f0 has no VFs" in problem(sriov_driver(sysfs), None)
+
+
+def test_where_all_are_kept_out_nothing_can_be_made(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs, pfs=("ens1f0",), exclude=(f"{vf(0, 0)}-{vf(0, 2)}",))
+    assert "each VF of PF ens1f0 is kept out" in problem(driver, None)
+
+
+def test_one_pf_that_is_there_is_enough(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs, pfs=("nothere0", "ens1f0"))
+    assert problem(driver, None) == ""
+    assert driver.pick(spec(), {}) == vf(0, 0)
+
+
+def test_without_an_iommu_there_is_no_pass_through_but_there_are_netdevs(tmp_path: Path) -> None:
+    sysfs = FakeSysfs(tmp_path)
+    sysfs.add_pf(PFS["ens1f0"], "ens1f0")
+    sysfs.add_vf(PFS["ens1f0"], 0, vf(0, 0))
+    driver = sriov_driver(sysfs, pfs=("ens1f0",))
+    assert "no IOMMU" in problem(driver, spec(PciPreference(PciHostDriver.VFIO)))
+    assert problem(driver, spec(KERNEL)) == ""
+    assert problem(driver, None) == ""
+
+
+# --- which VF
+
+
+def test_vfs_are_spread_over_the_pfs_in_the_order_of_their_numbers(sysfs: FakeSysfs) -> None:
+    driver, taken = sriov_driver(sysfs), dict[str, State]()
+    for _ in range(6):
+        taken[driver.pick(spec(), taken)] = State.PENDING
+    assert list(taken) == [vf(0, 0), vf(1, 0), vf(0, 1), vf(1, 1), vf(0, 2), vf(1, 2)]
+
+
+def test_the_instances_numa_node_comes_first(sysfs: FakeSysfs) -> None:
+    driver, taken = sriov_driver(sysfs), dict[str, State]()
+    for _ in range(4):
+        taken[driver.pick(spec(instance=Instance(numa_node=1)), taken)] = State.READY
+    assert list(taken) == [vf(1, 0), vf(1, 1), vf(1, 2), vf(0, 0)]
+
+
+def test_a_vf_that_is_excluded_or_not_listed_is_never_picked(sysfs: FakeSysfs) -> None:
+    listed = sriov_driver(sysfs, vfs=(vf(1, 1), vf(1, 2)), exclude=(vf(1, 1),))
+    assert listed.pick(spec(), {}) == vf(1, 2)
+    with pytest.raises(NetworkFull):
+        listed.pick(spec(), {vf(1, 2): State.READY})
+
+
+def test_a_vf_that_was_unfit_is_left_out_for_a_minute(sysfs: FakeSysfs) -> None:
+    time = FakeTime()
+    driver = sriov_driver(sysfs, time, pfs=("ens1f0",))
+    driver.note_unfit(vf(0, 0), "somebody has it")
+    assert driver.pick(spec(), {}) == vf(0, 1)
+    time.advance(59)
+    assert driver.pick(spec(), {}) == vf(0, 1)
+    time.advance(2)
+    assert driver.pick(spec(), {}) == vf(0, 0)
+
+
+def test_when_none_is_left_it_says_who_has_them(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs, exclude=(vf(0, 0),))
+    driver.note_unfit(vf(0, 1), "somebody has it")
+    taken = {vf(0, 2): State.READY, vf(1, 0): State.PENDING, vf(1, 1): State.RELEASING, vf(1, 2): State.ACTIVE, "x": State.READY}
+    with pytest.raises(NetworkFull) as caught:
+        driver.pick(spec(), taken)
+    assert str(caught.value) == (
+        "network fast has no free VF: of 6, 3 in use by endpoints, 1 taken by others on this host, "
+        "1 not yet as new after a release, 1 kept out by the configuration; release an endpoint of it, or use another network"
+    )
+
+
+def test_a_vf_that_went_away_is_not_picked(sysfs: FakeSysfs) -> None:
+    sysfs.remove(vf(0, 0))
+    assert sriov_driver(sysfs, pfs=("ens1f0",)).pick(spec(), {}) == vf(0, 1)
+
+
+def test_the_vfs_of_a_pf_share_a_lane(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs)
+    assert driver.lane(vf(0, 0)) == driver.lane(vf(0, 2)) == PFS["ens1f0"]
+    assert driver.lane(vf(1, 0)) == PFS["ens2f0"]
+    sysfs.remove(vf(0, 0))
+    assert driver.lane(vf(0, 0)) == vf(0, 0)
+
+
+# --- plans and locations
+
+
+def test_a_vf_is_claimed_with_the_port_and_bound_for_its_owner(sysfs: FakeSysfs) -> None:
+    planned = sriov_driver(sysfs).plan(ID, spec(function=vf(0, 1)), KERNEL)
+    assert planned.plan == (
+        ClaimFunction(ID, "fast", vf(0, 1), Port(mac=MAC)),
+        BindFunction(ID, "fast", vf(0, 1), PciHostDriver.KERNEL, 1000, 36),
+    )
+    assert planned.port == Port(mac=MAC)
+
+
+def test_what_the_caller_leaves_open_is_the_networks(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs, vlan=7, mtu=9000)
+    planned = driver.plan(ID, spec(function=vf(0, 1)), PciPreference())
+    assert planned.port == Port(mac=MAC, mtu_bytes=9000, vlan=Vlan(7))
+    asked = Port(mac="52:54:00:12:34:56", mtu_bytes=1400, vlan=Vlan(7, qos=3))
+    assert driver.plan(ID, spec(function=vf(0, 1), port=asked), PciPreference()).port == asked
+
+
+def test_without_a_vf_or_of_another_kind_nothing_is_planned(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs)
+    with pytest.raises(ValueError, match="has no VF"):
+        driver.plan(ID, spec(), KERNEL)
+    with pytest.raises(TypeError):
+        driver.plan(ID, spec(function=vf(0, 1)), TapPreference())
+    with pytest.raises(ValueError, match="nothing is known"):
+        driver.locate(ID, KERNEL, Made())
+
+
+def test_a_vf_is_where_the_helper_says(sysfs: FakeSysfs) -> None:
+    preference = PciPreference(PciHostDriver.VFIO)
+    made = Made(function=FunctionMade("ens1f0", 1, 9, 0, "/dev/vfio/9", "/dev/vfio/devices/vfio3", "", vf(0, 1)))
+    assert sriov_driver(sysfs).locate(ID, preference, made) == PciDevice(
+        vf(0, 1), "ens1f0", 1, PciHostDriver.VFIO, 9, "/dev/vfio/9", "/dev/vfio/devices/vfio3", numa_node=0
+    )
+
+
+# --- what a host has
+
+
+def test_the_pfs_and_vfs_are_told_with_what_is_known_of_them(sysfs: FakeSysfs) -> None:
+    driver = sriov_driver(sysfs, pfs=("ens1f0", "nothere0"), exclude=(vf(0, 0),))
+    driver.note_unfit(vf(0, 1), "somebody has it")
+    one, other = driver.physical_functions()
+    assert (one.name, one.message) == ("ens1f0", "")
+    assert [(status.function.address, status.state, status.message) for status in one.functions] == [
+        (vf(0, 0), FunctionState.EXCLUDED, "the configuration of network fast keeps it out"),
+        (vf(0, 1), FunctionState.TAKEN, "somebody has it"),
+        (vf(0, 2), FunctionState.FREE, ""),
+    ]
+    assert (other.pf, list(other.functions), other.message) == (None, [], "PF nothere0 isn't there")
+
+
+@pytest.mark.parametrize(
+    ("ifname", "up", "vfs", "message"),
+    [
+        ("", False, 1, "has no network device here"),
+        ("eth5", True, 0, "has no VFs; it can have 7"),
+        ("eth5", False, 1, "is down, and with it its VFs: ip link set eth5 up"),
+        ("eth5", True, 1, ""),
+    ],
+)
+def test_what_is_wrong_with_a_pf_is_told(tmp_path: Path, ifname: str, up: bool, vfs: int, message: str) -> None:
+    sysfs = FakeSysfs(tmp_path)
+    sysfs.add_pf("0000:05:00.0", ifname, up=up)
+    for index in range(vfs):
+        sysfs.add_vf("0000:05:00.0", index, f"0000:05:10.{index}")
+    (status,) = sriov_driver(sysfs, pfs=("0000:05:00.0",)).physical_functions()
+    assert message in status.message
+    assert bool(status.message) is bool(message)
+
+
+def test_a_pf_without_a_carrier_is_told(sysfs: FakeSysfs) -> None:
+    (sysfs.device(PFS["ens1f0"]) / "net/ens1f0/carrier").write_text("0\n")
+    assert "no carrier" in sriov_driver(sysfs).physical_functions()[0].message

@@ -1,0 +1,313 @@
+"""NICs with SR-IOV: each endpoint has a VF for itself, and its VM drives that as it would a card of its own.
+
+The NIC's switch is the network: what it can't do, like a guard by addresses, its ports haven't got.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vifd.drivers import functions
+from vifd.drivers.base import NetworkDriver, Planned
+from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus, Taken
+from vifd.errors import NetworkFull, Violation
+from vifd.kernel import names
+from vifd.kernel.authority import FunctionGrant
+from vifd.kernel.ops import BindFunction, ClaimFunction, Made
+from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, is_address
+from vifd.model import (
+    EndpointSpec,
+    Feature,
+    Kind,
+    Location,
+    Offer,
+    PciDevice,
+    PciHostDriver,
+    PciPreference,
+    Port,
+    Preference,
+    RateLimit,
+    State,
+    Vlan,
+)
+
+_MBIT = 1_000_000
+_UNFIT_SECONDS = 60.0
+_FEATURES = frozenset(
+    {
+        Feature.MTU,
+        Feature.LIMITS,
+        Feature.MIN_RATE,
+        Feature.VLAN,
+        Feature.VLAN_QOS,
+        Feature.LINK_STATE,
+        Feature.TRUST,
+    }
+)
+
+
+class SriovOptions(Struct, frozen=True):
+    """The keys of a network whose driver is `sriov`.
+
+    Args:
+        pfs: the NICs' PFs, each by its netdev's name or its PCI address; all on the same physical network.
+        physical_network: what that is called; empty: nothing.
+        vlan: the VLAN that its ports are in; 0: none, or the one that a port asks for.
+        vfs: how many VFs each PF is to have, made where there are none; or which of them may be used: addresses, and ranges of them.
+            0: all that there are.
+        exclude: VFs that are never used, likewise.
+        mtu: bytes; 0: the PFs'.
+        repair: whether what somebody else changed of an endpoint is mended, or only told.
+    """
+
+    pfs: tuple[str, ...]
+    physical_network: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,63}\Z")] = ""
+    vlan: Annotated[int, Meta(ge=0, le=4094)] = 0
+    vfs: Annotated[int, Meta(ge=0, le=65535)] | tuple[str, ...] = 0
+    exclude: tuple[str, ...] = ()
+    mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
+    repair: Literal["auto", "report"] = "auto"
+
+
+class SriovDriver(NetworkDriver[SriovOptions]):
+    """See the module.
+
+    Args:
+        network: the network's name.
+        options: the network's keys.
+        inventory: the PFs and VFs; None: this host's.
+        now: gives the time, in seconds.
+    """
+
+    name = "sriov"
+    options = SriovOptions
+
+    def __init__(
+        self,
+        network: str,
+        options: SriovOptions,
+        inventory: Inventory | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(network, options)
+        self._inventory, self._now = inventory or Inventory(), now
+        self._grant = self.grant(options)
+        self._unfit: dict[str, tuple[float, str]] = {}
+
+    @classmethod
+    def check_options(cls, options: SriovOptions) -> list[Violation]:
+        """See NetworkDriver."""
+        problems = [] if options.pfs else [Violation("pfs", "is empty: name at least one PF")]
+        problems += [
+            Violation("pfs", f"{name!r} is no PF: name its network device, like ens1f0, or its PCI address, like 0000:03:00.0")
+            for name in options.pfs
+            if not (is_address(name) or names.is_ifname(name)) or names.is_device_name(name)
+        ]
+        problems += [Violation("pfs", f"has {name} twice") for name, count in Counter(options.pfs).items() if count > 1]
+        if isinstance(options.vfs, tuple):
+            problems += functions.check("vfs", options.vfs)
+            if not options.vfs:
+                problems.append(Violation("vfs", "is empty: list the VFs that may be used, or leave it out for all"))
+        problems += functions.check("exclude", options.exclude)
+        if not problems and isinstance(options.vfs, tuple) and not _usable(options):
+            problems.append(Violation("exclude", "leaves none of vfs"))
+        return problems
+
+    @classmethod
+    def grant(cls, options: SriovOptions) -> FunctionGrant:
+        """See NetworkDriver."""
+        is_count = isinstance(options.vfs, int)
+        return FunctionGrant(
+            pfs=options.pfs,
+            vfs=options.vfs if isinstance(options.vfs, int) else 0,
+            addresses=() if is_count else _usable(options),
+            exclude=functions.expand(options.exclude),
+            mtu_bytes=options.mtu,
+        )
+
+    @classmethod
+    def physical_network(cls, options: SriovOptions) -> str:
+        """See NetworkDriver."""
+        return options.physical_network
+
+    @property
+    def repairs(self) -> bool:
+        """See NetworkDriver."""
+        return self.config.repair == "auto"
+
+    @property
+    def mtu_bytes(self) -> int:
+        """See NetworkDriver."""
+        return self.config.mtu
+
+    def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
+        """See NetworkDriver."""
+        problem = "" if spec is None else next(self._refusals(spec.port), "")
+        return (Offer(Kind.PCI, _FEATURES, problem or self._find_problem(spec)),)
+
+    def pick(self, spec: EndpointSpec, taken: Taken) -> str:
+        """Pick the VF on the instance's NUMA node, on the PF that has the fewest in use, with the lowest number."""
+        candidates = self._allowed()
+        in_use = Counter(one.pf_address for one in candidates if one.address in taken)
+        free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
+        if not free:
+            raise NetworkFull(self._explain_full(candidates, taken))
+        node = spec.instance.numa_node
+
+        def rank(one: Function) -> tuple[bool, int, int, str]:
+            return (node not in (None, one.numa_node), in_use[one.pf_address], one.vf_index, one.address)
+
+        return min(free, key=rank).address
+
+    def note_unfit(self, function: str, reason: str) -> None:
+        """See NetworkDriver."""
+        self._unfit[function] = (self._now() + _UNFIT_SECONDS, reason)
+
+    def lane(self, function: str) -> str:
+        """See NetworkDriver."""
+        found = self._inventory.find(function)
+        return function if found is None else found.pf_address  # what is gone keeps nobody waiting
+
+    def complete(self, port: Port) -> Port:
+        """See NetworkDriver."""
+        if port.vlan is None and self.config.vlan:
+            port = msgspec.structs.replace(port, vlan=Vlan(self.config.vlan))
+        return port if port.mtu_bytes else msgspec.structs.replace(port, mtu_bytes=self.config.mtu)
+
+    def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
+        """See NetworkDriver."""
+        wanted, function = _pci(preference), spec.function
+        if not function:
+            raise ValueError(f"endpoint {endpoint_id} has no VF that could be claimed")
+        port = msgspec.structs.replace(self.complete(spec.port), mac=spec.port.mac or names.derived_mac(endpoint_id))
+        claim = ClaimFunction(endpoint_id, self.network, function, port)
+        bind = BindFunction(endpoint_id, self.network, function, wanted.host_driver, spec.owner.uid, spec.owner.gid)
+        return Planned((claim, bind), port)
+
+    def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
+        """See NetworkDriver."""
+        wanted, function = _pci(preference), made.function
+        if function is None:
+            raise ValueError(f"nothing is known of the VF of endpoint {endpoint_id}")
+        return PciDevice(
+            address=function.address,
+            pf_ifname=function.pf_ifname,
+            vf_index=function.vf_index,
+            host_driver=wanted.host_driver,
+            iommu_group=function.iommu_group,
+            vfio_path=function.vfio_path,
+            vfio_device_path=function.vfio_device_path,
+            ifname=function.ifname,
+            numa_node=function.numa_node,
+        )
+
+    def physical_functions(self) -> Sequence[PfStatus]:
+        """See NetworkDriver."""
+        return [self._status(name) for name in self.config.pfs]
+
+    def _status(self, name: str) -> PfStatus:
+        pf = self._inventory.find_pf(name)
+        if pf is None:
+            return PfStatus(name, None, message=self._inventory.explain_pf(name))
+        found = [self._status_of(one) for one in self._inventory.functions(pf)]
+        return PfStatus(name, pf, found, _problem_of(name, pf))
+
+    def _status_of(self, one: Function) -> FunctionStatus:
+        if not allows(self._grant, one.address):
+            return FunctionStatus(one, FunctionState.EXCLUDED, f"the configuration of network {self.network} keeps it out")
+        reason = self._why_unfit(one.address)
+        return FunctionStatus(one, FunctionState.TAKEN if reason else FunctionState.FREE, reason)
+
+    def _refusals(self, port: Port) -> Iterator[str]:
+        """Say what of a port no VF can do, or none of this network."""
+        vlan, limits = port.vlan, port.limits
+        if vlan is not None and not vlan.vid:
+            yield f"a VF is in one VLAN: network {self.network} has no trunks"
+        elif vlan is not None and self.config.vlan not in (0, vlan.vid):
+            yield f"network {self.network} is VLAN {self.config.vlan}, and its ports are in no other; let port.vlan.vid be that"
+        if self.config.mtu and port.mtu_bytes > self.config.mtu:
+            yield f"MTU {port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
+        if limits is None:
+            return
+        if limits.to_vm != RateLimit():
+            yield "a VF's limit is for what its VM sends; leave port.limits.to_vm out"
+        if limits.from_vm.burst_bytes:
+            yield "a NIC sets the burst by itself; leave burst_bytes out"
+        if limits.from_vm.rate_pps:
+            yield "a NIC counts bits and not frames; leave rate_pps out"
+        for key in ("rate_bps", "min_rate_bps"):
+            if getattr(limits.from_vm, key) % _MBIT:
+                yield f"a NIC takes rates in whole Mbit/s; let {key} be a multiple of 1000000"
+
+    def _find_problem(self, spec: EndpointSpec | None) -> str:
+        """Say why no VF can be handed out at all, whoever has them."""
+        candidates = self._allowed()
+        if not candidates:
+            return self._explain_none()
+        wanted = () if spec is None else [one for one in spec.acceptable if isinstance(one, PciPreference)]
+        through_vfio = any(one.host_driver is PciHostDriver.VFIO for one in wanted)
+        if through_vfio and all(one.iommu_group < 0 for one in candidates):
+            return "this host has no IOMMU that is switched on, and without one no VM gets a PCI device (vifctl doctor says more)"
+        return ""
+
+    def _explain_none(self) -> str:
+        found = [(status.name, status) for status in self.physical_functions()]
+        reasons = [status.message for _, status in found if status.pf is None]
+        reasons += [f"PF {name} has no VFs" for name, one in found if one.pf is not None and not one.functions]
+        reasons += [f"each VF of PF {name} is kept out by the configuration" for name, one in found if one.functions]
+        return f"network {self.network} has no VF: {'; '.join(reasons)} (vifctl doctor says what to do)"
+
+    def _explain_full(self, candidates: Sequence[Function], taken: Taken) -> str:
+        excluded = sum(len(self._inventory.functions(pf)) for pf in self._pfs()) - len(candidates)
+        states = [taken[one.address] for one in candidates if one.address in taken]
+        leaving = sum(state is State.RELEASING for state in states)
+        others = sum(one.address not in taken and bool(self._why_unfit(one.address)) for one in candidates)
+        counts = {
+            "in use by endpoints": len(states) - leaving,
+            "taken by others on this host": others,
+            "not yet as new after a release": leaving,
+            "kept out by the configuration": excluded,
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        total = len(candidates) + excluded
+        return f"network {self.network} has no free VF: of {total}, {told}; release an endpoint of it, or use another network"
+
+    def _pfs(self) -> list[PhysicalFunction]:
+        return [pf for name in self.config.pfs if (pf := self._inventory.find_pf(name)) is not None]
+
+    def _allowed(self) -> list[Function]:
+        return self._inventory.allowed(self._grant)
+
+    def _why_unfit(self, function: str) -> str:
+        """Say why a VF was found unfit a short while ago, or nothing."""
+        until, reason = self._unfit.get(function, (0.0, ""))
+        return reason if self._now() < until else ""
+
+
+def _usable(options: SriovOptions) -> tuple[str, ...]:
+    """Give the addresses that the key `vfs` lists, without the excluded ones."""
+    listed = options.vfs if isinstance(options.vfs, tuple) else ()
+    excluded = set(functions.expand(options.exclude))
+    return tuple(address for address in functions.expand(listed) if address not in excluded)
+
+
+def _problem_of(name: str, pf: PhysicalFunction) -> str:
+    if not pf.ifname:
+        return f"PF {name} has no network device here: load its driver, or take it out of the namespace that it is in"
+    if not pf.vf_count:
+        return f"PF {name} has no VFs; it can have {pf.total_vfs}"
+    if not pf.up:
+        return f"PF {name} is down, and with it its VFs: ip link set {pf.ifname} up"
+    return "" if pf.carrier else f"PF {name} has no carrier: what its VFs send out goes nowhere"
+
+
+def _pci(preference: Preference) -> PciPreference:
+    if not isinstance(preference, PciPreference):
+        raise TypeError(f"an SR-IOV network has no {preference.kind}")
+    return preference
