@@ -30,6 +30,7 @@ from vifd.endpoints.follower import Follower
 from vifd.endpoints.garbage import Garbage
 from vifd.endpoints.guests import Guests
 from vifd.endpoints.journal import Journal
+from vifd.endpoints.leftovers import Leftovers
 from vifd.endpoints.lifetimes import Clock, Lifetimes
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.networks import Networks
@@ -294,8 +295,8 @@ class Daemon:
         for close in (engine.close, activation.close, mender.close):
             stop.push_async_callback(close)
         stop.callback(lifetimes.close)
-        patrol = asyncio.get_running_loop().create_task(mender.patrol(daemon.patrol_seconds))
-        stop.callback(patrol.cancel)
+        for patrol in (mender.patrol, Leftovers(registry, engine).patrol):
+            stop.callback(asyncio.get_running_loop().create_task(patrol(daemon.patrol_seconds)).cancel)
         relaying = relay.Relay(self._sockets.upstream)
         server = self._build_server(engine, changes, mender, activation, relaying)
         await server.start()

@@ -15,6 +15,7 @@
     │   └── HostNotReady
     ├── Exhausted                something has to be released first
     │   ├── NetworkFull
+    │   │   └── FunctionTaken
     │   ├── QuotaReached
     │   └── Overloaded
     ├── UnknownCaller            fail closed
@@ -156,6 +157,19 @@ class NetworkFull(Exhausted):
     """No port, VF or address is left."""
 
     reason = "NETWORK_FULL"
+
+
+class FunctionTaken(NetworkFull):
+    """A PCI function that was picked turned out to be somebody else's; vifd picks another one by itself.
+
+    Args:
+        function: its address.
+        message: a sentence.
+    """
+
+    def __init__(self, function: str, message: str) -> None:
+        super().__init__(message)
+        self.function = function
 
 
 class QuotaReached(Exhausted):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.lives import FakeTime
-from tests.support.sysfs import FakeSysfs
-from vifd.drivers.sriov import SriovDriver, SriovOptions
-from vifd.kernel.sriov.inventory import Inventory
+from msgspec.structs import replace
 
+from tests.support.lives import FakeTime
+from tests.support.rooms import AUTHORITY, FakeRoom
+from tests.support.sysfs import FakeSysfs
+from tests.support.worlds import BOOT, World, asked
+from vifd.drivers.sriov import SriovDriver, SriovOptions
+from vifd.endpoints.leftovers import Leftovers
+from vifd.errors import FunctionTaken, HostNotReady, VifdError, WrongState
+from vifd.kernel import ops
+from vifd.kernel.sriov.inventory import Inventory
+from vifd.model import Drift, EndpointRequest, PciHostDriver, PciPreference
+
+_OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
 #: Two PFs, on a NUMA node each.
 PFS = {"ens1f0": "0000:01:00.0", "ens2f0": "0000:81:00.0"}
 
@@ -33,3 +44,110 @@ def sriov_driver(sysfs: FakeSysfs, time: FakeTime | None = None, **options: Any)
     """Give the driver of network fast, which looks at a made-up sysfs and clock."""
     wanted = SriovOptions(**{"pfs": tuple(PFS)} | options)
     return SriovDriver("fast", wanted, Inventory(sysfs.root), (time or FakeTime()).now)
+
+
+class NicRoom(FakeRoom):
+    """A kernel in memory whose VFs are those of a made-up sysfs.
+
+    Args:
+        sysfs: where they are.
+    """
+
+    def __init__(self, sysfs: FakeSysfs) -> None:
+        super().__init__(AUTHORITY | {"fast": SriovDriver.grant(SriovOptions(tuple(PFS)))})
+        self._inventory = Inventory(sysfs.root)
+        #: By address, the endpoint that a VF is marked for.
+        self.claimed: dict[str, str] = {}
+        #: VFs that somebody else on the host has.
+        self.foreign: set[str] = set()
+        #: By address, what a check finds.
+        self.drifts: dict[str, list[Drift]] = {}
+        #: The plans with VFs that were run, in order.
+        self.ran: list[ops.Plan] = []
+
+    def _apply(self, group: ops.Group) -> list[ops.Made] | VifdError:
+        before = dict(self.claimed)
+        made = super()._apply(group)
+        if isinstance(made, VifdError):
+            self.claimed = before
+        return made
+
+    def _run(self, plan: ops.Plan) -> ops.Made:
+        made = super()._run(plan)
+        if any(isinstance(one, _OF_FUNCTIONS) for one in plan):
+            self.ran.append(plan)
+        for operation in plan:
+            match operation:
+                case ops.ClaimFunction(endpoint_id, _, address, port):
+                    if address in self.foreign or self.claimed.get(address, endpoint_id) != endpoint_id:
+                        raise FunctionTaken(address, f"VF {address} is somebody else's")
+                    self.claimed[address], self.ports[endpoint_id] = endpoint_id, port
+                case ops.BindFunction(_, _, address):
+                    made = replace(made, function=self._found(address))
+                case ops.ChangeFunction(endpoint_id, _, address, _, port):
+                    if self.claimed.get(address) != endpoint_id:
+                        raise WrongState(f"VF {address} is not endpoint {endpoint_id}'s")
+                    self.ports[endpoint_id] = port
+                    self.drifts.pop(address, None)
+                case _:
+                    pass
+        return made
+
+    def _found(self, address: str) -> ops.FunctionMade:
+        found = self._inventory.find(address)
+        if found is None:
+            raise HostNotReady(f"VF {address} is gone")
+        group = found.iommu_group
+        return ops.FunctionMade(found.pf_ifname, found.vf_index, group, found.numa_node, f"/dev/vfio/{group}")
+
+    def _check(self, plan: ops.Plan) -> list[Drift]:
+        claims = [one for one in plan if isinstance(one, ops.ClaimFunction)]
+        return [drift for one in claims for drift in self.drifts.get(one.address, ())] if claims else super()._check(plan)
+
+    def _revert(self, plan: ops.Plan) -> VifdError | None:
+        for one in plan:
+            if isinstance(one, ops.ClaimFunction):
+                if one.endpoint_id in self._stuck:
+                    return self._stuck[one.endpoint_id]
+                if self.claimed.get(one.address) == one.endpoint_id:
+                    del self.claimed[one.address]
+        return super()._revert(plan)
+
+
+@contextlib.contextmanager
+def nic_world(root: Path, **options: Any) -> Iterator[NicWorld]:
+    """Give a world with a network fast on two NICs with three VFs each, beside those that every world has.
+
+    Args:
+        root: an empty directory.
+        options: keys of the network.
+    """
+    sysfs = two_nics(root / "sys")
+    room = NicRoom(sysfs)
+    with contextlib.closing(NicWorld(root / "journal.db", room, sysfs, options)) as one:
+        yield one
+
+
+class NicWorld(World):
+    """See `nic_world`."""
+
+    def __init__(self, path: Path, room: NicRoom, sysfs: FakeSysfs, options: Mapping[str, Any]) -> None:
+        super().__init__(path, room)
+        self.nics, self.sysfs, self._options = room, sysfs, options
+        self.driver = sriov_driver(sysfs, self.time, **options)
+        self.drivers["fast"] = self.driver
+        self.leftovers = Leftovers(self.registry, self.engine)
+        self.journal.set_boot_id(BOOT)
+
+    def restarted(self) -> NicWorld:
+        """Give what the next run of vifd is, with the same kernel and file."""
+        return NicWorld(self.path, self.nics, self.sysfs, self._options)
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.journal.close()
+
+
+def vf_asked(number: int = 1, *, driver: PciHostDriver = PciHostDriver.VFIO, **fields: Any) -> EndpointRequest:
+    """Give a request for a VF under one of many ids."""
+    return asked(number, "fast", (PciPreference(driver),), **fields)

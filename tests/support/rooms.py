@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
 from vifd.errors import HostNotReady, KernelRefused, NetworkFull, UnknownEndpoint, VifdError, WrongState
 from vifd.kernel import helper, ops
-from vifd.kernel.authority import BridgeGrant, PlanRejectedError, check_identity, check_plan
+from vifd.kernel.authority import (
+    Authority,
+    BridgeGrant,
+    Grant,
+    PlanRejectedError,
+    bridge_grant,
+    check_identity,
+    check_plan,
+)
 from vifd.kernel.room import HelperLostError
 from vifd.model import Drift, DriftKind, Port
 
 #: What the helper takes at most.
 PLANS_A_CALL = helper._PLANS_A_CALL
 #: What the networks of tests may touch.
-AUTHORITY = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red")}
+AUTHORITY: dict[str, Grant] = {"blue": BridgeGrant("br-blue"), "red": BridgeGrant("br-red")}
 
 
 class FakeRoom:
@@ -29,7 +37,7 @@ class FakeRoom:
         ports_a_bridge: how many ports fit on one bridge.
     """
 
-    def __init__(self, authority: Mapping[str, BridgeGrant] | None = None, *, ports_a_bridge: int = 1023) -> None:
+    def __init__(self, authority: Authority | None = None, *, ports_a_bridge: int = 1023) -> None:
         self.authority = AUTHORITY if authority is None else authority
         self.ports_a_bridge = ports_a_bridge
         self.devices: dict[str, ops.Device] = {}
@@ -175,7 +183,7 @@ class FakeRoom:
                 raise error
             match operation:
                 case ops.EnsureBridge(network):
-                    grant = self.authority[network]
+                    grant = bridge_grant(self.authority, network)
                     self.bridges.setdefault(grant.bridge, grant.mtu_bytes)
                     made = ops.Made(0, self.bridges[grant.bridge], grant.bridge)
                 case ops.CreateTap():
@@ -225,7 +233,7 @@ class FakeRoom:
         return self.devices[endpoint_id]
 
     def _configure(self, operation: ops.ConfigurePort | ops.ChangePort) -> int:
-        bridge, port = self.authority[operation.network].bridge, operation.port
+        bridge, port = bridge_grant(self.authority, operation.network).bridge, operation.port
         device, master = self._living(operation.endpoint_id), 1 + sorted(self.bridges).index(bridge)
         others = sum(one.master == master for one in self.devices.values() if one is not device)
         if others >= self.ports_a_bridge:
@@ -252,7 +260,7 @@ class FakeRoom:
 
 
 def device_mtu(room: FakeRoom, network: str) -> int:
-    return room.bridges.get(room.authority[network].bridge, 1500)
+    return room.bridges.get(bridge_grant(room.authority, network).bridge, 1500)
 
 
 def _taps(plan: Iterable[ops.Operation]) -> list[ops.CreateTap]:

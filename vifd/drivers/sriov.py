@@ -59,8 +59,8 @@ class SriovOptions(Struct, frozen=True):
         pfs: the NICs' PFs, each by its netdev's name or its PCI address; all on the same physical network.
         physical_network: what that is called; empty: nothing.
         vlan: the VLAN that its ports are in; 0: none, or the one that a port asks for.
-        vfs: how many VFs each PF is to have, made where there are none; or which of them may be used: addresses, and ranges of them.
-            0: all that there are.
+        vfs: how many VFs each PF is to have, made where there are none; 0: as there are. Or which of them may be used: addresses,
+            and ranges of them.
         exclude: VFs that are never used, likewise.
         mtu: bytes; 0: the PFs'.
         repair: whether what somebody else changed of an endpoint is mended, or only told.

@@ -110,7 +110,7 @@ class Changes:
         if offer.unavailable:
             raise WrongState(f"endpoint {change.endpoint_id} can't be changed so: {offer.unavailable}")
         _check_bursts(port)
-        return negotiation.settle_port(port, offer)
+        return driver.complete(negotiation.settle_port(port, offer))
 
     async def _change(self, endpoint: Endpoint, port: Port) -> Endpoint:
         with self._registry.addresses.draft() as draft:
@@ -149,7 +149,7 @@ class Changes:
 def with_port(entry: Entry, port: Port) -> Entry:
     """Give an endpoint and its plan with another port."""
     replace = msgspec.structs.replace
-    plan = tuple(replace(op, port=port) if isinstance(op, ops.ConfigurePort) else op for op in entry.plan)
+    plan = tuple(replace(op, port=port) if isinstance(op, ops.ConfigurePort | ops.ClaimFunction) else op for op in entry.plan)
     return Entry(replace(entry.endpoint, port=port), plan)
 
 
@@ -163,7 +163,11 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
     Returns:
         The plan; empty where the kernel has no device of it.
     """
-    configured = _configuration(after)
+    claimed, configured = _claim(after), _configuration(after)
+    if claimed is not None:
+        was = None if before is None else _claim(before)
+        port = None if was is None else was.port
+        return (ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port),)
     if configured is None:
         return ()
     known = None if before is None else _configuration(before)
@@ -177,6 +181,10 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
 
 def _configuration(entry: Entry) -> ops.ConfigurePort | None:
     return next((op for op in entry.plan if isinstance(op, ops.ConfigurePort)), None)
+
+
+def _claim(entry: Entry) -> ops.ClaimFunction | None:
+    return next((op for op in entry.plan if isinstance(op, ops.ClaimFunction)), None)
 
 
 def _with_mtu(entry: Entry, made: ops.Made) -> Entry:

@@ -7,7 +7,6 @@ its caller goes away: the same request again finds it.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
@@ -15,19 +14,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from vifd.endpoints import negotiation
-from vifd.endpoints.addresses import Draft
 from vifd.endpoints.busy import Busy
 from vifd.endpoints.journal import Entry, Journal
-from vifd.endpoints.lanes import Lane
+from vifd.endpoints.lanes import Lanes
 from vifd.endpoints.networks import Networks
+from vifd.endpoints.planning import Held, Planner, with_another_function
 from vifd.endpoints.policy import unknown_network
 from vifd.endpoints.registry import Registry
 from vifd.endpoints.works import Job, Works
 from vifd.errors import (
+    FunctionTaken,
     HostNotReady,
     IdInUse,
-    InvalidRequest,
     NoProcess,
     NotAllowed,
     StaleGeneration,
@@ -51,6 +49,7 @@ from vifd.model import (
 
 _log = getLogger(__name__)
 _PLANS_A_BATCH = 128
+_PICKS = 64  # of PCI functions for one group: each one that is somebody else's costs a turn
 
 
 class Answer(NamedTuple):
@@ -94,9 +93,11 @@ class Engine:
         self._journal, (self._has_carrier, self._processes) = journal, host
         self._registry, self._networks = registry, networks
         works = Works(journal, room)
-        self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(works.make, weight=len, capacity=_PLANS_A_BATCH)
-        # A lane of its own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
-        self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
+        self._planner = Planner(registry, networks, journal.next_generation)
+        self._making: Lanes[Sequence[Job], list[Endpoint] | VifdError] = Lanes(works.make, weight=len, capacity=_PLANS_A_BATCH)
+        # Lanes of their own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
+        self._deleting: Lanes[Sequence[Entry], list[VifdError | None]]
+        self._deleting = Lanes(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
         #: What is happening to endpoints; who changes them shares it.
         self.busy = Busy()
         self._stopping = False
@@ -134,8 +135,8 @@ class Engine:
         requests = [self._settle_lifetime(caller, request) for request in requests]
         if requests[0].validate_only:
             self._check_quota(caller, [r for r in requests if self._registry.find(r.endpoint_id) is None])
-            with self._registry.addresses.draft() as draft:
-                return [self._preview(caller, request, draft) for request in requests]
+            with self._planner.holding() as held:
+                return [self._preview(caller, request, held) for request in requests]
         while (waiting := [r for r in requests if r.endpoint_id in self.busy]) or (over := self._find_over(requests)):
             await (self._join(waiting[0]) if waiting else self.take_down(over))
         present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
@@ -143,8 +144,8 @@ class Engine:
         if missing:
             self.check_running()
             self._check_quota(caller, missing)
-            with self._registry.addresses.draft() as draft:
-                jobs = [self._decide(caller, request, draft) for request in missing]
+            with self._planner.holding() as held:
+                jobs = [self._planner.decide(caller, request, held) for request in missing]
                 for job in jobs:
                     self._registry.add(job.endpoint, job.plan)
             made = await self.busy.start([job.endpoint for job in jobs], self._create(jobs), lambda e: e.spec_hash)
@@ -208,58 +209,18 @@ class Engine:
             raise WrongState(f"the release of endpoint {request.endpoint_id} failed; release it again, then request it")
         return endpoint
 
-    def _preview(self, caller: Caller, request: EndpointRequest, draft: Draft) -> Answer:
+    def _preview(self, caller: Caller, request: EndpointRequest, held: Held) -> Answer:
         endpoint = self._registry.find(request.endpoint_id)
         if endpoint is not None:
             self._check_same(request, endpoint)
-        job = self._decide(caller, request, draft, generation=0)
+        job = self._planner.decide(caller, request, held, generation=0)
         return Answer(job.endpoint, job.plan)
 
-    def _decide(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None = None) -> Job:
-        """Plan for one of several requests: what is wrong with its fields is told with its id."""
-        try:
-            return self._plan(caller, request, draft, generation)
-        except InvalidRequest as error:
-            raise InvalidRequest(error.violations, request.endpoint_id) from error
-
-    def _plan(self, caller: Caller, request: EndpointRequest, draft: Draft, generation: int | None) -> Job:
-        spec, driver = request.spec, self._networks.drivers[request.spec.network]
-        self._networks.policy.check_trust(caller, spec.port, spec.network)
-        port = self._networks.policy.check_guard(caller, spec.port, spec.network)
-        spec = msgspec.structs.replace(spec, port=port)
-        offers = driver.offers(spec)
-        forbidden = self._networks.policy.forbidden(caller, spec.network, offers)
-        preference, considered = negotiation.choose(spec, offers, forbidden)
-        offer = next(offer for offer in offers if offer.kind is preference.kind)
-        settled = draft.settle(request.endpoint_id, spec.network, negotiation.settle_port(port, offer))
-        planned = driver.plan(request.endpoint_id, msgspec.structs.replace(spec, port=settled.port), preference)
-        if generation is None:
-            generation = self._journal.next_generation()
-        endpoint = Endpoint(
-            endpoint_id=request.endpoint_id,
-            generation=generation,
-            spec_hash=request.spec_hash,
-            network=spec.network,
-            network_driver=driver.name,
-            state=State.PENDING,
-            port=planned.port,
-            owner=spec.owner,
-            create_time_ns=time.time_ns() if generation else 0,
-            instance=spec.instance,
-            labels=spec.labels,
-            considered=considered,
-            ip_config=settled.ip_config,
-            lifetime=spec.lifetime,
-        )
-        return Job(endpoint, planned.plan, driver, preference)
-
-    async def _create(self, jobs: Sequence[Job]) -> list[Endpoint]:
+    async def _create(self, jobs: list[Job]) -> list[Endpoint]:
         try:
             for job in jobs:
                 await job.driver.bind(job.endpoint)
-            made = await self._making.do(jobs)
-            if isinstance(made, VifdError):
-                raise made
+            made = await self._make(jobs)
         except BaseException:
             for job in jobs:
                 self._registry.remove(job.endpoint.endpoint_id)
@@ -270,6 +231,25 @@ class Engine:
         for endpoint in made:
             self._networks.problems.pop(endpoint.network, None)
             self._registry.update(endpoint)
+        return made
+
+    async def _make(self, jobs: list[Job]) -> list[Endpoint]:
+        """Make a group; a PCI function that turns out to be somebody's is left alone, and another one is put into the list."""
+        for _ in range(_PICKS):
+            made = await self._making[_lane_of(jobs)].do(jobs)
+            if not isinstance(made, FunctionTaken):
+                break
+            index = next((i for i, job in enumerate(jobs) if job.endpoint.function == made.function), None)
+            if index is None:
+                break
+            jobs[index].driver.note_unfit(made.function, str(made))
+            taken = self._registry.functions()
+            del taken[made.function]  # by nobody that vifd knows
+            jobs[index] = job = with_another_function(jobs[index], taken)
+            self._registry.update(job.endpoint, job.plan)
+            await job.driver.bind(job.endpoint)
+        if isinstance(made, VifdError):
+            raise made
         return made
 
     def _as_seen(self, endpoint: Endpoint) -> Endpoint:
@@ -346,16 +326,45 @@ class Engine:
             leaving = msgspec.structs.replace(endpoint, state=State.RELEASING)
             self._registry.update(leaving)
             entries.append(Entry(leaving, self._registry.plan_of(endpoint.endpoint_id)))
-        errors = await self._deleting.do(entries)
-        for entry, error in zip(entries, errors, strict=True):
-            if error is None:
-                driver = self._networks.drivers.get(entry.endpoint.network)
-                if driver is not None:
-                    await driver.unbind(entry.endpoint)
-                self._registry.remove(entry.endpoint.endpoint_id)
+        lanes: dict[str, list[Entry]] = {}
+        for entry in entries:
+            lanes.setdefault(self._deleting_lane(entry.endpoint), []).append(entry)
+        errors: list[VifdError] = []
+        if len(lanes) == 1:  # as with taps alone: none of them waits for a task of its own to begin
+            ((lane, part),) = lanes.items()
+            errors = await self._take_down_in(lane, part)
+        else:
+            for found in await asyncio.gather(*(self._take_down_in(lane, part) for lane, part in lanes.items())):
+                errors += found
         for error in errors:
-            if error is not None:
-                raise error
+            raise error
+
+    async def _take_down_in(self, lane: str, entries: Sequence[Entry]) -> list[VifdError]:
+        """Take down what shares a lane; give what went wrong."""
+        try:
+            answers = await self._deleting[lane].do(entries)
+        except VifdError as error:
+            return [error]
+        for entry, answer in zip(entries, answers, strict=True):
+            if answer is not None:
+                self._note_leftover(entry.endpoint, answer)
+                continue
+            driver = self._networks.drivers.get(entry.endpoint.network)
+            if driver is not None:
+                await driver.unbind(entry.endpoint)
+            self._registry.remove(entry.endpoint.endpoint_id)
+        return [answer for answer in answers if answer is not None]
+
+    def _note_leftover(self, endpoint: Endpoint, error: VifdError) -> None:
+        if self._registry.note_leftover(endpoint.endpoint_id, str(error)) and endpoint.function:
+            about = {"endpoint_id": endpoint.endpoint_id, "function": endpoint.function, "error": str(error)}
+            _log.error("a released PCI function is kept out of use until it can be made as new", extra=about)
+
+    def _deleting_lane(self, endpoint: Endpoint) -> str:
+        if not endpoint.function:
+            return ""
+        driver = self._networks.drivers.get(endpoint.network)
+        return endpoint.function if driver is None else driver.lane(endpoint.function)
 
     def check_running(self) -> None:
         """Check that new work is taken.
@@ -365,6 +374,11 @@ class Engine:
         """
         if self._stopping:
             raise TryAgain("vifd is stopping")
+
+
+def _lane_of(jobs: Sequence[Job]) -> str:
+    """Give the lane that a group is made in: that of its first PCI function, if it has any."""
+    return next((job.driver.lane(job.endpoint.function) for job in jobs if job.endpoint.function), "")
 
 
 async def _unbind(job: Job) -> None:

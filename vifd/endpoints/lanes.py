@@ -78,3 +78,30 @@ class Lane(Generic[T, R]):
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
+
+
+class Lanes(Generic[T, R]):
+    """A lane for each part of the kernel, by name: made when it is first needed, and kept, for there are few.
+
+    Args:
+        work: does a batch, see Lane; the batches of different lanes at the same time.
+        weight: see Lane.
+        capacity: see Lane.
+    """
+
+    def __init__(
+        self, work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, weight: Callable[[T], int], capacity: int
+    ) -> None:
+        self._work, self._weight, self._capacity = work, weight, capacity
+        self._lanes: dict[str, Lane[T, R]] = {}
+
+    def __getitem__(self, name: str) -> Lane[T, R]:
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane(self._work, weight=self._weight, capacity=self._capacity)
+        return lane
+
+    async def close(self) -> None:
+        """Finish what waits."""
+        for lane in self._lanes.values():
+            await lane.close()

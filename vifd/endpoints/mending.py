@@ -22,10 +22,11 @@ from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, VifdError
 from vifd.kernel import ops
 from vifd.kernel.room import Room
-from vifd.model import Caller, Drift, DriftKind, Endpoint, MacvtapDevice, State, TapDevice
+from vifd.model import Caller, Drift, DriftKind, Endpoint, MacvtapDevice, PciDevice, State, TapDevice
 
 _log = getLogger(__name__)
 _AT_ONCE = 64
+_OF_OWNER = {DriftKind.OWNER, DriftKind.BINDING}
 
 
 async def find_drifts(room: Room, entries: Sequence[Entry]) -> list[tuple[Drift, ...]]:
@@ -54,14 +55,16 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
     is_missing = DriftKind.DEVICE_MISSING in kinds
     plan = entry.plan if is_missing else change_plan(None, entry) or entry.plan
     # By itself, for what else differs is mended also where a tap can't be given back now.
-    owner = _owner_plan(entry) if DriftKind.OWNER in kinds and not is_missing else ()
-    made, *given = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
-    if not isinstance(made, VifdError):
-        entry = Entry(_moved(entry.endpoint, made[0].ifindex, made[0].device_path), entry.plan)
+    owner = _owner_plan(entry) if kinds & _OF_OWNER and not is_missing else ()
+    answers = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
+    for made in answers:
+        if not isinstance(made, VifdError):
+            entry = Entry(_moved(entry.endpoint, made[0]), entry.plan)
     if is_missing:
         await room.restore_guard()  # it has the device that is gone still
     (left,) = await find_drifts(room, [entry])
-    return entry, tuple(_with_reason(drift, *(given if drift.kind is DriftKind.OWNER else []), made) for drift in left)
+    first, given = answers[:1], answers[1:]
+    return entry, tuple(_with_reason(drift, *(given if drift.kind in _OF_OWNER else []), *first) for drift in left)
 
 
 def tell_of_mending(endpoint: Endpoint, drifts: Iterable[Drift], left: Iterable[Drift]) -> None:
@@ -73,9 +76,10 @@ def tell_of_mending(endpoint: Endpoint, drifts: Iterable[Drift], left: Iterable[
 
 
 def _owner_plan(entry: Entry) -> ops.Plan:
-    """Give the plan that gives a tap back to its owner; a macvtap's node is part of its change."""
+    """Give the plan that gives a tap or a VF back to its owner; a macvtap's node is part of its change."""
     taps = [op for op in entry.plan if isinstance(op, ops.CreateTap)]
-    return tuple(ops.EnsureOwner(op.endpoint_id, op.ifname, op.owner_uid, op.owner_gid) for op in taps)
+    given = tuple(ops.EnsureOwner(op.endpoint_id, op.ifname, op.owner_uid, op.owner_gid) for op in taps)
+    return given or tuple(op for op in entry.plan if isinstance(op, ops.BindFunction))
 
 
 def _with_reason(drift: Drift, *answers: list[ops.Made] | VifdError) -> Drift:
@@ -89,15 +93,23 @@ def _facts(drifts: Iterable[Drift]) -> list[tuple[DriftKind, str, str]]:
     return [(drift.kind, drift.expected, drift.actual) for drift in drifts]
 
 
-def _moved(endpoint: Endpoint, ifindex: int, device_path: str) -> Endpoint:
-    location = endpoint.location
-    if isinstance(location, MacvtapDevice) and device_path and location.device_path != device_path:
-        location = msgspec.structs.replace(location, device_path=device_path)
-        endpoint = msgspec.structs.replace(endpoint, location=location)
-    if isinstance(location, TapDevice | MacvtapDevice) and ifindex and location.ifindex != ifindex:
-        moved = msgspec.structs.replace(location, ifindex=ifindex)
-        return msgspec.structs.replace(endpoint, location=moved, state=State.READY)
+def _moved(endpoint: Endpoint, made: ops.Made) -> Endpoint:
+    """Give an endpoint as it is with the device that was made, or found."""
+    location, replace = endpoint.location, msgspec.structs.replace
+    if isinstance(location, PciDevice) and made.function is not None:
+        return replace(endpoint, location=replace(location, **_of_function(made.function)))
+    if isinstance(location, MacvtapDevice) and made.device_path and location.device_path != made.device_path:
+        location = replace(location, device_path=made.device_path)
+        endpoint = replace(endpoint, location=location)
+    if isinstance(location, TapDevice | MacvtapDevice) and made.ifindex and location.ifindex != made.ifindex:
+        return replace(endpoint, location=replace(location, ifindex=made.ifindex), state=State.READY)
     return endpoint
+
+
+def _of_function(found: ops.FunctionMade) -> dict[str, object]:
+    """Give what may be another after a VF was bound anew; its address and its number stay."""
+    names = ("pf_ifname", "iommu_group", "numa_node", "vfio_path", "vfio_device_path", "ifname")
+    return {name: getattr(found, name) for name in names}
 
 
 class Mender:

@@ -65,6 +65,8 @@ class Registry:
         self._plans: dict[str, Plan] = {}
         self._now, self._last_calls = now, dict[str, float]()
         self._by_ifindex: dict[int, str] = {}
+        self._by_function: dict[str, str] = {}
+        self._leftovers: dict[str, str] = {}
         self._count_by_owner: dict[int, int] = {}
         self._watchers: set[_Watcher] = set()
         self._listeners: list[Callable[[Change, Endpoint], None]] = []
@@ -83,6 +85,24 @@ class Registry:
     def find_by_ifindex(self, ifindex: int) -> Endpoint | None:
         """Give the endpoint whose device has this index, or None. What a driver only pretends has no device."""
         return self._endpoints.get(self._by_ifindex.get(ifindex, ""))
+
+    def find_by_function(self, function: str) -> Endpoint | None:
+        """Give the endpoint that has a PCI function, or None."""
+        return self._endpoints.get(self._by_function.get(function, ""))
+
+    def functions(self) -> dict[str, State]:
+        """Give the PCI functions that endpoints have, by address, and the states of those endpoints."""
+        return {function: self._endpoints[name].state for function, name in self._by_function.items()}
+
+    def note_leftover(self, endpoint_id: str, reason: str) -> bool:
+        """Note why an endpoint that was to be taken down is there still; tell whether that is news."""
+        is_news = self._leftovers.get(endpoint_id) != reason
+        self._leftovers[endpoint_id] = reason
+        return is_news
+
+    def why_left(self, endpoint_id: str) -> str:
+        """Say why an endpoint that was to be taken down is there still; empty: it isn't known to be."""
+        return self._leftovers.get(endpoint_id, "")
 
     def plan_of(self, endpoint_id: str) -> Plan:
         """Give the plan that made an endpoint."""
@@ -104,6 +124,8 @@ class Registry:
         """Add an endpoint and tell the watchers."""
         self._endpoints[endpoint.endpoint_id] = endpoint
         self._plans[endpoint.endpoint_id] = plan
+        if endpoint.state is State.RELEASING:
+            self.note_leftover(endpoint.endpoint_id, "its release was not finished before vifd started")
         self.note_call(endpoint.endpoint_id)
         self._count_by_owner[endpoint.owner.uid] = self.count_of(endpoint.owner.uid) + 1
         self._index(endpoint)
@@ -126,6 +148,7 @@ class Registry:
         """Forget an endpoint and tell the watchers."""
         endpoint = self._endpoints.pop(endpoint_id)
         del self._plans[endpoint_id], self._last_calls[endpoint_id]
+        self._leftovers.pop(endpoint_id, None)
         self._unindex(endpoint)
         self.addresses.drop(endpoint_id)
         left = self.count_of(endpoint.owner.uid) - 1
@@ -173,10 +196,13 @@ class Registry:
     def _index(self, endpoint: Endpoint) -> None:
         if endpoint.ifindex and self._plans[endpoint.endpoint_id] and endpoint.state is not State.RELEASING:
             self._by_ifindex[endpoint.ifindex] = endpoint.endpoint_id
+        if endpoint.function:
+            self._by_function[endpoint.function] = endpoint.endpoint_id
 
     def _unindex(self, endpoint: Endpoint) -> None:
         if self._by_ifindex.get(endpoint.ifindex) == endpoint.endpoint_id:
             del self._by_ifindex[endpoint.ifindex]
+        self._by_function.pop(endpoint.function, None)
 
     def _tell(self, change: Change, endpoint: Endpoint) -> None:
         for listener in self._listeners:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vifd.drivers.base import NetworkDriver
+from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.registry import Event, Registry
 from vifd.errors import UnknownEndpoint
@@ -22,6 +23,7 @@ class NetworkInfo(NamedTuple):
     driver: NetworkDriver[Any]
     offers: Sequence[Offer]
     endpoint_count: int
+    physical_functions: Sequence[PfStatus] = ()
 
 
 class Views:
@@ -72,7 +74,7 @@ class Views:
         """Give the networks that a caller may know of, by name."""
         counts = Counter(endpoint.network for endpoint in self._registry)
         return [
-            NetworkInfo(name, driver, self._offers(name, driver), counts[name])
+            NetworkInfo(name, driver, self._offers(name, driver), counts[name], self._physical_functions(caller, driver))
             for name, driver in sorted(self._networks.drivers.items())
             if self._networks.policy.may_read(caller, name)
         ]
@@ -80,6 +82,22 @@ class Views:
     def _offers(self, network: str, driver: NetworkDriver[Any]) -> Sequence[Offer]:
         problem = self._networks.problem_of(network)
         return [msgspec.structs.replace(offer, unavailable=offer.unavailable or problem) for offer in driver.offers(None)]
+
+    def _physical_functions(self, caller: Caller, driver: NetworkDriver[Any]) -> Sequence[PfStatus]:
+        return [
+            msgspec.structs.replace(pf, functions=[self._with_holder(caller, one) for one in pf.functions])
+            for pf in driver.physical_functions()
+        ]
+
+    def _with_holder(self, caller: Caller, status: FunctionStatus) -> FunctionStatus:
+        """Put in which endpoint has a VF, of whichever network."""
+        endpoint = self._registry.find_by_function(status.function.address)
+        if endpoint is None:
+            return status
+        reason = self._registry.why_left(endpoint.endpoint_id)
+        state = FunctionState.QUARANTINED if reason else FunctionState.IN_USE
+        sees = self._networks.policy.may_see(caller, endpoint.owner, endpoint.network)
+        return FunctionStatus(status.function, state, reason, endpoint.endpoint_id if sees else "")
 
     def _sees(self, caller: Caller, wanted: Filter, endpoint: Endpoint) -> bool:
         return wanted.matches(endpoint) and self._networks.policy.may_see(caller, endpoint.owner, endpoint.network)

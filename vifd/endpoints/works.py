@@ -15,21 +15,24 @@ from vifd.endpoints.journal import Entry, Journal
 from vifd.errors import DriverFailed, TryAgain, VifdError
 from vifd.kernel.ops import Made, Plan
 from vifd.kernel.room import Room
-from vifd.model import Endpoint, Preference, State
+from vifd.model import Endpoint, EndpointSpec, Preference, State
 
 _log = getLogger(__name__)
 
 
 class Job(Struct, frozen=True):
-    """One endpoint to be made: as PENDING, its plan, and who knows where it will be."""
+    """One endpoint to be made: as PENDING, its plan, who knows where it will be, and what was asked for, settled."""
 
     endpoint: Endpoint
     plan: Plan
     driver: NetworkDriver[Any]
     preference: Preference
+    spec: EndpointSpec
 
     def finish(self, made: Made) -> Entry:
         """Give the endpoint as it is once the plan has come to this."""
+        if made.function is not None:
+            made = msgspec.structs.replace(made, function=msgspec.structs.replace(made.function, address=self.endpoint.function))
         location = self.driver.locate(self.endpoint.endpoint_id, self.preference, made)
         port = self.endpoint.port
         if made.mtu_bytes and not port.mtu_bytes:

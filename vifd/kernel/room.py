@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vifd.errors import (
     AddressInUse,
+    FunctionTaken,
     HostNotReady,
     KernelRefused,
     NetworkFull,
@@ -190,6 +191,8 @@ def _error(refusal: ops.Refusal) -> VifdError:
             return HostNotReady(refusal.message)
         case ops.ADDRESS_TAKEN:
             return AddressInUse(refusal.message)
+        case ops.TAKEN:
+            return FunctionTaken(refusal.device, refusal.message)
         case ops.GONE:
             return WrongState(f"{refusal.message}; check the endpoint with repair, or release it and request it again")
         case _:

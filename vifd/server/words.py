@@ -8,6 +8,7 @@ from typing import Any
 
 from vif.v1 import endpoint_pb2, error_pb2, host_service_pb2
 from vifd import model
+from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus
 from vifd.endpoints.views import NetworkInfo
 
 
@@ -26,6 +27,7 @@ _DRIFTS = _numbers(endpoint_pb2.DriftKind, "DRIFT_KIND", model.DriftKind)
 _OUTCOMES = _numbers(error_pb2.ConsiderationOutcome, "CONSIDERATION_OUTCOME", model.Outcome)
 _MECHANISMS = _numbers(host_service_pb2.LimitsMechanism, "LIMITS_MECHANISM", model.LimitsMechanism)
 _FEATURES = _numbers(host_service_pb2.Feature, "FEATURE", model.Feature)
+_FUNCTION_STATES = _numbers(host_service_pb2.VirtualFunctionState, "VIRTUAL_FUNCTION_STATE", FunctionState)
 
 
 def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
@@ -156,6 +158,34 @@ def network(value: NetworkInfo) -> host_service_pb2.Network:
         mtu_bytes=value.driver.mtu_bytes,
         offers=[_offer(offer) for offer in value.offers],
         endpoint_count=value.endpoint_count,
+        physical_network=value.driver.physical_network(value.driver.config),
+        physical_functions=[_physical_function(pf) for pf in value.physical_functions],
+    )
+
+
+def _physical_function(value: PfStatus) -> host_service_pb2.PhysicalFunction:
+    functions = [_virtual_function(one) for one in value.functions]
+    pf, message = value.pf, host_service_pb2.PhysicalFunction(virtual_functions=functions, message=value.message)
+    if pf is None:
+        message.ifname = value.name
+        return message
+    message.ifname, message.address, message.total_vfs = pf.ifname, pf.address, pf.total_vfs
+    message.up, message.carrier = pf.up, pf.carrier
+    if pf.numa_node >= 0:
+        message.numa_node = pf.numa_node
+    return message
+
+
+def _virtual_function(value: FunctionStatus) -> host_service_pb2.VirtualFunction:
+    function = value.function
+    return host_service_pb2.VirtualFunction(
+        address=function.address,
+        vf_index=function.vf_index,
+        iommu_group=function.iommu_group if function.iommu_group >= 0 else None,
+        driver=function.driver,
+        state=_FUNCTION_STATES[value.state],
+        endpoint_id=value.endpoint_id,
+        message=value.message,
     )
 
 

@@ -26,6 +26,7 @@ TABLE: list[tuple[errors.VifdError, str, CODE]] = [
     (errors.NoProcess("x"), "NO_PROCESS", CODE.FAILED_PRECONDITION),
     (errors.HostNotReady("x"), "HOST_NOT_READY", CODE.FAILED_PRECONDITION),
     (errors.NetworkFull("x"), "NETWORK_FULL", CODE.RESOURCE_EXHAUSTED),
+    (errors.FunctionTaken("0000:03:10.2", "x"), "NETWORK_FULL", CODE.RESOURCE_EXHAUSTED),
     (errors.QuotaReached("x"), "QUOTA", CODE.RESOURCE_EXHAUSTED),
     (errors.Overloaded("x"), "OVERLOADED", CODE.RESOURCE_EXHAUSTED),
     (errors.UnknownCaller("x"), "UNKNOWN_CALLER", CODE.UNAUTHENTICATED),

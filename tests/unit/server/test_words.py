@@ -7,8 +7,11 @@ from tests.support.messages import ID
 from vif.v1 import endpoint_pb2, error_pb2, host_service_pb2
 from vifd import model
 from vifd.drivers.bridge import BridgeDriver, BridgeOptions
+from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus
+from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.endpoints.registry import Change
 from vifd.endpoints.views import NetworkInfo
+from vifd.kernel.sriov.inventory import Function, PhysicalFunction
 from vifd.model import Kind
 from vifd.server import services, words
 
@@ -209,6 +212,7 @@ def test_a_port_that_says_no_differs_from_one_that_says_nothing() -> None:
         (model.DriftKind, endpoint_pb2.DriftKind),
         (model.Outcome, error_pb2.ConsiderationOutcome),
         (model.Feature, host_service_pb2.Feature),
+        (FunctionState, host_service_pb2.VirtualFunctionState),
         (Change, services.pb.WatchEventKind),
     ],
 )
@@ -234,6 +238,34 @@ def test_each_drift_is_told(kind: model.DriftKind) -> None:
     message = words.drift(model.Drift(kind, "expected", "actual", "sentence"))
     assert (message.expected, message.actual, message.message) == ("expected", "actual", "sentence")
     assert endpoint_pb2.DriftKind.Name(message.kind) == f"DRIFT_KIND_{kind.name}"
+
+
+def test_pfs_and_vfs_are_told_with_who_has_them() -> None:
+    pf = PhysicalFunction("0000:03:00.0", "eth7", 0, 8, 2, up=True, carrier=False)
+    used = FunctionStatus(Function("0000:03:10.0", pf.address, "eth7", 0, 9, "vfio-pci", "", 0), FunctionState.IN_USE, "", ID)
+    bare = FunctionStatus(Function("0000:03:10.2", pf.address, "eth7", 1, -1, "", "", -1), FunctionState.TAKEN, "why")
+    driver = SriovDriver("fast", SriovOptions(("eth7",), "core", mtu=9000))
+    statuses = [PfStatus("eth7", pf, [used, bare], "no carrier"), PfStatus("eth8", None, (), "it isn't there")]
+    message = words.network(NetworkInfo("fast", driver, [], 1, statuses))
+    assert message.physical_network == "core"
+    one, other = message.physical_functions
+    assert (one.ifname, one.address, one.numa_node, one.up, one.carrier, one.total_vfs, one.message) == (
+        "eth7",
+        "0000:03:00.0",
+        0,
+        True,
+        False,
+        8,
+        "no carrier",
+    )
+    assert one.HasField("numa_node")
+    assert one.virtual_functions[0] == host_service_pb2.VirtualFunction(
+        address="0000:03:10.0", iommu_group=9, driver="vfio-pci", state=2, endpoint_id=ID
+    )
+    assert one.virtual_functions[1] == host_service_pb2.VirtualFunction(
+        address="0000:03:10.2", vf_index=1, state=3, message="why"
+    )
+    assert other == host_service_pb2.PhysicalFunction(ifname="eth8", message="it isn't there")
 
 
 def test_a_network_is_told_with_what_it_offers() -> None:

@@ -1,0 +1,141 @@
+"""VFs that are changed while their VM runs, and those that somebody else has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.messages import endpoint_id
+from tests.support.nics import NicWorld, nic_world, vf, vf_asked
+from tests.support.worlds import ALICE, ROOT, failure_of
+from vifd.endpoints.changes import Change, Changes
+from vifd.endpoints.mending import Mender
+from vifd.errors import KernelRefused, NotAllowed, Unsupported, VifdError, WrongState
+from vifd.kernel import ops
+from vifd.model import Drift, DriftKind, Limits, PciDevice, Port, RateLimit, State, Vlan
+
+LIMITS = Limits(RateLimit(rate_bps=10**8))
+
+
+@pytest.fixture
+def nics(tmp_path: Path) -> Iterator[NicWorld]:
+    with nic_world(tmp_path, vlan=7, mtu=9000) as made:
+        yield made
+
+
+def changes_of(one: NicWorld) -> Changes:
+    return Changes(one.journal, one.room, one.registry, one.networks, one.engine)
+
+
+def mender_of(one: NicWorld) -> Mender:
+    return Mender(one.journal, one.room, one.registry, one.networks, one.engine.busy)
+
+
+def change(**port: Any) -> Change:
+    return Change(endpoint_id(1), Port(**port), list(port))
+
+
+async def test_a_change_of_a_vf_is_in_the_kernel_the_journal_and_the_answer(nics: NicWorld) -> None:
+    (made,) = await nics.make(vf_asked())
+    changed = await changes_of(nics).update(ALICE, change(limits=LIMITS, link_up=False))
+    wanted = (LIMITS, False, Vlan(7), 9000)
+    assert (changed.port.limits, changed.port.link_up, changed.port.vlan, changed.port.mtu_bytes) == wanted
+    assert nics.nics.ran[-1] == (ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), made.port, changed.port),)
+    assert nics.recorded()[endpoint_id(1)].port == changed.port
+    (claim, _) = nics.registry.plan_of(endpoint_id(1))
+    assert isinstance(claim, ops.ClaimFunction)
+    assert claim.port == changed.port
+    assert changed.function == vf(0, 0)
+
+
+async def test_what_is_left_open_again_is_the_networks_again(nics: NicWorld) -> None:
+    await nics.make(vf_asked(port=Port(vlan=Vlan(7, qos=3), mtu_bytes=1400)))
+    changed = await changes_of(nics).update(ALICE, change(vlan=None, mtu_bytes=0))
+    assert (changed.port.vlan, changed.port.mtu_bytes) == (Vlan(7), 9000)
+
+
+@pytest.mark.parametrize(
+    ("port", "kind", "why"),
+    [
+        ({"vlan": Vlan(8)}, WrongState, "VLAN 7"),
+        ({"limits": Limits(to_vm=RateLimit(rate_bps=10**6))}, WrongState, "to_vm"),
+        ({"isolated": True}, Unsupported, "port.isolated"),
+        ({"guard_enabled": True}, Unsupported, "port.guard"),
+        ({"trusted": True}, NotAllowed, "trusted"),
+    ],
+)
+async def test_what_a_vf_cannot_do_or_the_caller_may_not_have_is_refused(
+    nics: NicWorld, port: dict[str, object], kind: type[VifdError], why: str
+) -> None:
+    (made,) = await nics.make(vf_asked())
+    error = await failure_of(changes_of(nics).update(ALICE, change(**port)))
+    assert isinstance(error, kind)
+    assert why in str(error)
+    assert nics.registry.find(endpoint_id(1)) == made
+
+
+async def test_an_administrator_may_trust_a_vf_and_anybody_may_stop_that(nics: NicWorld) -> None:
+    await nics.make(vf_asked())
+    assert (await changes_of(nics).update(ROOT, change(trusted=True))).port.trusted is True
+    assert (await changes_of(nics).update(ALICE, change(limits=LIMITS))).port.trusted is True
+    assert (await changes_of(nics).update(ALICE, change(trusted=None))).port.trusted is False
+
+
+async def test_a_change_that_was_cut_off_is_taken_back_by_the_next_start(nics: NicWorld) -> None:
+    (made,) = await nics.make(vf_asked())
+    nics.room.lose()
+    with pytest.raises(Exception, match="the helper is gone"):
+        await changes_of(nics).update(ALICE, change(limits=LIMITS))
+    nics.crash()
+    nics.room._lost = False
+    nics.nics.drifts[vf(0, 0)] = [Drift(DriftKind.LIMITS, "none", "100 Mbit/s", "its limits differ")]
+    after = nics.restarted()
+    (endpoint,) = await after.recover()
+    after.close()
+    assert (endpoint.port, endpoint.drifts) == (made.port, ())
+    assert nics.nics.ran[-1] == (ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), None, made.port),)
+
+
+async def test_what_somebody_changed_of_a_vf_is_mended(nics: NicWorld) -> None:
+    (made,) = await nics.make(vf_asked())
+    drift = Drift(DriftKind.VLAN, "7", "8", "its VLAN differs")
+    nics.nics.drifts[vf(0, 0)] = [drift]
+    drifts, endpoint = await mender_of(nics).check(ALICE, endpoint_id(1), repair=True)
+    assert (drifts, endpoint) == ((drift,), made)
+    assert nics.nics.ran[-1] == (ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), None, made.port),)
+
+
+async def test_a_vf_that_was_bound_to_something_else_is_bound_again_and_told_as_it_is_then(nics: NicWorld) -> None:
+    (made,) = await nics.make(vf_asked())
+    assert isinstance(made.location, PciDevice)
+    nics.nics.drifts[vf(0, 0)] = [Drift(DriftKind.BINDING, "vfio-pci", "igbvf", "it is bound to another driver")]
+    group = nics.sysfs.device(vf(0, 0)) / "iommu_group"
+    group.unlink()
+    group.symlink_to("../../../kernel/iommu_groups/11")
+    _, endpoint = await mender_of(nics).check(ALICE, endpoint_id(1), repair=True)
+    assert nics.nics.ran[-1] == (nics.registry.plan_of(endpoint_id(1))[1],)
+    assert isinstance(endpoint.location, PciDevice)
+    assert (endpoint.location.iommu_group, endpoint.location.vfio_path) == (11, "/dev/vfio/11")
+    assert endpoint.location.address == made.location.address
+    assert nics.recorded()[endpoint_id(1)].location == endpoint.location
+
+
+async def test_a_vf_that_went_away_is_a_drift_that_says_why_it_is_left(nics: NicWorld) -> None:
+    await nics.make(vf_asked())
+    nics.nics.drifts[vf(0, 0)] = [Drift(DriftKind.DEVICE_MISSING, vf(0, 0), "", "the VF is gone")]
+    nics.sysfs.remove(vf(0, 0))
+    _, endpoint = await mender_of(nics).check(ALICE, endpoint_id(1), repair=True)
+    assert endpoint.state is State.READY
+    (drift,) = endpoint.drifts
+    assert drift.message == f"the VF is gone; it can't be mended: VF {vf(0, 0)} is gone"
+
+
+async def test_a_change_that_the_nic_refuses_changes_nothing(nics: NicWorld) -> None:
+    (made,) = await nics.make(vf_asked())
+    nics.room.fail_operation(1, KernelRefused("ChangeFunction", vf(0, 0), 22, "invalid argument"))
+    assert isinstance(await failure_of(changes_of(nics).update(ALICE, change(limits=LIMITS))), KernelRefused)
+    assert nics.registry.find(endpoint_id(1)) == made
+    assert nics.recorded()[endpoint_id(1)] == made
