@@ -32,6 +32,7 @@ from vifd.model import (
     OvsPort,
     OvsPortPreference,
     PciDevice,
+    PciHostDriver,
     PciPreference,
     Preference,
     TapDevice,
@@ -116,9 +117,9 @@ class FakeDriver(NetworkDriver[FakeOptions]):
             case MacvtapPreference(mode, queues, vnet_hdr):
                 return MacvtapDevice(ifname, number, f"/nonexistent/{ifname}", "fake0", mode, queues, vnet_hdr)
             case PciPreference(host_driver):
-                return PciDevice(
-                    f"0000:03:{number % 32:02x}.{number % 8}", "fake0", number % 64, host_driver, number, "/nonexistent/vfio"
-                )
+                address, is_netdev = f"0000:03:{number % 32:02x}.{number % 8}", host_driver is PciHostDriver.KERNEL
+                node = "" if is_netdev else "/nonexistent/vfio"
+                return PciDevice(address, "fake0", number % 64, host_driver, number, node, ifname=ifname if is_netdev else "")
             case OvsPortPreference():
                 return OvsPort("br-int", ifname, endpoint_id, "system")
             case VhostUserPreference(role, queues):

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from vifd.endpoints.lanes import Lane
+from vifd.endpoints.lanes import Lane, Lanes
 
 
 class Work:
@@ -118,3 +118,27 @@ async def test_closing_finishes_what_waits() -> None:
 
 async def test_closing_an_idle_lane_is_done_at_once() -> None:
     await lane(Work()).close()
+
+
+async def test_lanes_do_their_work_at_the_same_time_and_each_in_order() -> None:
+    work = Work()
+    lanes: Lanes[int, int] = Lanes(work.do, weight=lambda item: item, capacity=100)
+    tasks = [asyncio.create_task(lanes[name].do(item)) for name, item in (("a", 1), ("b", 2), ("a", 3), ("a", 4))]
+    await work.begun.acquire()
+    await work.begun.acquire()
+    assert work.batches == [[1], [2]]
+    work.may_end.set()
+    assert await asyncio.gather(*tasks) == [2, 4, 6, 8]
+    assert work.batches == [[1], [2], [3, 4]]
+
+
+async def test_closing_lanes_finishes_what_waits_in_each() -> None:
+    work = Work()
+    lanes: Lanes[int, int] = Lanes(work.do, weight=lambda item: item, capacity=100)
+    tasks = [asyncio.create_task(lanes[name].do(item)) for name, item in (("a", 1), ("a", 2), ("b", 3), ("b", 4))]
+    await work.begun.acquire()
+    work.may_end.set()
+    await asyncio.gather(tasks[0], tasks[2])
+    await lanes.close()
+    assert sorted(work.batches) == [[1], [2], [3], [4]]
+    await asyncio.gather(*tasks)

@@ -262,9 +262,8 @@ def test_pfs_and_vfs_are_told_with_who_has_them() -> None:
     assert one.virtual_functions[0] == host_service_pb2.VirtualFunction(
         address="0000:03:10.0", iommu_group=9, driver="vfio-pci", state=2, endpoint_id=ID
     )
-    assert one.virtual_functions[1] == host_service_pb2.VirtualFunction(
-        address="0000:03:10.2", vf_index=1, state=3, message="why"
-    )
+    taken = host_service_pb2.VirtualFunction(address="0000:03:10.2", vf_index=1, state=3, message="why")
+    assert one.virtual_functions[1] == taken
     assert other == host_service_pb2.PhysicalFunction(ifname="eth8", message="it isn't there")
 
 

@@ -43,6 +43,9 @@ _RATE = "Bits per second, of whole frames, 1 to 2^40."
 _BURST = "the MTU to 2^32 - 1; only with `rate_bps`"
 _VLAN = "A VLAN of a port: an access port's `vid`, or a trunk's `trunk_vids`; one of them has to be set."
 _TRUNK = "each 1 to 4094, without duplicates"
+_QOS = "The priority in the tags that the NIC puts on, 0 to 7. Only with `vid`"
+_LEAST = "Bits per second that it may send whatever others do, 1 to 2^40, and at most `rate_bps` if there is one."
+_NUMA = "The NUMA node that its memory is on, 0 to 1023"
 _QUEUES = "How many queues, 1 to 256."
 
 #: Name of the check, the rule, where it is, the field that has to be named, and what a request has then.
@@ -152,6 +155,21 @@ _MALFORMED: tuple[_Row, ...] = (
         "port.vlan.trunk_vids",
         {"port": PortSpec(vlan=VlanSpec(trunk_vids=[2, 2]))},
     ),
+    ("vlan.qos-8", _QOS, f"{_ENDPOINT}VlanSpec", "port.vlan.qos", {"port": PortSpec(vlan=VlanSpec(vid=1, qos=8))}),
+    (
+        "vlan.qos-of-a-trunk",
+        _QOS,
+        f"{_ENDPOINT}VlanSpec",
+        "port.vlan.qos",
+        {"port": PortSpec(vlan=VlanSpec(trunk_vids=[2], qos=1))},
+    ),
+    (
+        "vlan.unknown-protocol",
+        _STRICT,
+        f"{_ENDPOINT}vif.v1",
+        "port.vlan.protocol",
+        {"port": PortSpec(vlan=VlanSpec(vid=1, protocol=_UNKNOWN))},
+    ),
     (
         "limits.empty",
         "At least one direction has to be set.",
@@ -180,6 +198,21 @@ _MALFORMED: tuple[_Row, ...] = (
         "port.limits.to_vm.burst_bytes",
         {"port": PortSpec(mtu_bytes=1000, limits=LimitsSpec(to_vm=RateLimit(rate_bps=10**6, burst_bytes=999)))},
     ),
+    (
+        "limits.min-rate-above-rate",
+        _LEAST,
+        f"{_ENDPOINT}RateLimit",
+        "port.limits.from_vm.min_rate_bps",
+        {"port": PortSpec(limits=LimitsSpec(from_vm=RateLimit(rate_bps=10**6, min_rate_bps=10**6 + 1)))},
+    ),
+    (
+        "limits.min-rate-to-vm",
+        "Only from the VM, on kinds that have MIN_RATE.",
+        f"{_ENDPOINT}RateLimit",
+        "port.limits.to_vm.min_rate_bps",
+        {"port": PortSpec(limits=LimitsSpec(to_vm=RateLimit(rate_bps=10**6, min_rate_bps=1)))},
+    ),
+    ("instance.numa-node-1024", _NUMA, f"{_ENDPOINT}Instance", "instance.numa_node", {"instance": Instance(numa_node=1024)}),
     ("instance.uuid", "The VM's UUID.", f"{_ENDPOINT}Instance", "instance.uuid", {"instance": Instance(uuid="../vm")}),
     ("instance.name-256-bytes", _NAME, f"{_ENDPOINT}Instance", "instance.name", {"instance": Instance(name="é" * 128)}),
     ("instance.name-lines", _NAME, f"{_ENDPOINT}Instance", "instance.name", {"instance": Instance(name="vm\nroot")}),
@@ -278,6 +311,14 @@ _EDGES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         _PORT,
         {"port": PortSpec(tx_queue_length=100_000)},
     ),
+    ("vlan.qos-7", _QOS, f"{_ENDPOINT}VlanSpec", {"port": PortSpec(vlan=VlanSpec(vid=1, qos=7))}),
+    (
+        "limits.min-rate-as-large-as-the-rate",
+        _LEAST,
+        f"{_ENDPOINT}RateLimit",
+        {"port": PortSpec(limits=LimitsSpec(from_vm=RateLimit(rate_bps=10**6, min_rate_bps=10**6)))},
+    ),
+    ("instance.numa-node-1023", _NUMA, f"{_ENDPOINT}Instance", {"instance": Instance(numa_node=1023)}),
     ("port-id.255-characters", "up to 255 printable ASCII characters", _REQUEST, {"port_id": "x" * 255}),
 )
 

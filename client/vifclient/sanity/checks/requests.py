@@ -7,10 +7,19 @@ import os
 
 from vif.v1.endpoint_pb2 import EndpointState
 from vifclient.errors import DeadlineExceeded
-from vifclient.messages import Endpoint, Instance, PortSpec, TapDevice
+from vifclient.messages import (
+    Endpoint,
+    EndpointPreference,
+    Instance,
+    PciDevice,
+    PciHostDriver,
+    PciPreference,
+    PortSpec,
+    TapDevice,
+)
 from vifclient.sanity.check import SkippedError, check, expect, expect_true, refused
 from vifclient.sanity.checks.host import outcome_name
-from vifclient.sanity.session import KINDS, Session, preference
+from vifclient.sanity.session import KINDS, Session, or_skip, preference
 
 _REQUEST = "endpoint_service.proto: RequestEndpoint"
 _LIVE = (EndpointState.ENDPOINT_STATE_READY, EndpointState.ENDPOINT_STATE_ATTACHED, EndpointState.ENDPOINT_STATE_ACTIVE)
@@ -86,8 +95,9 @@ def random_mac(session: Session) -> str:
 def _location(session: Session) -> None:
     endpoint = session.make()
     location = getattr(endpoint, session.kind)
+    may_be_empty = {"ifname"} if isinstance(location, PciDevice) else set()
     for field in ("ifname", "bridge_name", "port_name", "address", "socket_path", "device_path"):
-        if field in location.DESCRIPTOR.fields_by_name:
+        if field in location.DESCRIPTOR.fields_by_name and field not in may_be_empty:
             expect_true(field, getattr(location, field), condition=bool(getattr(location, field)), expected="a name")
     for field in ("ifname", "bridge_name"):
         name = getattr(location, field, "")
@@ -96,6 +106,21 @@ def _location(session: Session) -> None:
         expect_true("queues", location.queues, condition=location.queues >= 1, expected="1 or more")
     if isinstance(location, TapDevice):
         expect("multi_queue", location.multi_queue, location.queues > 1)
+
+
+@check("request.pci-nodes", "Empty unless `host_driver` is VFIO.", "endpoint.proto: PciDevice")
+def _pci_nodes(session: Session) -> None:
+    if session.kind != "pci":
+        raise SkippedError("only a PCI function is bound to something")
+    for driver in (PciHostDriver.PCI_HOST_DRIVER_VFIO, PciHostDriver.PCI_HOST_DRIVER_KERNEL):
+        with or_skip("FAILED_PRECONDITION"):
+            pci = session.make(acceptable=[EndpointPreference(pci=PciPreference(host_driver=driver))]).pci
+        through_vfio = driver == PciHostDriver.PCI_HOST_DRIVER_VFIO
+        expect("host_driver", pci.host_driver, driver)
+        expect_true("vfio_path", pci.vfio_path, condition=bool(pci.vfio_path) is through_vfio, expected="a path with VFIO alone")
+        expect_true("ifname", pci.ifname, condition=not (pci.ifname and through_vfio), expected="a name with KERNEL alone")
+        node = pci.vfio_device_path
+        expect_true("vfio_device_path", node, condition=not node or through_vfio, expected="a path with VFIO alone")
 
 
 @check("request.locations-differ", "One attachment point for one virtual network interface", "endpoint.proto: Endpoint")
