@@ -98,7 +98,8 @@ class NicRoom(FakeRoom):
         if found is None:
             raise HostNotReady(f"VF {address} is gone")
         group = found.iommu_group
-        return ops.FunctionMade(found.pf_ifname, found.vf_index, group, found.numa_node, f"/dev/vfio/{group}")
+        node = f"/dev/vfio/{group}"
+        return ops.FunctionMade(found.pf_ifname, found.vf_index, group, found.numa_node, node, address=address)
 
     def _check(self, plan: ops.Plan) -> list[Drift]:
         claims = [one for one in plan if isinstance(one, ops.ClaimFunction)]

@@ -152,16 +152,17 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return (Offer(Kind.PCI, _FEATURES, problem or self._find_problem(spec)),)
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
-        """Pick the VF on the instance's NUMA node, on the PF that has the fewest in use, with the lowest number."""
+        """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
         candidates = self._allowed()
         in_use = Counter(one.pf_address for one in candidates if one.address in taken)
         free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
         if not free:
             raise NetworkFull(self._explain_full(candidates, taken))
-        node = spec.instance.numa_node
+        node, up = spec.instance.numa_node, {pf.address for pf in self._pfs() if pf.up}
 
-        def rank(one: Function) -> tuple[bool, int, int, str]:
-            return (node not in (None, one.numa_node), in_use[one.pf_address], one.vf_index, one.address)
+        def rank(one: Function) -> tuple[bool, bool, int, int, str]:
+            is_far = node not in (None, one.numa_node)
+            return (one.pf_address not in up, is_far, in_use[one.pf_address], one.vf_index, one.address)
 
         return min(free, key=rank).address
 
@@ -250,6 +251,9 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         candidates = self._allowed()
         if not candidates:
             return self._explain_none()
+        pfs = [pf for pf in self._pfs() if pf.vf_count]
+        if not any(pf.up for pf in pfs):
+            return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
         wanted = () if spec is None else [one for one in spec.acceptable if isinstance(one, PciPreference)]
         through_vfio = any(one.host_driver is PciHostDriver.VFIO for one in wanted)
         if through_vfio and all(one.iommu_group < 0 for one in candidates):

@@ -31,8 +31,6 @@ class Job(Struct, frozen=True):
 
     def finish(self, made: Made) -> Entry:
         """Give the endpoint as it is once the plan has come to this."""
-        if made.function is not None:
-            made = msgspec.structs.replace(made, function=msgspec.structs.replace(made.function, address=self.endpoint.function))
         location = self.driver.locate(self.endpoint.endpoint_id, self.preference, made)
         port = self.endpoint.port
         if made.mtu_bytes and not port.mtu_bytes:

@@ -269,7 +269,7 @@ Group = tuple[Plan, ...]
 
 
 class FunctionMade(Struct, frozen=True):
-    """What the helper found and made of a VF; see PciDevice. Its address is the plan's, and needn't be told."""
+    """What the helper found and made of a VF; see PciDevice."""
 
     pf_ifname: str
     vf_index: int

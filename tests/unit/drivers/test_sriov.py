@@ -188,6 +188,18 @@ def test_the_instances_numa_node_comes_first(sysfs: FakeSysfs) -> None:
     assert list(taken) == [vf(1, 0), vf(1, 1), vf(1, 2), vf(0, 0)]
 
 
+def test_a_pf_that_is_down_comes_last(tmp_path: Path) -> None:
+    sysfs = FakeSysfs(tmp_path)
+    for place, (ifname, address) in enumerate(PFS.items()):
+        sysfs.add_pf(address, ifname, up=ifname == "ens2f0", numa_node=place)
+        sysfs.add_vf(address, 0, vf(place, 0))
+    driver = sriov_driver(sysfs)
+    assert driver.pick(spec(instance=Instance(numa_node=0)), {}) == vf(1, 0)
+    assert driver.pick(spec(), {vf(1, 0): State.READY}) == vf(0, 0)
+    assert problem(driver, None) == ""
+    assert "PF ens1f0 is down" in problem(sriov_driver(sysfs, pfs=("ens1f0",)), None)
+
+
 def test_a_vf_that_is_excluded_or_not_listed_is_never_picked(sysfs: FakeSysfs) -> None:
     listed = sriov_driver(sysfs, vfs=(vf(1, 1), vf(1, 2)), exclude=(vf(1, 1),))
     assert listed.pick(spec(), {}) == vf(1, 2)
