@@ -31,6 +31,7 @@ from vif.v1.endpoint_pb2 import (
     VdpaDevice,
     VhostUserRole,
     VhostUserSocket,
+    VlanProtocol,
     VlanSpec,
 )
 from vif.v1.endpoint_service_pb2 import (
@@ -50,7 +51,16 @@ from vif.v1.endpoint_service_pb2 import (
     WatchEventKind,
 )
 from vif.v1.error_pb2 import Consideration, ConsiderationOutcome
-from vif.v1.host_service_pb2 import Feature, GetHostInfoResponse, KindOffer, LimitsMechanism, Network
+from vif.v1.host_service_pb2 import (
+    Feature,
+    GetHostInfoResponse,
+    KindOffer,
+    LimitsMechanism,
+    Network,
+    PhysicalFunction,
+    VirtualFunction,
+    VirtualFunctionState,
+)
 
 __all__ = [
     "BridgePort",
@@ -84,6 +94,7 @@ __all__ = [
     "PciDevice",
     "PciHostDriver",
     "PciPreference",
+    "PhysicalFunction",
     "PortSpec",
     "ProcessLifetime",
     "RateLimit",
@@ -99,6 +110,9 @@ __all__ = [
     "VhostUserPreference",
     "VhostUserRole",
     "VhostUserSocket",
+    "VirtualFunction",
+    "VirtualFunctionState",
+    "VlanProtocol",
     "VlanSpec",
     "WatchEndpointsResponse",
     "WatchEventKind",

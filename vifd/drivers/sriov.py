@@ -256,6 +256,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
         wanted = () if spec is None else [one for one in spec.acceptable if isinstance(one, PciPreference)]
         through_vfio = any(one.host_driver is PciHostDriver.VFIO for one in wanted)
+        if spec is not None and through_vfio and spec.owner.gid is not None:
+            return "a VFIO node is opened by a user, whatever the group; leave owner.gid out"
         if through_vfio and all(one.iommu_group < 0 for one in candidates):
             return "this host has no IOMMU that is switched on, and without one no VM gets a PCI device (vifctl doctor says more)"
         return ""

@@ -49,6 +49,7 @@ def _filter_options(function: Any) -> Any:
         "vifctl request blue --kind tap --kind bridge --queues 4 --instance-name web1",
         "vifctl request blue --address 10.0.0.7 --rate-from-vm 100M --rate-to-vm 1G --vlan 7",
         "vifctl request blue --lease 30s",
+        "vifctl request fast --kind pci --vlan 7 --rate-from-vm 1G --numa-node 0",
         "vifctl request blue --validate-only",
     ],
 )

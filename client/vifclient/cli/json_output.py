@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from vifclient.cli.diagnosis import Finding
 from vifclient.messages import (
     CheckEndpointResponse,
     Endpoint,
@@ -69,6 +71,10 @@ class JsonOutput:
     def host(self, info: GetHostInfoResponse) -> None:
         """Print `{"version": "...", "networks": [...], ...}`."""
         _print(to_dict(info))
+
+    def diagnosed(self, findings: Sequence[Finding]) -> None:
+        """Print `{"findings": [{"subject": "...", "problem": "...", "advice": "..."}]}`."""
+        _print({"findings": [asdict(finding) for finding in findings]})
 
 
 def open_output() -> JsonOutput:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Protocol
 
+from vifclient.cli.diagnosis import Finding
 from vifclient.cli.settings import Settings
 from vifclient.messages import (
     CheckEndpointResponse,
@@ -43,6 +44,9 @@ class Output(Protocol):
 
     def host(self, info: GetHostInfoResponse) -> None:
         """Show the host."""
+
+    def diagnosed(self, findings: Sequence[Finding]) -> None:
+        """Show what is wrong with the host, or that nothing is."""
 
 
 def open_output(settings: Settings) -> Output:

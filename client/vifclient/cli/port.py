@@ -9,14 +9,15 @@ import click
 
 from vifclient.cli.quantities import read_quantity
 from vifclient.cli.settings import SectionOption, check_text
-from vifclient.messages import GuardSpec, LimitsSpec, PortSpec, VlanSpec
+from vifclient.messages import GuardSpec, LimitsSpec, PortSpec, VlanProtocol, VlanSpec
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _VIDS = range(1, 4095)
 _VID = click.IntRange(_VIDS.start, _VIDS.stop - 1)
 _MAX_RATE_BPS, _MAX_UINT32 = 2**40, 2**32 - 1
 _DIRECTIONS: dict[Literal["from_vm", "to_vm"], str] = {"from_vm": "the VM sends", "to_vm": "the VM receives"}
-_LIMIT_FIELDS = {"rate": "rate_bps", "burst": "burst_bytes", "pps": "rate_pps"}
+_LIMIT_FIELDS = {"rate": "rate_bps", "burst": "burst_bytes", "pps": "rate_pps", "min_rate": "min_rate_bps"}
+_VLAN_PROTOCOLS = {"802.1q": VlanProtocol.VLAN_PROTOCOL_DOT1Q, "802.1ad": VlanProtocol.VLAN_PROTOCOL_DOT1AD}
 
 
 def check_addresses(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
@@ -73,8 +74,14 @@ def _port_options(*, changing: bool) -> Iterator[Callable[[_Function], _Function
     guard = "Whether the VM is kept from pretending to be another. To switch that off takes the administrator's leave."
     yield option("--guard/--no-guard", default=None, what=guard, otherwise="guard")
     yield option("--vlan", type=_VID, metavar="VID", what="The VLAN that it is in.", otherwise="the network's")
+    qos = "With --vlan: the priority in the tags that the card puts on."
+    yield option("--vlan-qos", type=click.IntRange(0, 7), metavar="0-7", what=qos, otherwise="0")
+    tags = "With --vlan: what kind of tags those are."
+    yield option("--vlan-protocol", type=click.Choice(list(_VLAN_PROTOCOLS)), what=tags, otherwise="802.1q")
     yield port_option("--trunk", callback=_split_vids, metavar="VID,VID,...", help="The VLANs whose frames pass with their tags.")
     yield option("--native-vlan", type=_VID, metavar="VID", what="With --trunk: the VLAN of untagged frames.", otherwise="none")
+    trusted = "Whether the VM may do with a VF what is the host's otherwise, as to see all frames. Only for administrators."
+    yield option("--trusted/--no-trusted", default=None, what=trusted, otherwise="no-trusted")
     isolated = "Whether it reaches only ports that aren't isolated."
     yield option("--isolated/--no-isolated", default=None, what=isolated, otherwise="no-isolated")
     link = "Whether frames pass; without, the endpoint stays and its device is down."
@@ -98,6 +105,8 @@ def _limit_options(*, changing: bool) -> Iterator[Callable[[_Function], _Functio
         }
         for name, (quantity, metavar, text) in about.items():
             yield port_option(name, callback=quantity, section="Limits", metavar=metavar, help=text)
+    text = "How much the VM may send in a second whatever others do, where the card can promise that."
+    yield port_option("--min-rate-from-vm", callback=rate, section="Limits", metavar="BIT/S", help=text)
 
 
 def port_options(*, changing: bool) -> Callable[[_Function], _Function]:
@@ -124,14 +133,18 @@ class Port:
     public_addresses: Sequence[str]
     guard: bool | None
     vlan: int | None
+    vlan_qos: int | None
+    vlan_protocol: str | None
     trunk: Sequence[int]
     native_vlan: int | None
+    trusted: bool | None
     isolated: bool | None
     link: bool | None
     tx_queue_length: int | None
     rate_from_vm: int | None
     burst_from_vm: int | None
     pps_from_vm: int | None
+    min_rate_from_vm: int | None
     rate_to_vm: int | None
     burst_to_vm: int | None
     pps_to_vm: int | None
@@ -148,6 +161,8 @@ class Port:
             raise click.UsageError("--vlan and --trunk exclude each other: a port is in a VLAN, or a trunk.", _context())
         if port.native_vlan is not None and not port.trunk:
             raise click.UsageError("--native-vlan goes with --trunk.", _context())
+        if port.vlan is None and (port.vlan_qos is not None or port.vlan_protocol is not None):
+            raise click.UsageError("--vlan-qos and --vlan-protocol go with --vlan.", _context())
         return port
 
     @property
@@ -169,9 +184,10 @@ class Port:
             isolated=self.isolated,
             link_up=self.link,
             tx_queue_length=self.tx_queue_length or 0,
+            trusted=self.trusted,
         )
         if self.vlan is not None or self.trunk:
-            message.vlan.CopyFrom(VlanSpec(vid=self.vlan or 0, trunk_vids=self.trunk, native_vid=self.native_vlan or 0))
+            message.vlan.CopyFrom(self._vlan())
         if self.has_limits:
             limits = self._limits(before or LimitsSpec())
             if limits.ListFields():
@@ -189,9 +205,16 @@ class Port:
             "isolated": self.isolated is not None,
             "link_up": self.link is not None,
             "tx_queue_length": self.tx_queue_length is not None,
+            "trusted": self.trusted is not None,
             "limits": self.has_limits,
         }
         return [name for name, is_given in given.items() if is_given]
+
+    def _vlan(self) -> VlanSpec:
+        vlan = VlanSpec(vid=self.vlan or 0, trunk_vids=self.trunk, native_vid=self.native_vlan or 0, qos=self.vlan_qos or 0)
+        if self.vlan_protocol is not None:
+            vlan.protocol = _VLAN_PROTOCOLS[self.vlan_protocol]
+        return vlan
 
     def _limits(self, before: LimitsSpec) -> LimitsSpec:
         limits = LimitsSpec()
@@ -209,7 +232,7 @@ class Port:
         return limits
 
     def _limit(self, word: str, direction: str) -> int | None:
-        value: int | None = getattr(self, f"{word}_{direction}")
+        value: int | None = getattr(self, f"{word}_{direction}", None)  # a minimum is there for one of them alone
         return value
 
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "watch": ("vifclient.cli.endpoints", "Follow the endpoints as they change."),
     "networks": ("vifclient.cli.host", "List the networks and what they offer."),
     "host": ("vifclient.cli.host", "Show what this host's vifd can do."),
+    "doctor": ("vifclient.cli.doctor", "Say why SR-IOV would not work here, and what to do."),
     "run": ("vifclient.cli.run", "Run a command with an endpoint of its own."),
     "completion": ("vifclient.cli.completion", "Print the completion script of a shell."),
 }
@@ -41,7 +42,7 @@ Examples:
 _EPILOG = """\b
 Exit status:
   0    done
-  1    vifd refused, or failed; check: something differs
+  1    vifd refused, or failed; check: something differs; doctor: something is wrong
   2    the command line is wrong
   3    vifd can't be reached, or doesn't answer in time
   125  run: COMMAND was not started, for vifd refused or can't be reached
@@ -56,7 +57,8 @@ Environment:
   NO_COLOR        no colours
 
 With --json every command prints protobuf's JSON of the API's messages, with the field names of the .proto files: one object, for
-list {"endpoints": [...]}, for check {"checks": [...]}, for networks {"networks": [...]}, for watch one object a line. Errors go
+list {"endpoints": [...]}, for check {"checks": [...]}, for networks {"networks": [...]}, for doctor {"findings": [...]},
+for watch one object a line. Errors go
 to stderr as {"error": {...}}.
 """
 

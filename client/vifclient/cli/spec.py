@@ -11,10 +11,11 @@ from vifclient.cli.completers import complete_network
 from vifclient.cli.port import Port, port_option, port_options
 from vifclient.cli.settings import check_text, split_labels
 from vifclient.cli.words import enum_word
-from vifclient.messages import EndpointPreference, Instance, MacvtapMode, Owner, RequestEndpointRequest
+from vifclient.messages import EndpointPreference, Instance, MacvtapMode, Owner, PciHostDriver, RequestEndpointRequest
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 MACVTAP_MODES = [enum_word(MacvtapMode.DESCRIPTOR, number) for number in MacvtapMode.values() if number]
+PCI_DRIVERS = [enum_word(PciHostDriver.DESCRIPTOR, number) for number in PciHostDriver.values() if number]
 _ID = click.IntRange(0, 2**32 - 2)  # 2**32 - 1 is nobody's: "unchanged" in chown(2)
 
 _OPTIONS = (
@@ -27,6 +28,9 @@ _OPTIONS = (
     ),
     click.option("--instance-uuid", type=click.UUID, metavar="UUID", help="The VM's UUID."),
     click.option(
+        "--numa-node", type=click.IntRange(0, 1023), metavar="N", help="The NUMA node of the VM's memory. [default: no matter]"
+    ),
+    click.option(
         "--label", "labels", callback=split_labels, multiple=True, metavar="KEY=VALUE", help="A label; may be repeated."
     ),
     click.option("--owner-uid", type=_ID, metavar="UID", help="Who opens the device. [default: you]"),
@@ -34,6 +38,7 @@ _OPTIONS = (
     click.option(
         "--macvtap-mode", type=click.Choice(MACVTAP_MODES), help="How macvtaps on one uplink reach each other. [default: bridge]"
     ),
+    click.option("--pci-driver", type=click.Choice(PCI_DRIVERS), help="What a PCI function is bound to. [default: vfio]"),
     port_option(
         "--mac", callback=check_text, default="", metavar="MAC", help="The VM's MAC address. [default: made from the id]"
     ),
@@ -59,9 +64,11 @@ class Spec:
     queues: int | None
     no_vnet_hdr: bool
     macvtap_mode: str | None
+    pci_driver: str | None
     mac: str
     instance_name: str
     instance_uuid: UUID | None
+    numa_node: int | None
     labels: Sequence[tuple[str, str]]
     owner_uid: int | None
     owner_gid: int | None
@@ -97,8 +104,9 @@ class Spec:
             validate_only=validate_only,
         )
         request.port.mac = self.mac
-        if self.instance_name or self.instance_uuid:
-            request.instance.CopyFrom(Instance(name=self.instance_name, uuid=str(self.instance_uuid or "")))
+        instance = Instance(name=self.instance_name, uuid=str(self.instance_uuid or ""), numa_node=self.numa_node)
+        if instance != Instance():
+            request.instance.CopyFrom(instance)
         if self.owner_uid is not None or self.owner_gid is not None:
             request.owner.CopyFrom(Owner(uid=self.owner_uid, gid=self.owner_gid))
         return request
@@ -112,6 +120,9 @@ class Spec:
         if self.macvtap_mode is not None:
             mode = MacvtapMode.Value(f"MACVTAP_MODE_{self.macvtap_mode.upper()}")
             _set_option(preferences, "mode", mode, what="a macvtap mode")
+        if self.pci_driver is not None:
+            driver = PciHostDriver.Value(f"PCI_HOST_DRIVER_{self.pci_driver.upper()}")
+            _set_option(preferences, "host_driver", driver, what="a host driver")
         return preferences
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vifclient.cli import words
+from vifclient.cli.diagnosis import Finding
 from vifclient.messages import (
     CheckEndpointResponse,
     ConsiderationOutcome,
@@ -17,8 +18,12 @@ from vifclient.messages import (
     EndpointState,
     GetHostInfoResponse,
     KindOffer,
+    Network,
+    PhysicalFunction,
     PortSpec,
     RequestEndpointResponse,
+    VirtualFunction,
+    VirtualFunctionState,
     WatchEndpointsResponse,
     WatchEventKind,
 )
@@ -26,6 +31,7 @@ from vifclient.messages import (
 _GAP = 2  # blanks between columns
 _SPARE_COLUMNS = ("AGE", "MAC", "KIND", "ADDRESS")  # of a list, on a narrow terminal: the first goes first
 _STATE_STYLES = {"pending": "yellow", "ready": "green", "attached": "cyan", "active": "bold cyan", "releasing": "yellow"}
+_FUNCTION_STYLES = {"free": "green", "in_use": "cyan", "taken": "yellow", "quarantined": "red", "excluded": "dim"}
 _EVENT_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 
 
@@ -145,6 +151,33 @@ class Tables:
         self._print_table(grid)
         self._console.print()
         self.networks(info)
+        self._functions(info)
+
+    def diagnosed(self, findings: Sequence[Finding]) -> None:
+        """Print each finding, with what to do about it on the next line."""
+        for finding in findings:
+            self._console.print(Text(f"{finding.subject}: ", "red").append(finding.problem, "default"), soft_wrap=True)
+            self._print(f"  {finding.advice}")
+        if not findings:
+            self._print("Nothing is wrong that vifctl knows of: VMs can have VFs of this host's cards.", "green")
+
+    def _functions(self, info: GetHostInfoResponse) -> None:
+        """Print a row for each PF, and one for each VF; nothing where no network has any."""
+        pfs = _table("NETWORK", "PF", "ADDRESS", "NUMA", "LINK", "VFS")
+        vfs = _table("PF", "VF", "ADDRESS", "IOMMU", "DRIVER", "STATE", "ENDPOINT")
+        for table, column in ((pfs, "PROBLEM"), (vfs, "WHY")):
+            table.add_column(column, overflow="fold")
+        for network in info.networks:
+            for pf in network.physical_functions:
+                pfs.add_row(*map(Text, _pf_row(network, pf)), Text(pf.message, "yellow"))
+                for one in pf.virtual_functions:
+                    word = words.enum_word(VirtualFunctionState.DESCRIPTOR, one.state)
+                    state = Text(word.replace("_", " "), _FUNCTION_STYLES.get(word, ""))
+                    vfs.add_row(*map(Text, _vf_row(pf, one)), state, Text(one.endpoint_id), Text(one.message, "dim"))
+        for table in (pfs, vfs):
+            if table.row_count:
+                self._console.print()
+                self._print_table(table)
 
     def _considered(self, answer: RequestEndpointResponse) -> None:
         self._console.print()
@@ -202,6 +235,19 @@ def _list_row(endpoint: Endpoint) -> dict[str, Text]:
     }
 
 
+def _pf_row(network: Network, pf: PhysicalFunction) -> list[str]:
+    place = f"{network.name} ({network.physical_network})" if network.physical_network else network.name
+    link = "up" if pf.carrier else "no carrier" if pf.up else "down"
+    numa = str(pf.numa_node) if pf.HasField("numa_node") else "-"
+    row = [place, pf.ifname or "-", pf.address or "-"]
+    return [*row, numa, link, f"{len(pf.virtual_functions)}/{pf.total_vfs}"] if pf.address else [*row, "-", "-", "-"]
+
+
+def _vf_row(pf: PhysicalFunction, one: VirtualFunction) -> list[str]:
+    group = str(one.iommu_group) if one.HasField("iommu_group") else "-"
+    return [pf.ifname or pf.address, str(one.vf_index), one.address, group, one.driver or "-"]
+
+
 def _fit(rows: Sequence[Mapping[str, Text]], width: int | None) -> list[str]:
     widths = {name: max(len(name), *(row[name].cell_len for row in rows)) + _GAP for name in rows[0]} if rows else {}
     if not any(row["ADDRESS"] for row in rows):
@@ -221,7 +267,7 @@ def _describe(endpoint: Endpoint) -> Iterable[tuple[str, str | Text]]:
     yield from _describe_port(endpoint.port)
     if endpoint.HasField("ip_config"):
         yield "guest has", words.ip_config_line(endpoint.ip_config)
-    yield "instance", " ".join(filter(None, [endpoint.instance.name, endpoint.instance.uuid]))
+    yield "instance", words.instance_line(endpoint.instance)
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
     yield "owner", _owner(endpoint)
     yield "lives", words.lifetime_line(endpoint.lifetime)
@@ -250,6 +296,7 @@ def _describe_port(port: PortSpec) -> Iterable[tuple[str, str | Text]]:
     yield "limit from vm", words.limit_line(port.limits.from_vm)
     yield "limit to vm", words.limit_line(port.limits.to_vm)
     yield "vlan", words.vlan_line(port.vlan) if port.HasField("vlan") else ""
+    yield "trusted", Text("yes", "yellow") if port.trusted else ""
     yield "isolated", "yes" if port.isolated else ""
     if port.HasField("link_up"):
         yield "link", "up" if port.link_up else Text("down", "yellow")

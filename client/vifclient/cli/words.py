@@ -7,10 +7,20 @@ from google.protobuf.descriptor import EnumDescriptor
 
 from vif.v1.endpoint_pb2 import Endpoint, EndpointKind
 from vifclient.cli.quantities import show_duration, show_quantity
-from vifclient.messages import Drift, DriftKind, IpConfig, Lifetime, LimitsMechanism, RateLimit, VlanSpec
+from vifclient.messages import (
+    Drift,
+    DriftKind,
+    Instance,
+    IpConfig,
+    Lifetime,
+    LimitsMechanism,
+    RateLimit,
+    VlanProtocol,
+    VlanSpec,
+)
 
 # Attributes that name an endpoint's device, one in each kind of location.
-_DEVICE_FIELDS = ("bridge_name", "ifname", "address", "socket_path", "device_path")
+_DEVICE_FIELDS = ("bridge_name", "address", "ifname", "socket_path", "device_path")
 _SECONDS = (("d", 86400), ("h", 3600), ("m", 60))
 
 
@@ -67,6 +77,13 @@ def instance_name(endpoint: Endpoint) -> str:
     return endpoint.instance.name or endpoint.instance.uuid
 
 
+def instance_line(instance: Instance) -> str:
+    """Say which VM it is, and where its memory is: "web1 6f9619ff-..., NUMA node 0"."""
+    named = " ".join(filter(None, [instance.name, instance.uuid]))
+    node = f"NUMA node {instance.numa_node}" if instance.HasField("numa_node") else ""
+    return ", ".join(filter(None, [named, node]))
+
+
 def drift_line(drift: Drift) -> str:
     """Say what differs."""
     kind = enum_word(DriftKind.DESCRIPTOR, drift.kind)
@@ -90,14 +107,17 @@ def limit_line(limit: RateLimit) -> str:
         show_quantity(limit.rate_bps, "bit/s"): limit.rate_bps,
         f"burst {show_quantity(limit.burst_bytes, 'B')}": limit.burst_bytes,
         f"{limit.rate_pps} frames/s": limit.rate_pps,
+        f"at least {show_quantity(limit.min_rate_bps, 'bit/s')}": limit.min_rate_bps,
     }
     return ", ".join(part for part, number in parts.items() if number)
 
 
 def vlan_line(vlan: VlanSpec) -> str:
-    """Say which VLANs a port is in: "7", "trunk of 7, 8; untagged in 9"."""
+    """Say which VLANs a port is in: "7", "7, priority 3, 802.1ad", "trunk of 7, 8; untagged in 9"."""
     if vlan.vid:
-        return str(vlan.vid)
+        priority = f"priority {vlan.qos}" if vlan.qos else ""
+        tag = "802.1ad" if vlan.protocol == VlanProtocol.VLAN_PROTOCOL_DOT1AD else ""
+        return ", ".join(filter(None, [str(vlan.vid), priority, tag]))
     trunk = f"trunk of {', '.join(map(str, vlan.trunk_vids))}"
     return f"{trunk}; untagged in {vlan.native_vid}" if vlan.native_vid else trunk
 

@@ -68,6 +68,8 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
         self.socket_path = str(folder / "v.sock")
         self.fd_socket_path = str(folder / "f.sock")
         self.endpoints: dict[str, Endpoint] = {}
+        #: Networks beside the default one, as GetHostInfo tells of them.
+        self.more_networks: list[host_service_pb2.Network] = []
         self.beyond_repair: set[int] = set()  # kinds of drifts
         self.failures: list[Any] = []
         self.failures_of: dict[str, list[Any]] = {}
@@ -193,7 +195,7 @@ class FakeVifd(endpoint_service_pb2_grpc.EndpointServiceServicer, host_service_p
             version="0.0.fake",
             boot_id="b",
             network_drivers=["fake"],
-            networks=[network],
+            networks=[network, *self.more_networks],
             fd_socket_path=self.fd_socket_path,
             limits_mechanism=host_service_pb2.LIMITS_MECHANISM_POLICE,
         )

@@ -13,8 +13,10 @@ from vifclient.messages import (
     GuardSpec,
     LimitsSpec,
     MacvtapMode,
+    PciHostDriver,
     PortSpec,
     RateLimit,
+    VlanProtocol,
     VlanSpec,
 )
 
@@ -33,6 +35,15 @@ OPTIONS = [
     (["--vlan", "7"], PortSpec(vlan=VlanSpec(vid=7)), "vlan"),
     (["--trunk", "7,8"], PortSpec(vlan=VlanSpec(trunk_vids=[7, 8])), "vlan"),
     (["--trunk", "7", "--native-vlan", "9"], PortSpec(vlan=VlanSpec(trunk_vids=[7], native_vid=9)), "vlan"),
+    (["--vlan", "7", "--vlan-qos", "3"], PortSpec(vlan=VlanSpec(vid=7, qos=3)), "vlan"),
+    (
+        ["--vlan", "7", "--vlan-protocol", "802.1ad"],
+        PortSpec(vlan=VlanSpec(vid=7, protocol=VlanProtocol.VLAN_PROTOCOL_DOT1AD)),
+        "vlan",
+    ),
+    (["--trusted"], PortSpec(trusted=True), "trusted"),
+    (["--no-trusted"], PortSpec(trusted=False), "trusted"),
+    (["--min-rate-from-vm", "10M"], PortSpec(limits=LimitsSpec(from_vm=RateLimit(min_rate_bps=10**7))), "limits"),
     (["--isolated"], PortSpec(isolated=True), "isolated"),
     (["--no-isolated"], PortSpec(isolated=False), "isolated"),
     (["--no-link"], PortSpec(link_up=False), "link_up"),
@@ -74,6 +85,25 @@ def test_update_names_what_is_given_and_nothing_else(
     assert vifctl("update", ID, *options).status == 0
     assert (vifd.requests[-1].endpoint_id, vifd.requests[-1].port) == (ID, port)
     assert list(vifd.requests[-1].update_mask.paths) == [path]
+
+
+def test_a_vf_is_asked_for_with_its_driver_near_the_vms_memory(vifctl: Vifctl, vifd: FakeVifd) -> None:
+    vifctl("request", "default", "--kind", "pci", "--pci-driver", "kernel", "--numa-node", "0")  # the fake makes none
+    request = vifd.requests[0]
+    assert request.acceptable[0].pci.host_driver == PciHostDriver.PCI_HOST_DRIVER_KERNEL
+    assert request.instance.HasField("numa_node")
+    assert request.instance.numa_node == 0
+    wrong = vifctl("request", "default", "--pci-driver", "vfio")
+    assert wrong.status == 2
+    assert "has a host driver: tap" in wrong.err
+
+
+@pytest.mark.parametrize("option", [["--vlan-qos", "3"], ["--vlan-protocol", "802.1ad"], ["--trunk", "7", "--vlan-qos", "3"]])
+def test_what_a_card_puts_on_goes_with_a_vlan(vifctl: Vifctl, vifd: FakeVifd, option: list[str]) -> None:
+    answer = vifctl("request", "default", *option)
+    assert answer.status == 2
+    assert "go with --vlan" in answer.err
+    assert vifd.requests == []
 
 
 def test_public_addresses_and_macvtap_modes_are_asked_for(vifctl: Vifctl, vifd: FakeVifd) -> None:

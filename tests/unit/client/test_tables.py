@@ -1,4 +1,5 @@
 import io
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -22,11 +23,15 @@ from vifclient.messages import (
     IpConfig,
     LimitsMechanism,
     LimitsSpec,
+    Network,
     PciDevice,
+    PhysicalFunction,
     PortSpec,
     RateLimit,
     RequestEndpointResponse,
     TapDevice,
+    VirtualFunction,
+    VlanProtocol,
     VlanSpec,
     WatchEndpointsResponse,
     WatchEventKind,
@@ -43,6 +48,10 @@ ENDPOINT = Endpoint(
     port=PortSpec(mac="52:54:00:12:34:56", mtu_bytes=1500),
     instance=Instance(name="[red]web1[/red]"),
 )
+
+
+def plain_lines(file: io.StringIO) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue()).splitlines()
 
 
 def make_tables(width: int = 200) -> tuple[Tables, io.StringIO]:
@@ -198,6 +207,64 @@ def test_a_host_says_how_it_keeps_limits(mechanism: LimitsMechanism.ValueType, l
     tables, file = make_tables()
     tables.host(GetHostInfoResponse(limits_mechanism=mechanism))
     assert line in file.getvalue()
+
+
+PF = PhysicalFunction(
+    ifname="ens1f0",
+    address="0000:01:00.0",
+    numa_node=0,
+    up=True,
+    carrier=True,
+    total_vfs=7,
+    virtual_functions=[
+        VirtualFunction(address="0000:01:10.0", iommu_group=0, driver="vfio-pci", state=2, endpoint_id=ENDPOINT.endpoint_id),
+        VirtualFunction(address="0000:01:10.2", vf_index=1, state=3, message="libvirt has it"),
+    ],
+)
+
+
+def test_a_host_tells_of_its_pfs_and_vfs() -> None:
+    tables, file = make_tables()
+    gone = PhysicalFunction(ifname="ens9f0", message="PF ens9f0 isn't there")
+    down = PhysicalFunction(address="0000:05:00.0", total_vfs=8)
+    fast = Network(name="fast", network_driver="sriov", physical_network="core", physical_functions=[PF, gone, down])
+    tables.host(GetHostInfoResponse(networks=[fast]))
+    lines = [line.split() for line in plain_lines(file)]
+    start = lines.index(["NETWORK", "PF", "ADDRESS", "NUMA", "LINK", "VFS", "PROBLEM"])
+    assert lines[start + 1 :] == [
+        ["fast", "(core)", "ens1f0", "0000:01:00.0", "0", "up", "2/7"],
+        ["fast", "(core)", "ens9f0", "-", "-", "-", "-", "PF", "ens9f0", "isn't", "there"],
+        ["fast", "(core)", "-", "0000:05:00.0", "-", "down", "0/8"],
+        [],
+        ["PF", "VF", "ADDRESS", "IOMMU", "DRIVER", "STATE", "ENDPOINT", "WHY"],
+        ["ens1f0", "0", "0000:01:10.0", "0", "vfio-pci", "in", "use", ENDPOINT.endpoint_id],
+        ["ens1f0", "1", "0000:01:10.2", "-", "-", "taken", "libvirt", "has", "it"],
+    ]
+
+
+def test_a_host_without_pfs_says_nothing_of_them() -> None:
+    tables, file = make_tables()
+    tables.host(GetHostInfoResponse(networks=[Network(name="blue")]))
+    assert "IOMMU" not in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("port", "line"),
+    [
+        (PortSpec(vlan=VlanSpec(vid=7, qos=3, protocol=VlanProtocol.VLAN_PROTOCOL_DOT1AD)), "vlan 7, priority 3, 802.1ad"),
+        (PortSpec(trusted=True), "trusted yes"),
+        (
+            PortSpec(limits=LimitsSpec(from_vm=RateLimit(rate_bps=10**9, min_rate_bps=10**8))),
+            "limit from vm 1 Gbit/s, at least 100 Mbit/s",
+        ),
+    ],
+)
+def test_what_a_vf_is_like_is_shown(port: PortSpec, line: str) -> None:
+    tables, file = make_tables()
+    tables.endpoint(Endpoint(port=port, instance=Instance(name="web1", numa_node=0)))
+    shown = [" ".join(line.split()) for line in plain_lines(file)]
+    assert line in shown
+    assert "instance web1, NUMA node 0" in shown
 
 
 def drifting(*kinds: DriftKind.ValueType) -> Endpoint:

@@ -161,12 +161,18 @@ def test_one_pf_that_is_there_is_enough(sysfs: FakeSysfs) -> None:
     assert driver.pick(spec(), {}) == vf(0, 0)
 
 
+def test_a_vfio_node_is_for_a_user_whatever_the_group(sysfs: FakeSysfs) -> None:
+    assert "leave owner.gid out" in problem(sriov_driver(sysfs), spec(PciPreference(PciHostDriver.VFIO)))
+    assert problem(sriov_driver(sysfs), EndpointSpec("fast", (PciPreference(),), Owner(1000))) == ""
+    assert problem(sriov_driver(sysfs), spec(KERNEL)) == ""
+
+
 def test_without_an_iommu_there_is_no_pass_through_but_there_are_netdevs(tmp_path: Path) -> None:
     sysfs = FakeSysfs(tmp_path)
     sysfs.add_pf(PFS["ens1f0"], "ens1f0")
     sysfs.add_vf(PFS["ens1f0"], 0, vf(0, 0))
     driver = sriov_driver(sysfs, pfs=("ens1f0",))
-    assert "no IOMMU" in problem(driver, spec(PciPreference(PciHostDriver.VFIO)))
+    assert "no IOMMU" in problem(driver, EndpointSpec("fast", (PciPreference(PciHostDriver.VFIO),), Owner(1000)))
     assert problem(driver, spec(KERNEL)) == ""
     assert problem(driver, None) == ""
 
