@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vifd.endpoints.leftovers import Leftovers
 from vifd.errors import FunctionTaken, HostNotReady, VifdError, WrongState
 from vifd.kernel import ops
 from vifd.kernel.sriov.inventory import Inventory
-from vifd.model import Drift, EndpointRequest, PciHostDriver, PciPreference
+from vifd.model import Drift, EndpointRequest, Kind, PciHostDriver, PciPreference
 
 _OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
 #: Two PFs, on a NUMA node each.
@@ -104,6 +104,14 @@ class NicRoom(FakeRoom):
     def _check(self, plan: ops.Plan) -> list[Drift]:
         claims = [one for one in plan if isinstance(one, ops.ClaimFunction)]
         return [drift for one in claims for drift in self.drifts.get(one.address, ())] if claims else super()._check(plan)
+
+    async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
+        found = await super().inspect(endpoint_ids)
+        marked = {} if endpoint_ids else self.claimed
+        return found + [
+            ops.Device(address, 0, Kind.PCI, endpoint_id, 0, 0, "", up=False, carrier=False)
+            for address, endpoint_id in marked.items()
+        ]
 
     def _revert(self, plan: ops.Plan) -> VifdError | None:
         for one in plan:

@@ -26,7 +26,8 @@ from vifd.model import Caller, Drift, DriftKind, Endpoint, MacvtapDevice, PciDev
 
 _log = getLogger(__name__)
 _AT_ONCE = 64
-_OF_OWNER = {DriftKind.OWNER, DriftKind.BINDING}
+#: What of a VF is mended by binding it again.
+_OF_BINDING = {DriftKind.OWNER, DriftKind.BINDING, DriftKind.NAME}
 
 
 async def find_drifts(room: Room, entries: Sequence[Entry]) -> list[tuple[Drift, ...]]:
@@ -55,7 +56,7 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
     is_missing = DriftKind.DEVICE_MISSING in kinds
     plan = entry.plan if is_missing else change_plan(None, entry) or entry.plan
     # By itself, for what else differs is mended also where a tap can't be given back now.
-    owner = _owner_plan(entry) if kinds & _OF_OWNER and not is_missing else ()
+    owner = () if is_missing else _owner_plan(entry, kinds)
     answers = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
     for made in answers:
         if not isinstance(made, VifdError):
@@ -64,7 +65,7 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
         await room.restore_guard()  # it has the device that is gone still
     (left,) = await find_drifts(room, [entry])
     first, given = answers[:1], answers[1:]
-    return entry, tuple(_with_reason(drift, *(given if drift.kind in _OF_OWNER else []), *first) for drift in left)
+    return entry, tuple(_with_reason(drift, *(given if drift.kind in _OF_BINDING else []), *first) for drift in left)
 
 
 def tell_of_mending(endpoint: Endpoint, drifts: Iterable[Drift], left: Iterable[Drift]) -> None:
@@ -75,11 +76,11 @@ def tell_of_mending(endpoint: Endpoint, drifts: Iterable[Drift], left: Iterable[
         _log.error("a drift is left", extra=about | {"drift": str(drift.kind), "error": drift.message})
 
 
-def _owner_plan(entry: Entry) -> ops.Plan:
-    """Give the plan that gives a tap or a VF back to its owner; a macvtap's node is part of its change."""
-    taps = [op for op in entry.plan if isinstance(op, ops.CreateTap)]
+def _owner_plan(entry: Entry, kinds: set[DriftKind]) -> ops.Plan:
+    """Give the plan that gives a tap back to its owner, or binds a VF again; a macvtap's node is part of its change."""
+    taps = [op for op in entry.plan if isinstance(op, ops.CreateTap) and DriftKind.OWNER in kinds]
     given = tuple(ops.EnsureOwner(op.endpoint_id, op.ifname, op.owner_uid, op.owner_gid) for op in taps)
-    return given or tuple(op for op in entry.plan if isinstance(op, ops.BindFunction))
+    return given or tuple(op for op in entry.plan if isinstance(op, ops.BindFunction) and kinds & _OF_BINDING)
 
 
 def _with_reason(drift: Drift, *answers: list[ops.Made] | VifdError) -> Drift:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from typing import Any, TypeVar
@@ -16,7 +17,18 @@ from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import ClaimFunction, CreateMacvtap, CreateTap, Device, Plan
 from vifd.kernel.processes import Processes
 from vifd.kernel.room import Room
-from vifd.model import Drift, Endpoint, Kind, MacvtapDevice, MacvtapMode, Port, ProcessLifetime, State, TapDevice
+from vifd.model import (
+    Drift,
+    Endpoint,
+    Kind,
+    MacvtapDevice,
+    MacvtapMode,
+    Owner,
+    Port,
+    ProcessLifetime,
+    State,
+    TapDevice,
+)
 
 _log = getLogger(__name__)
 _T = TypeVar("_T")
@@ -54,8 +66,8 @@ async def recover(
         (unfinished if _is_unfinished(entry) or _is_over(entry, processes) else finished).append(entry)
     kept = await _take_down(journal, room, drivers, unfinished)
     living = await _mend(journal, room, drivers, finished)
-    await _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
-    return living + kept
+    stuck = await _sweep(room, {entry.endpoint.endpoint_id for entry in entries})
+    return living + kept + _adopt(journal, stuck)
 
 
 def _is_unfinished(entry: Entry) -> bool:
@@ -140,8 +152,8 @@ def _note_open(entry: Entry, device: Device | None) -> Entry:
     return _replace(entry, state=state, location=_moved(entry.endpoint, device))
 
 
-async def _sweep(room: Room, known: set[str]) -> None:
-    """Delete marked devices that no record knows, unless somebody has them open."""
+async def _sweep(room: Room, known: set[str]) -> list[Device]:
+    """Delete marked devices that no record knows, unless somebody has them open; give the VFs that can't be given back."""
     strays = [device for device in await room.inspect([]) if device.endpoint_id not in known]
     for device in strays:
         if device.carrier:
@@ -153,7 +165,7 @@ async def _sweep(room: Room, known: set[str]) -> None:
             _log.warning(message, extra={"device": device.ifname})
     idle = [device for device in strays if not device.carrier and not _may_be_in_use(device)]
     if not idle:
-        return
+        return []
     answers = await _revert(room, [_plan_for(device) for device in idle])
     # Who took all its names from a device hid it from the deletion, which finds it by them.
     left = {_identity(device) for device in await room.inspect([])}
@@ -164,6 +176,31 @@ async def _sweep(room: Room, known: set[str]) -> None:
         else:
             reason = str(error or "it was renamed and has no alternative name; delete it by hand")
             _log.error(f"a stray {what} can't be deleted", extra={"device": device.ifname, "error": reason})
+    return [device for device in idle if device.kind == Kind.PCI and _identity(device) in left]
+
+
+def _adopt(journal: Journal, stuck: Sequence[Device]) -> list[Entry]:
+    """Make records of VFs that nobody knows of and that can't be made as new: they are nobody's then, and tried again."""
+    entries = [
+        Entry(
+            Endpoint(
+                endpoint_id=device.endpoint_id,
+                generation=journal.next_generation(),
+                spec_hash="",
+                network="",
+                network_driver="",
+                state=State.RELEASING,
+                port=Port(),
+                owner=Owner(0),
+                create_time_ns=time.time_ns(),
+                function=device.ifname,
+            ),
+            _plan_for(device),
+        )
+        for device in stuck
+    ]
+    journal.write(entries)
+    return entries
 
 
 def _identity(device: Device) -> int | str:

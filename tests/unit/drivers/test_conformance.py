@@ -11,12 +11,15 @@ import msgspec
 import pytest
 from msgspec import Struct
 
+from tests.support.nics import two_nics
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver, FakeOptions
+from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.errors import Violation
 from vifd.kernel.ops import EnsureBridge
+from vifd.kernel.sriov.inventory import Inventory
 from vifd.model import Kind, Offer, TapDevice, TapPreference
 from vifd.testing import NetworkDriverConformance
 
@@ -42,6 +45,35 @@ class TestDirect(NetworkDriverConformance):
     driver = DirectDriver
     networks = ('uplink = "eth7"', 'uplink = "eth7"\nmtu = 1400\nrepair = "report"')
     bad_networks: ClassVar = {"uplink": 'uplink = "not/a name"', "mtu": 'uplink = "eth7"\nmtu = 70000'}
+
+
+class OnMadeUpNics(SriovDriver):
+    sysfs: ClassVar[Path]
+
+    def __init__(self, network: str, options: SriovOptions) -> None:
+        super().__init__(network, options, Inventory(self.sysfs))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nics(tmp_path_factory: pytest.TempPathFactory) -> None:
+    OnMadeUpNics.sysfs = two_nics(tmp_path_factory.mktemp("nics") / "sys").root
+
+
+class TestSriov(NetworkDriverConformance):
+    driver = OnMadeUpNics
+    networks = (
+        'pfs = ["ens1f0"]',
+        'pfs = ["0000:81:00.0", "ens1f0"]\nvlan = 7\nvfs = ["0000:81:10.0-0000:81:10.4"]\nphysical_network = "core"',
+        'pfs = ["ens1f0"]\nvfs = 3\nexclude = ["0000:01:10.2"]\nmtu = 9000\nrepair = "report"',
+    )
+    bad_networks: ClassVar = {
+        "pfs": "pfs = []",
+        "vfs": 'pfs = ["eth7"]\nvfs = ["eth7"]',
+        "exclude": 'pfs = ["eth7"]\nexclude = ["0000:03:10.2-"]',
+        "vlan": 'pfs = ["eth7"]\nvlan = 4095',
+        "mtu": 'pfs = ["eth7"]\nmtu = 67',
+        "physical_network": 'pfs = ["eth7"]\nphysical_network = "a b"',
+    }
 
 
 class TestFake(NetworkDriverConformance):

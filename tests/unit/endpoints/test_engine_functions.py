@@ -241,6 +241,26 @@ async def test_a_vf_whose_endpoint_was_never_answered_is_free_after_a_restart(ni
         assert (after.nics.claimed, after.registry.functions()) == ({}, {})
 
 
+async def test_a_marked_vf_that_no_record_knows_is_given_back(nics: NicWorld) -> None:
+    nics.nics.claimed = {vf(0, 0): endpoint_id(7)}
+    assert await nics.recover() == []
+    assert nics.nics.claimed == {}
+
+
+async def test_a_marked_vf_that_no_record_knows_and_that_is_stuck_is_nobodys_and_tried_again(nics: NicWorld) -> None:
+    nics.nics.claimed = {vf(0, 0): endpoint_id(7)}
+    nics.room.keep(endpoint_id(7))
+    (found,) = await nics.recover()
+    assert (found.state, found.function, found.owner.uid) == (State.RELEASING, vf(0, 0), 0)
+    assert nics.recorded() == {endpoint_id(7): found}
+    assert (await nics.make(vf_asked(1)))[0].function == vf(1, 0)
+    assert told(nics, ALICE)[vf(0, 0)] == (FunctionState.QUARANTINED, "")
+    nics.room.let_go(endpoint_id(7))
+    await asyncio.gather(*nics.leftovers.retry())
+    assert nics.registry.functions() == {vf(1, 0): State.READY}
+    assert list(nics.recorded()) == [endpoint_id(1)]
+
+
 # --- what is told, and to whom
 
 
