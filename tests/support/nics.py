@@ -42,8 +42,11 @@ def two_nics(root: Path, vfs: int = 3) -> FakeSysfs:
 
 def sriov_driver(sysfs: FakeSysfs, time: FakeTime | None = None, **options: Any) -> SriovDriver:
     """Give the driver of network fast, which looks at a made-up sysfs and clock."""
-    wanted = SriovOptions(**{"pfs": tuple(PFS)} | options)
-    return SriovDriver("fast", wanted, Inventory(sysfs.root), (time or FakeTime()).now)
+    return SriovDriver("fast", _options(options), Inventory(sysfs.root), (time or FakeTime()).now)
+
+
+def _options(keys: Mapping[str, Any]) -> SriovOptions:
+    return SriovOptions(**{"pfs": tuple(PFS)} | dict(keys))
 
 
 class NicRoom(FakeRoom):
@@ -51,10 +54,11 @@ class NicRoom(FakeRoom):
 
     Args:
         sysfs: where they are.
+        options: keys of network fast.
     """
 
-    def __init__(self, sysfs: FakeSysfs) -> None:
-        super().__init__(AUTHORITY | {"fast": SriovDriver.grant(SriovOptions(tuple(PFS)))})
+    def __init__(self, sysfs: FakeSysfs, options: Mapping[str, Any]) -> None:
+        super().__init__(AUTHORITY | {"fast": SriovDriver.grant(_options(options))})
         self._inventory = Inventory(sysfs.root)
         #: By address, the endpoint that a VF is marked for.
         self.claimed: dict[str, str] = {}
@@ -132,7 +136,7 @@ def nic_world(root: Path, **options: Any) -> Iterator[NicWorld]:
         options: keys of the network.
     """
     sysfs = two_nics(root / "sys")
-    room = NicRoom(sysfs)
+    room = NicRoom(sysfs, options)
     with contextlib.closing(NicWorld(root / "journal.db", room, sysfs, options)) as one:
         yield one
 

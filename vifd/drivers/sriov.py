@@ -129,6 +129,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             addresses=() if is_count else _usable(options),
             exclude=functions.expand(options.exclude),
             mtu_bytes=options.mtu,
+            vlan=options.vlan,
         )
 
     @classmethod

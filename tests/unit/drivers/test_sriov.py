@@ -86,8 +86,8 @@ def test_pfs_and_vfs_are_named_in_each_way(options: dict[str, object]) -> None:
 
 
 def test_the_helper_may_touch_the_vfs_that_the_configuration_names() -> None:
-    counted = SriovOptions(("eth1",), vfs=7, exclude=("0000:01:10.0",), mtu=9000)
-    assert SriovDriver.grant(counted) == FunctionGrant(("eth1",), 7, (), ("0000:01:10.0",), 9000)
+    counted = SriovOptions(("eth1",), vfs=7, exclude=("0000:01:10.0",), mtu=9000, vlan=7)
+    assert SriovDriver.grant(counted) == FunctionGrant(("eth1",), 7, (), ("0000:01:10.0",), 9000, 7)
     listed = SriovOptions(("eth1",), vfs=("0000:01:10.0-0000:01:10.2",), exclude=("0000:01:10.1",))
     grant = SriovDriver.grant(listed)
     assert (grant.vfs, grant.addresses, grant.exclude) == (0, ("0000:01:10.0", "0000:01:10.2"), ("0000:01:10.1",))
