@@ -300,6 +300,7 @@ class EndpointSpec(Struct, frozen=True):
 
     Args:
         function: the PCI function that vifd has picked for it, by address; a caller can't ask for one.
+        partner_endpoint_id: the other part of a pair of a PCI function and what stands in for it; empty: it is alone.
     """
 
     network: str
@@ -312,6 +313,7 @@ class EndpointSpec(Struct, frozen=True):
     live_migratable: bool = False
     lifetime: Lifetime | None = None
     function: str = ""
+    partner_endpoint_id: str = ""
 
 
 class EndpointRequest(Struct, frozen=True):
@@ -437,6 +439,7 @@ class Endpoint(Struct, frozen=True):
         create_time_ns: since the epoch, in nanoseconds.
         lifetime: None: until it is released.
         function: the PCI function that nobody else has meanwhile, by address; empty: it needs none.
+        partner_endpoint_id: the other part of its pair; empty: it is alone.
     """
 
     endpoint_id: str
@@ -456,6 +459,7 @@ class Endpoint(Struct, frozen=True):
     ip_config: IpConfig | None = None
     lifetime: Lifetime | None = None
     function: str = ""
+    partner_endpoint_id: str = ""
 
     @property
     def ifindex(self) -> int:

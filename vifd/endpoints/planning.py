@@ -99,6 +99,7 @@ class Planner:
             ip_config=settled.ip_config,
             lifetime=spec.lifetime,
             function=function,
+            partner_endpoint_id=spec.partner_endpoint_id,
         )
         return Job(endpoint, planned.plan, driver, preference, spec)
 

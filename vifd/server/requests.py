@@ -16,7 +16,7 @@ from vifd.endpoints.engine import Release
 from vifd.endpoints.garbage import Collection
 from vifd.errors import InvalidRequest, Violation
 from vifd.kernel.names import is_endpoint_id
-from vifd.server import ports
+from vifd.server import pairs, ports
 from vifd.server.checker import Checker, optional
 
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -50,6 +50,8 @@ def endpoint_request(message: endpoint_service_pb2.RequestEndpointRequest, calle
     """
     check = Checker()
     request = _endpoint_request(check, message, caller)
+    alone = not message.partner_endpoint_id
+    check.require(alone, "partner_endpoint_id", "a pair is asked for with BatchRequestEndpoints, both parts in one call")
     check.done()
     return request
 
@@ -65,6 +67,7 @@ def batch_request(
     check = Checker()
     _check_batch(check, message, [request.endpoint_id for request in message.requests])
     requests = [_endpoint_request(check.at(f"requests[{i}]"), r, caller) for i, r in enumerate(message.requests)]
+    requests = pairs.settle(check, requests)
     check.known(message)  # after the requests: each names its own unknown fields, and this one drops them from the whole
     check.require(len({request.validate_only for request in requests}) <= 1, "requests", "differ in validate_only")
     check.done()
@@ -242,6 +245,7 @@ def _endpoint_request(check: Checker, message: Any, caller: model.Caller) -> mod
         port_id=message.port_id,
         live_migratable=message.require.live_migratable,
         lifetime=_lifetime(check.at("lifetime"), message.lifetime),
+        partner_endpoint_id=message.partner_endpoint_id,
     )
     return model.EndpointRequest(message.endpoint_id, spec, _spec_hash(message), message.validate_only)
 

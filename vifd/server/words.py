@@ -47,6 +47,7 @@ def endpoint(value: model.Endpoint, netns_path: str) -> endpoint_pb2.Endpoint:
         owner=endpoint_pb2.Owner(uid=value.owner.uid, gid=value.owner.gid),
         labels=value.labels,
         drifts=[drift(d) for d in value.drifts],
+        partner_endpoint_id=value.partner_endpoint_id,
     )
     if value.instance != model.Instance():
         message.instance.MergeFrom(_instance(value.instance))

@@ -101,6 +101,8 @@ def device_xml(endpoint: Endpoint, *, queues: int = 1, model: str = "virtio") ->
     element = build(endpoint)
     if kind != "pci":
         _describe_card(element, endpoint, count_queues(endpoint) or queues, model)
+    if endpoint.partner_endpoint_id:
+        element.append(_teaming(endpoint))
     SubElement(element, "alias", name=alias(endpoint.endpoint_id))
     indent(element)
     return tostring(element, encoding="unicode")
@@ -229,6 +231,13 @@ def _pci(endpoint: Endpoint) -> Element:
     numbers = {"domain": domain, "bus": bus, "slot": slot, "function": function}
     SubElement(SubElement(element, "source"), "address", {name: f"0x{number}" for name, number in numbers.items()})
     return element
+
+
+def _teaming(endpoint: Endpoint) -> Element:
+    """Say which part of a pair this is: a PCI function goes away while the VM moves, and comes back (libvirt 7.1)."""
+    if endpoint.HasField("pci"):
+        return Element("teaming", type="transient", persistent=alias(endpoint.partner_endpoint_id))
+    return Element("teaming", type="persistent")
 
 
 def _vlan(spec: VlanSpec) -> Element:

@@ -93,6 +93,22 @@ async def test_the_instances_numa_node_decides(nics: NicWorld) -> None:
     assert made.function == vf(1, 0)
 
 
+async def test_the_parts_of_a_pair_name_each_other(nics: NicWorld) -> None:
+    mac = "52:54:00:12:34:56"
+    parts = [
+        asked(1, port=Port(mac=mac), partner_endpoint_id=endpoint_id(2)),
+        vf_asked(2, port=Port(mac=mac), partner_endpoint_id=endpoint_id(1)),
+    ]
+    made = await nics.make(*parts)
+    assert [one.partner_endpoint_id for one in made] == [endpoint_id(2), endpoint_id(1)]
+    assert {one.port.mac for one in made} == {mac}
+    assert await nics.make(*parts) == made
+    assert {name: one.partner_endpoint_id for name, one in nics.recorded().items()} == {
+        endpoint_id(1): endpoint_id(2),
+        endpoint_id(2): endpoint_id(1),
+    }
+
+
 # --- a VF that is somebody else's
 
 

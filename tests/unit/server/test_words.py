@@ -132,6 +132,7 @@ def test_every_field_of_an_endpoint_is_filled_in() -> None:
         port=model.Port(mac="52:54:00:00:00:01"),
         owner=model.Owner(1000, 36),
         instance=model.Instance("uuid", "name", 1),
+        partner_endpoint_id="partner",
         labels={"a": "b"},
         drifts=(model.Drift(model.DriftKind.MTU, "1500", "1400", "x"),),
         ip_config=model.IpConfig(("10.0.0.2/24",), ("10.0.0.1",), ("10.0.0.1",), dhcp=True),

@@ -109,6 +109,13 @@ _MALFORMED: tuple[_Row, ...] = (
         "acceptable[0].vhost_user.hypervisor_role",
         {"acceptable": [EndpointPreference(vhost_user=VhostUserPreference(hypervisor_role=_UNKNOWN))]},
     ),
+    (
+        "partner.alone",
+        "Only in BatchRequestEndpoints, where each names the other",
+        _REQUEST,
+        "partner_endpoint_id",
+        {"partner_endpoint_id": "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"},
+    ),
     ("mac.multicast", _MAC, _PORT, "port.mac", {"port": PortSpec(mac="01:00:5e:00:00:01")}),
     ("mac.broadcast", _MAC, _PORT, "port.mac", {"port": PortSpec(mac="ff:ff:ff:ff:ff:ff")}),
     ("mac.zero", _MAC, _PORT, "port.mac", {"port": PortSpec(mac="00:00:00:00:00:00")}),

@@ -20,6 +20,7 @@ from vifclient.hypervisors import UnacceptableEndpoint, libvirt
 from vifclient.messages import Endpoint, PciHostDriver, PortSpec, VlanSpec
 
 ALIAS = {"name": f"ua-{ID}"}
+OTHER_ID = "aaaaaaaa-6d1e-4c0b-8a57-1f0f3f1f7a10"
 
 
 def test_accepts() -> None:
@@ -152,6 +153,18 @@ def test_a_pci_function() -> None:
     assert address.attrib == {"domain": "0x0000", "bus": "0x03", "slot": "0x10", "function": "0x2"}
     assert [child.tag for child in element] == ["source", "alias"]
     assert parse(pci(PciHostDriver.PCI_HOST_DRIVER_KERNEL)).get("managed") == "yes"
+
+
+def test_the_parts_of_a_pair_are_told_of_each_other() -> None:
+    function, standby = pci(), tap()
+    function.endpoint_id, function.partner_endpoint_id, standby.partner_endpoint_id = OTHER_ID, ID, OTHER_ID
+    teaming = parse(function).find("teaming")
+    assert teaming is not None
+    assert teaming.attrib == {"type": "transient", "persistent": f"ua-{ID}"}
+    teaming, named = parse(standby).find("teaming"), parse(standby).find("alias")
+    assert teaming is not None
+    assert named is not None
+    assert (teaming.attrib, named.attrib) == ({"type": "persistent"}, {"name": f"ua-{ID}"})
 
 
 def test_refuses_what_it_cannot_attach() -> None:
