@@ -150,9 +150,9 @@ def test_who_is_killed_at_a_step_of_binding_or_unbinding_leaves_nothing(one: Dae
 
 def test_a_pf_that_is_down_is_told(one: Daemon) -> None:
     subprocess.run(["ip", "link", "set", FIRST_PF, "down"], check=True)
-    with Client(one.socket, retry=NO_RETRY) as client, refusal("FAILED_PRECONDITION", "HOST_NOT_READY") as refused:
+    with Client(one.socket, retry=NO_RETRY) as client, refusal("FAILED_PRECONDITION", "NO_ACCEPTABLE_KIND") as refused:
         make_vf(client)
-    assert "PF eth0 is down; set it up" in refused.value.message
+    assert "PF eth0 is down, and with it its VFs: ip link set eth0 up" in refused.value.message
     subprocess.run(["ip", "link", "set", FIRST_PF, "up"], check=True)
 
 
