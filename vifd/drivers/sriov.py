@@ -217,8 +217,11 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         pf = self._inventory.find_pf(name)
         if pf is None:
             return PfStatus(name, None, message=self._inventory.explain_pf(name))
-        found = [self._status_of(one) for one in self._inventory.functions(pf)]
-        return PfStatus(name, pf, found, _problem_of(name, pf))
+        found, wanted = [self._status_of(one) for one in self._inventory.functions(pf)], self._grant.vfs
+        message = _problem_of(name, pf)
+        if not message and wanted not in (0, pf.vf_count):
+            message = f"PF {name} has {pf.vf_count} VFs, and vfs = {wanted} says otherwise; those that there are stay"
+        return PfStatus(name, pf, found, message)
 
     def _status_of(self, one: Function) -> FunctionStatus:
         if not allows(self._grant, one.address):

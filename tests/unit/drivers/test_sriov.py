@@ -322,6 +322,11 @@ def test_what_is_wrong_with_a_pf_is_told(tmp_path: Path, ifname: str, up: bool, 
     assert bool(status.message) is bool(message)
 
 
+def test_a_pf_with_another_number_of_vfs_is_told(sysfs: FakeSysfs) -> None:
+    assert sriov_driver(sysfs, vfs=3).physical_functions()[0].message == ""
+    assert "has 3 VFs, and vfs = 2 says otherwise" in sriov_driver(sysfs, vfs=2).physical_functions()[0].message
+
+
 def test_a_pf_without_a_carrier_is_told(sysfs: FakeSysfs) -> None:
     (sysfs.device(PFS["ens1f0"]) / "net/ens1f0/carrier").write_text("0\n")
     assert "no carrier" in sriov_driver(sysfs).physical_functions()[0].message
