@@ -14,15 +14,17 @@ import pytest
 
 from tests.support import vfs
 from tests.support.asking import refusal, release_all, state_of
-from tests.support.daemon import Daemon, running
+from tests.support.daemon import BIN, Daemon, running
 from tests.support.vfs import FIRST_PF, KERNEL, SECOND_PF, make_vf
 from vifclient import Client
 from vifclient.messages import (
     DriftKind,
+    Instance,
     LimitsSpec,
     Owner,
     PortSpec,
     RateLimit,
+    VirtualFunctionState,
     VlanSpec,
 )
 from vifclient.retry import NO_RETRY
@@ -238,6 +240,33 @@ def test_all_vfs_taken_away_behind_vifds_back(vifd: Daemon, client: Client) -> N
     client.release_endpoint(made.endpoint_id)
     vfs.set_count(FIRST_PF, COUNT)
     vfs.set_count(SECOND_PF, COUNT)
+
+
+def test_the_host_tells_of_its_cards_and_who_has_what(vifd: Daemon, client: Client) -> None:
+    made = make_vf(client, instance=Instance(numa_node=0))
+    fast = next(network for network in client.get_host_info().networks if network.name == "fast")
+    assert [(pf.ifname, pf.address, pf.up, pf.total_vfs, pf.message) for pf in fast.physical_functions] == [
+        (name, vfs.pf_address(name), True, COUNT, "") for name in (FIRST_PF, SECOND_PF)
+    ]
+    told = {one.address: one for pf in fast.physical_functions for one in pf.virtual_functions}
+    assert list(told) == [*vfs.addresses(FIRST_PF), *vfs.addresses(SECOND_PF)]
+    assert all(str(one.iommu_group) == vfs.node(address).name for address, one in told.items())
+    taken = told.pop(made.pci.address)
+    in_use, free = VirtualFunctionState.VIRTUAL_FUNCTION_STATE_IN_USE, VirtualFunctionState.VIRTUAL_FUNCTION_STATE_FREE
+    assert (taken.state, taken.endpoint_id, taken.driver) == (in_use, made.endpoint_id, "vfio-pci")
+    assert {(one.state, one.endpoint_id, one.driver) for one in told.values()} == {(free, "", "igbvf")}
+
+
+def test_doctor_finds_nothing_where_all_is_well_and_what_is_wrong_where_it_is_not(vifd: Daemon) -> None:
+    def findings() -> tuple[int, list[str]]:
+        argv = [str(BIN / "vifctl"), "--socket", vifd.socket, "doctor", "--json"]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True)
+        return done.returncode, [one["problem"] for one in json.loads(done.stdout)["findings"]]
+
+    assert findings() == (0, [])
+    subprocess.run(["modprobe", "-r", "vfio-pci"], check=True)
+    assert findings() == (1, ["the driver isn't loaded"])
+    subprocess.run(["modprobe", "vfio-pci"], check=True)
 
 
 def test_a_kernel_without_vfio_is_told(vifd: Daemon, client: Client) -> None:
