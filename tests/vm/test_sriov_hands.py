@@ -127,7 +127,7 @@ def begin(vifd: Daemon, endpoint_id: str, *, releasing: bool) -> None:
 
 
 @pytest.mark.parametrize("who", ["helper", "front"])
-@pytest.mark.parametrize("step", [("bind", step) for step in BINDING] + [("unbind", step) for step in UNBINDING])
+@pytest.mark.parametrize("step", [("bind", step) for step in BINDING] + [("unbind", step) for step in UNBINDING], ids=" ".join)
 def test_who_is_killed_at_a_step_of_binding_or_unbinding_leaves_nothing(one: Daemon, who: str, step: tuple[str, str]) -> None:
     before, address, endpoint_id = vfs.state(FIRST_PF), vfs.addresses(FIRST_PF)[0], new_id()
     releasing = step[0] == "unbind"
