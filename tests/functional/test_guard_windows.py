@@ -28,6 +28,7 @@ from tests.support.marked import FORGED, LEGAL, Count, forgeries, legals
 from tests.support.spoofs import FOREIGN_MAC, NO_MAC
 from tests.support.wires import Wire
 from vifclient import Client
+from vifclient.errors import ServerError
 from vifclient.messages import (
     DriftKind,
     Endpoint,
@@ -258,7 +259,12 @@ def test_none_passes_while_a_device_is_made_and_released(wire: Wire, vifd: Daemo
             with flooding(target, [*forgeries(mac), *legals(mac)], netns=vifd.netns) as process:
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"ready\n"
-                client.batch_request_endpoints(wanted)
+                try:
+                    client.batch_request_endpoints(wanted)
+                except ServerError as error:  # of several queues, one was open before the tap had an owner: it isn't made
+                    if "before it had an owner" not in error.message:
+                        raise
+                    continue
                 legal.take()
                 wait_for(lambda: legal.take() > 0)
                 learned = guests.learned(vifd.netns, target)
