@@ -6,6 +6,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -74,19 +75,25 @@ def test_a_qemu_says_what_it_can_do() -> None:
     assert kinds(qemu.acceptable(shared_memory=True, capabilities=capabilities)) == kinds(qemu.acceptable(shared_memory=True))
 
 
-@pytest.fixture
-def monitor() -> Iterator[qmp.Monitor]:
-    """A machine that doesn't run yet, with a root port."""
+@contextmanager
+def machine(timeout_s: float = qmp.DEFAULT_TIMEOUT_S) -> Iterator[qmp.Monitor]:
+    """Start a machine that doesn't run yet, with a root port."""
     ours, its = socket.socketpair()
     chardev = ["-chardev", f"socket,id=qmp,fd={its.fileno()}", "-mon", "chardev=qmp,mode=control"]
     with its:
         process = subprocess.Popen([*QEMU, *chardev, "-device", "pcie-root-port,id=rp0"], pass_fds=[its.fileno()])
     try:
-        with qmp.Monitor(ours) as one:
+        with qmp.Monitor(ours, timeout_s=timeout_s) as one:
             yield one
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def monitor() -> Iterator[qmp.Monitor]:
+    with machine() as one:
+        yield one
 
 
 def plug_of(endpoint: Endpoint, bus: str = "rp0") -> qemu.Plug:
@@ -116,6 +123,16 @@ def test_qemu_takes_queues_of_vifd_with_and_without_link(monitor: qmp.Monitor) -
         monitor.run(qemu.set_link("net0", up=True))
         (link,) = [one for one in taps(vifd.netns) if one["ifname"] == endpoint.tap.ifname]
         assert "LOWER_UP" in link["flags"]
+
+
+def test_a_guest_that_does_not_run_may_be_asked_again_for_a_device() -> None:
+    with machine(timeout_s=3) as monitor:
+        monitor.execute("netdev_add", type="user", id="net0")
+        monitor.run(plug_of(tap()).device)
+        for _ in range(2):
+            with pytest.raises(qmp.QmpTimeout):
+                qmp.unplug(monitor, plug_of(tap()))
+        assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
 
 
 def define(device: str, directory: Path) -> ElementTree.Element:
