@@ -15,7 +15,8 @@ The rule that every path keeps: an endpoint that a VM has attached is never rele
 is. What can't be released then, because vifd is away, is garbage that `recover` finds.
 
 For asyncio: `await asyncio.to_thread(driver.start, vm)`. The methods block, may be called from several threads at once, and
-refuse a second piece of work on a VM while one is under way (VmBusy).
+refuse a second piece of work on a VM while one is under way (VmBusy). They know nothing of other processes: where two of one
+driver may run, a lock has to keep `recover` of the one from what the other has requested and not attached yet.
 """
 
 import os
@@ -33,7 +34,6 @@ from vifclient.client import Client
 
 DRIVER_LABEL, USER_LABEL = "hypervisor-driver", "hypervisor-driver-uid"
 _BATCH = 64  # what BatchReleaseEndpoints takes at once
-_EVERY_VM = ""
 
 
 class VmBusy(RuntimeError):
@@ -64,7 +64,7 @@ class VirtualMachine:
     """A VM, as far as its network goes.
 
     Attributes:
-        uuid: Its UUID.
+        uuid: Its UUID, in canonical lower-case form.
         name: Its name.
         interfaces: Its network interfaces, in the order in which it shall see them; at most 64.
     """
@@ -91,7 +91,7 @@ class HypervisorDriver(ABC):
     def __init__(self, client: Client) -> None:
         self.client = client
         self._lock = threading.Lock()
-        self._busy: set[str] = set()
+        self._busy: set[str | None] = set()
 
     # What the hypervisor has to say and to do.
 
@@ -220,19 +220,21 @@ class HypervisorDriver(ABC):
         """Give the endpoints of a VM up that the block moves to another host.
 
         Args:
-            vm: The VM.
+            vm: The VM, with all its interfaces, also those that were plugged later.
 
         Yields:
             The VM to be requested on its destination: with the ports as they are here now, so that addresses, guard and limits
-            travel with it. If the block raises, the VM goes on here, and nothing is released.
+            travel with it. If the block raises, the VM goes on here, and nothing is released. What it has attached here after
+            the block isn't released either, but by a later `recover`: so the block ends a QEMU, which else keeps its devices.
 
         Raises:
             VmBusy: Another piece of work on it is under way.
             VifError: vifd can't be asked; or, after the block, the endpoints can't be released: `recover` does it.
+            Exception: What `attached` raises after the block: likewise.
         """
         with self._working_on(vm.uuid):
             yield self._as_in_effect(vm)
-            self._release(self.endpoints(vm.uuid))
+            self._release_unused(vm.uuid, self.endpoints(vm.uuid))
 
     def migrate(self, vm: VirtualMachine, destination: "HypervisorDriver", move: Callable[[Sequence[Endpoint]], None]) -> None:
         """Migrate a VM, where one process speaks to the vifd of both hosts; else each host's driver does its half.
@@ -242,8 +244,8 @@ class HypervisorDriver(ABC):
         Args:
             vm: The VM.
             destination: The other host's driver.
-            move: Moves the VM onto the endpoints of the destination by the hypervisor's own means; raises if it stays, and then
-                has ended what it began there.
+            move: Moves the VM onto the endpoints of the destination by the hypervisor's own means, and ends what is left of it
+                here; raises if it stays, and then has ended what it began there.
 
         Raises:
             VmBusy: Another piece of work on it is under way.
@@ -268,7 +270,7 @@ class HypervisorDriver(ABC):
         """
         released: list[str] = []
         failures: list[Exception] = []
-        for uuid in sorted({endpoint.instance.uuid for endpoint in self.endpoints()}):
+        for uuid in self._vms():
             try:
                 with self._working_on(uuid):
                     released += self._release_unused(uuid, self.endpoints(uuid))
@@ -296,9 +298,8 @@ class HypervisorDriver(ABC):
             VifError: vifd can't do it.
             Exception: What `attached` raises; then nothing is released.
         """
-        with self._working_on(_EVERY_VM):
-            uuids = {endpoint.instance.uuid for endpoint in self.endpoints()}
-            keep = [endpoint_id for uuid in sorted(uuids) for endpoint_id in self.attached(uuid)]
+        with self._working_on(None):
+            keep = [endpoint_id for uuid in self._vms() for endpoint_id in self.attached(uuid)]
             return self.client.collect_garbage(keep, dry_run=dry_run, allow_empty=True)
 
     def endpoints(self, uuid: str = "") -> list[Endpoint]:
@@ -341,10 +342,17 @@ class HypervisorDriver(ABC):
         # With the user: root sees everybody's endpoints, and the driver of another user may have the same name.
         return {DRIVER_LABEL: self.name, USER_LABEL: str(os.geteuid())}
 
+    def _vms(self) -> list[str]:
+        # An endpoint of no VM isn't `make_request`'s, so nobody knows who has it.
+        return sorted({endpoint.instance.uuid for endpoint in self.endpoints()} - {""})
+
     @contextmanager
-    def _working_on(self, uuid: str) -> Iterator[None]:
+    def _working_on(self, uuid: str | None) -> Iterator[None]:
+        """Have a VM for oneself. None: all of them."""
+        if uuid == "":  # vifd would take it for all of them
+            raise ValueError("the VM has no UUID")
         with self._lock:
-            if self._busy and (uuid == _EVERY_VM or not self._busy.isdisjoint({uuid, _EVERY_VM})):
+            if self._busy and (uuid is None or not self._busy.isdisjoint({uuid, None})):
                 raise VmBusy(f"another piece of work on {f'VM {uuid}' if uuid else 'a VM'} is under way")
             self._busy.add(uuid)
         try:

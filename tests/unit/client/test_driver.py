@@ -290,6 +290,31 @@ def test_a_source_that_cannot_release_leaves_the_destination_alone(
     assert sorted(driver.recover()) == sorted(ids(vm))
 
 
+def test_what_stays_attached_on_the_source_is_released_once_it_is_ended(
+    vifd: FakeVifd, driver: FakeHypervisor, destination: FakeHypervisor
+) -> None:
+    vm = make_vm()
+    driver.start(vm)
+    driver.migrate(vm, destination, lambda endpoints: destination.start_vm(vm, endpoints))
+    assert len(vifd.endpoints) == 2
+    driver.vms.clear()
+    assert sorted(driver.recover()) == sorted(ids(vm))
+
+
+def test_a_vm_without_uuid_is_not_every_vm(vifd: FakeVifd, client: Client, driver: FakeHypervisor) -> None:
+    vm = make_vm()
+    driver.start(vm)
+    nobody = replace(make_vm(), uuid="")
+    for work in (lambda: driver.start(nobody), lambda: driver.stop(""), lambda: driver.hot_unplug("", ids(vm)[0])):
+        with pytest.raises(ValueError, match="no UUID"):
+            work()
+    # of no VM, though it carries this driver's labels
+    client.request_endpoint(driver.make_request(nobody, nobody.interfaces[0]))
+    assert driver.recover() == []
+    assert (driver.vms[vm.uuid], len(vifd.endpoints)) == (ids(vm), 3)
+    assert driver.collect_garbage() == [nobody.interfaces[0].endpoint_id]
+
+
 def test_after_a_restart_what_no_vm_has_is_released(vifd: FakeVifd, client: Client, driver: FakeHypervisor) -> None:
     running, ended = make_vm(), make_vm()
     driver.start(running)
