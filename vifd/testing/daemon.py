@@ -64,8 +64,7 @@ class FakeDaemon:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for hold in self._faults.holds.values():
-            hold.release()
+        self._faults.release_all()
         self._loop.call_soon_threadsafe(self._daemon.stop)
         self._thread.join()
         shutil.rmtree(self._directory)
@@ -93,6 +92,9 @@ class FakeDaemon:
             error: one of `vifd.errors`: the caller gets its status and details.
             times: how many calls.
             lose_answer: what is asked for is done all the same; only its answer is lost on the way.
+
+        Raises:
+            ValueError: there is no such RPC, or its answer is a stream, which can't be lost.
         """
         self._faults.add(rpc, Fault(error, lose_answer), times)
 
@@ -102,14 +104,16 @@ class FakeDaemon:
 
         Args:
             rpc: its name.
+
+        Raises:
+            ValueError: there is no such RPC, or it is held already.
         """
         hold = Hold(self._loop)
-        self._faults.holds[rpc] = hold
+        self._faults.hold(rpc, hold)
         try:
             yield hold
         finally:
-            del self._faults.holds[rpc]
-            hold.release()
+            self._faults.release(rpc)
 
     def attach(self, endpoint_id: str) -> None:
         """Let an endpoint be as if a hypervisor had opened it: ATTACHED."""

@@ -156,6 +156,18 @@ def test_a_hold_that_no_call_meets_says_so(daemon: FakeDaemon) -> None:
         hold.wait_for_call(timeout_s=0)
 
 
+def test_what_would_never_come_to_pass_is_refused(daemon: FakeDaemon) -> None:
+    error = TryAgain("vifd is stopping, try again")
+    with pytest.raises(ValueError, match=r"no RPC 'RequestEndpoints'; there are ActivateEndpoint, .*, WatchEndpoints"):
+        daemon.fail("RequestEndpoints", error)
+    with pytest.raises(ValueError, match="no RPC 'Request'"), daemon.hold("Request"):
+        pass
+    with pytest.raises(ValueError, match="no answer to lose"):
+        daemon.fail("WatchEndpoints", error, lose_answer=True)
+    with daemon.hold("GetHostInfo"), pytest.raises(ValueError, match="held already"), daemon.hold("GetHostInfo"):
+        pass
+
+
 def test_a_watch_sees_what_a_hypervisor_would_do(daemon: FakeDaemon, client: Client) -> None:
     endpoint = make(client)
     with client.watch_endpoints() as watch:
