@@ -236,6 +236,19 @@ def test_a_daemon_that_went_away_fails_what_is_left() -> None:
     assert [(result.outcome, "UNAVAILABLE" in result.message) for result in results] == [(Outcome.FAILED, True)] * 2
 
 
+def test_an_interrupt_while_it_cleans_up_leaves_nothing_behind(vifd_fake: FakeDaemon) -> None:
+    argv = [str(BIN / "vif-sanity"), "--socket", vifd_fake.socket, "--only", "get.*"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        with vifd_fake.hold("BatchReleaseEndpoints") as hold:
+            hold.wait_for_call(SECONDS)
+            assert len(endpoints(vifd_fake)) == 1
+            process.send_signal(signal.SIGINT)
+            hold.wait_for_call(SECONDS)  # it tries anew
+        out, _ = process.communicate(timeout=SECONDS)
+    assert (process.returncode, "interrupted" in out) == (130, True)
+    assert endpoints(vifd_fake) == []
+
+
 def test_an_interrupt_leaves_nothing_behind_and_still_reports(vifd_fake: FakeDaemon, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     argv = [str(BIN / "vif-sanity"), "--socket", vifd_fake.socket, "--only", "get.*", "--only", "list.*", "--junit", str(report)]
