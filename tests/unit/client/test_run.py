@@ -1,3 +1,4 @@
+import json
 import os
 import pty
 import signal
@@ -20,7 +21,9 @@ def _environment(vifd: FakeVifd, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*VIFCTL, "run", *arguments], check=False, capture_output=True, text=True, timeout=60)
+    # os.environ, and not what readline adds to this process's own
+    argv, given = [*VIFCTL, "run", *arguments], dict(os.environ)
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60, env=given)
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -39,6 +42,16 @@ def test_the_command_gets_fds_values_and_environment(vifd: FakeVifd) -> None:
         "VIF_FDS": fds, "VIF_MAC": mac, "VIF_IFNAME": ifname, "VIF_MTU": mtu, "VIF_ENDPOINT_ID": endpoint_id,
     }  # fmt: skip
     assert vifd.calls == ["RequestEndpoint", "GetHostInfo"]
+
+
+@pytest.mark.parametrize("verbosity", [None, "DEBUG"])
+def test_the_command_has_the_environment_that_vifctl_was_given(monkeypatch: pytest.MonkeyPatch, verbosity: str | None) -> None:
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    if verbosity is not None:
+        monkeypatch.setenv("GRPC_VERBOSITY", verbosity)
+    show = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
+    seen = json.loads(run("default", "--", *show).stdout)
+    assert {name: value for name, value in seen.items() if not name.startswith("VIF_")} == dict(os.environ)
 
 
 def test_the_endpoint_lives_as_long_as_the_caller_which_becomes_the_command(vifd: FakeVifd) -> None:
