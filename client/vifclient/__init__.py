@@ -1,5 +1,6 @@
 """The client library of vifd: asks the daemon of this host for the network interfaces of virtual machines.
 
+    import subprocess
     from uuid import uuid4
 
     from vifclient import Client
