@@ -169,8 +169,7 @@ class HypervisorDriver(ABC):
             VifError: vifd can't give the endpoint.
             Exception: What `attach` raises; then the endpoint is released.
         """
-        one = replace(vm, interfaces=(interface,))
-        with self.incoming(one) as (endpoint,):
+        with self.incoming(replace(vm, interfaces=(interface,))) as (endpoint,):
             if interface.endpoint_id not in self.attached(vm.uuid):
                 self.attach(vm.uuid, endpoint)
         return endpoint
@@ -224,8 +223,9 @@ class HypervisorDriver(ABC):
 
         Yields:
             The VM to be requested on its destination: with the ports as they are here now, so that addresses, guard and limits
-            travel with it. If the block raises, the VM goes on here, and nothing is released. What it has attached here after
-            the block isn't released either, but by a later `recover`: so the block ends a QEMU, which else keeps its devices.
+            travel with it, and lifetimes but a process's. If the block raises, the VM goes on here, and nothing is released. Nor
+            is what it has attached here after the block, but by a later `recover`: so the block ends a QEMU, which keeps its
+            devices.
 
         Raises:
             VmBusy: Another piece of work on it is under way.
@@ -390,5 +390,10 @@ class HypervisorDriver(ABC):
 
     def _as_in_effect(self, vm: VirtualMachine) -> VirtualMachine:
         ports = {endpoint.endpoint_id: endpoint.port for endpoint in self.endpoints(vm.uuid)}
-        interfaces = [replace(one, port=ports.get(one.endpoint_id, one.port)) for one in vm.interfaces]
-        return replace(vm, interfaces=tuple(interfaces))
+        return replace(vm, interfaces=tuple(_leaving(one, ports.get(one.endpoint_id, one.port)) for one in vm.interfaces))
+
+
+def _leaving(interface: Interface, port: PortSpec) -> Interface:
+    """Leave its process behind: on another host that id is somebody else's."""
+    by_process = interface.lifetime is not None and interface.lifetime.HasField("process")
+    return replace(interface, port=port, lifetime=None if by_process else interface.lifetime)

@@ -8,13 +8,22 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests.unit.client.conftest import QUICK_RETRY
 from tests.unit.client.fake_vifd import FakeVifd, make_status
 from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
 from vifclient.driver import DRIVER_LABEL, USER_LABEL, VmBusy
 from vifclient.hypervisors import preferences
-from vifclient.messages import Endpoint, EndpointPreference, PortSpec, RequestEndpointRequest
+from vifclient.messages import (
+    Endpoint,
+    EndpointPreference,
+    LeaseLifetime,
+    Lifetime,
+    PortSpec,
+    ProcessLifetime,
+    RequestEndpointRequest,
+)
 
 
 class HypervisorError(Exception):
@@ -248,6 +257,16 @@ def test_a_migration_requests_there_and_releases_here(
     asked = other_host.requests[0].requests[0]
     # what was vifd's choice here, and what was changed while it ran, is asked for there
     assert (asked.endpoint_id, asked.port.mac, asked.port.addresses) == (ids(vm)[0], "52:54:00:12:34:56", ["10.0.0.7"])
+
+
+def test_a_process_stays_on_its_host_and_a_lease_travels(
+    other_host: FakeVifd, driver: FakeHypervisor, destination: FakeHypervisor
+) -> None:
+    process, lease = Lifetime(process=ProcessLifetime(pid=os.getpid())), Lifetime(lease=LeaseLifetime(ttl=Duration(seconds=60)))
+    vm = replace(make_vm(), interfaces=tuple(Interface(network="default", lifetime=one) for one in (process, lease, None)))
+    driver.start(vm)
+    driver.migrate(vm, destination, lambda endpoints: destination.start_vm(vm, endpoints))
+    assert [one.lifetime for one in other_host.requests[0].requests] == [Lifetime(), lease, Lifetime()]
 
 
 def test_a_migration_that_is_given_up_releases_there_alone(
