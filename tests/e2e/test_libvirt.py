@@ -15,10 +15,12 @@ import pytest
 from tests.e2e.conftest import FIRST_UID
 from tests.e2e.test_example_driver import GONE, SEEN, open_console
 from tests.e2e.test_virtual_machine import links, ping
+from tests.functional.test_hypervisors import LIBVIRT_ENDPOINTS
 from tests.guest import machine, unprivileged
 from tests.guest.image import Image
 from tests.support.daemon import BLUE, Daemon, short_directory, wait_for
 from vifclient import Client
+from vifclient.hypervisors.libvirt import device_xml, endpoint_ids, memory_backing_xml
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -172,6 +174,19 @@ def test_a_domain_is_started_hot_plugged_and_destroyed(
     host: Daemon, client: Client, guest_image: Image, mode: str, kind: str, queues: int
 ) -> None:
     live(host, client, guest_image, mode, kind, queues)
+
+
+def test_libvirts_driver_of_qemu_takes_every_device(host: Daemon) -> None:
+    with libvirtd(host, "session") as libvirt:
+        path = Path(libvirt.describe(Image(Path("/vmlinuz"), Path("/initrd")), "10.91.0.2"))
+        domain = path.read_text().replace("<os>", f"{memory_backing_xml()}<os>")
+        for endpoint in LIBVIRT_ENDPOINTS:
+            path.write_text(domain.replace("<interfaces/>", device_xml(endpoint)))
+            commands = f"define --validate {path}; dumpxml {libvirt.uuid}; undefine {libvirt.uuid}"
+            argv = unprivileged.command(["virsh", "--quiet", "--connect", libvirt.uri, commands], user=USER)
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert endpoint_ids(done.stdout[done.stdout.index("<domain") :]) == [endpoint.endpoint_id]
 
 
 def test_what_does_not_start_leaves_nothing(host: Daemon, client: Client, guest_image: Image) -> None:
