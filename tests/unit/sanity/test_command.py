@@ -15,7 +15,7 @@ import pytest
 from tests.support.asking import make
 from tests.support.daemon import BIN
 from tests.unit.sanity.broken import Broken, Proceed
-from vif.v1.endpoint_service_pb2 import BatchReleaseEndpointsResponse, ReleaseEndpointResponse
+from vif.v1.endpoint_service_pb2 import BatchReleaseEndpointsResponse, GetEndpointResponse, ReleaseEndpointResponse
 from vifclient import Client
 from vifclient.messages import Endpoint
 from vifclient.sanity import runner
@@ -91,6 +91,27 @@ def test_what_cannot_be_shown_is_skipped_with_the_reason(vifd_fake: FakeDaemon, 
     done = sanity("--socket", vifd_fake.socket, "--only", "error.quota")
     assert done.status == 0
     assert "skip error.quota: the socket alone can't show it: it takes a policy" in done.out
+
+
+@pytest.mark.parametrize("rpc", ["GetEndpoint", "RequestEndpoint"])
+def test_a_lease_that_a_call_does_not_renew_is_noticed(sanity: Sanity, rpc: str) -> None:
+    answers: list[Any] = []
+
+    async def from_memory(request: Any, proceed: Proceed) -> Any:
+        if request.validate_only:
+            return await proceed(request)
+        if not answers:
+            answers.append(await proceed(request))
+        return answers[0]
+
+    async def of_nothing(request: Any, proceed: Proceed) -> Any:
+        return GetEndpointResponse()
+
+    unary = from_memory if rpc == "RequestEndpoint" else of_nothing
+    with FakeDaemon(interceptors=[Broken(rpc, unary=unary)]) as daemon:
+        done = sanity("--socket", daemon.socket, "--only", "lifetime.lease-is-renewed")
+    assert done.status == 1
+    assert "the generation of an endpoint on a lease of 2 s, called for every 1.2 s: expected 1, got " in done.out
 
 
 def test_too_little_room_is_no_broken_rule(vifd_fake: FakeDaemon, sanity: Sanity) -> None:
