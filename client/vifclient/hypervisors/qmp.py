@@ -46,7 +46,7 @@ class QmpTimeout(QmpError):
 
 
 class Monitor:
-    """A connection to a QEMU's QMP socket (`-qmp unix:PATH,server=on,wait=off`), which has one at a time.
+    """A connection to a QEMU's QMP socket (`-qmp unix:PATH,server=on,wait=off`), which has one at a time; for one thread.
 
     Args:
         connection: The socket, connected.
@@ -308,7 +308,7 @@ def plug(monitor: Monitor, what: Plug, fds: Sequence[int] = ()) -> None:
         fds: The endpoint's open queues, which the caller closes afterwards.
 
     Raises:
-        QmpError: QEMU refused it.
+        QmpError: QEMU refused it. If that was to take the guest's carrier, which comes last, the device stays plugged.
         ValueError: The fds don't fit.
     """
     if len(fds) != len(what.fd_names):
