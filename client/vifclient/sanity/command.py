@@ -21,7 +21,7 @@ _HELP = """Test whether a daemon keeps the contract vif.v1.
 
 It talks to the daemon's public socket as any hypervisor driver does, needs no root, and tests each rule of the contract by a
 check with a name. What it makes has random ids and labels vif-sanity/...; it releases all of it, after each check and after
-Ctrl-C, and touches nothing else.
+Ctrl-C or SIGTERM, and touches nothing else.
 
 \b
 Examples:

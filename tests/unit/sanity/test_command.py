@@ -270,13 +270,16 @@ def test_an_interrupt_while_it_cleans_up_leaves_nothing_behind(vifd_fake: FakeDa
     assert endpoints(vifd_fake) == []
 
 
-def test_an_interrupt_leaves_nothing_behind_and_still_reports(vifd_fake: FakeDaemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind_and_still_reports(
+    vifd_fake: FakeDaemon, tmp_path: Path, number: signal.Signals
+) -> None:
     report = tmp_path / "report.xml"
     argv = [str(BIN / "vif-sanity"), "--socket", vifd_fake.socket, "--only", "get.*", "--only", "list.*", "--junit", str(report)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process, vifd_fake.hold("GetEndpoint") as hold:
         hold.wait_for_call(SECONDS)
         assert len(endpoints(vifd_fake)) == 1
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "interrupted" in out
