@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vifclient.client import Client, Watch
-    from vifclient.driver import HypervisorDriver, Interface, VirtualMachine
+    from vifclient.driver import HypervisorDriver, Interface, VirtualMachine, VmBusy
     from vifclient.errors import VifError
     from vifclient.queues import QueueFds
     from vifclient.retry import RetryPolicy
@@ -40,6 +40,7 @@ __all__ = [
     "RetryPolicy",
     "VifError",
     "VirtualMachine",
+    "VmBusy",
     "Watch",
 ]
 
@@ -51,6 +52,7 @@ _HOMES = {
     "RetryPolicy": "vifclient.retry",
     "VifError": "vifclient.errors",
     "VirtualMachine": "vifclient.driver",
+    "VmBusy": "vifclient.driver",
     "Watch": "vifclient.client",
 }
 

@@ -30,10 +30,10 @@ from uuid import uuid4
 
 from vif.v1.endpoint_pb2 import Endpoint, Instance, Lifetime, PortSpec, Requirements
 from vif.v1.endpoint_service_pb2 import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest
+from vifclient.calls import BATCH
 from vifclient.client import Client
 
 DRIVER_LABEL, USER_LABEL = "hypervisor-driver", "hypervisor-driver-uid"
-_BATCH = 64  # what BatchReleaseEndpoints takes at once
 
 
 class VmBusy(RuntimeError):
@@ -385,8 +385,8 @@ class HypervisorDriver(ABC):
     def _release(self, endpoints: Sequence[Endpoint]) -> None:
         # With the generation, so that a release that is late can't hurt a later life of the id.
         requests = [ReleaseEndpointRequest(endpoint_id=one.endpoint_id, generation=one.generation) for one in endpoints]
-        for first in range(0, len(requests), _BATCH):
-            self.client.batch_release_endpoints(requests[first : first + _BATCH])
+        for first in range(0, len(requests), BATCH):
+            self.client.batch_release_endpoints(requests[first : first + BATCH])
 
     def _as_in_effect(self, vm: VirtualMachine) -> VirtualMachine:
         ports = {endpoint.endpoint_id: endpoint.port for endpoint in self.endpoints(vm.uuid)}

@@ -12,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.unit.client.conftest import QUICK_RETRY
 from tests.unit.client.fake_vifd import FakeVifd, make_status
-from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
-from vifclient.driver import DRIVER_LABEL, USER_LABEL, VmBusy
+from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, VmBusy, errors
+from vifclient.driver import DRIVER_LABEL, USER_LABEL
 from vifclient.hypervisors import preferences
 from vifclient.messages import (
     Endpoint,
