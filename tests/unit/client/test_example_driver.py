@@ -1,6 +1,7 @@
 """The example's command line; what it does to machines is in tests/e2e."""
 
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
@@ -10,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from vifclient import Client, Interface, VirtualMachine
+from vifclient import Client, HypervisorDriver, Interface, VirtualMachine
 from vifd.testing import FakeDaemon
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -55,6 +56,12 @@ def test_there_is_something_written() -> None:
     assert {command.split(maxsplit=1)[0] for command in written_commands()} == {
         "start", "list", "hot-plug", "hot-unplug", "stop", "recover",
     }  # fmt: skip
+
+
+def test_what_a_hypervisor_has_to_say_fits_on_a_screen(example: ModuleType) -> None:
+    methods = [getattr(example.QemuDriver, name) for name in HypervisorDriver.__abstractmethods__]
+    assert len(methods) == 6
+    assert sum(len(inspect.getsource(method).splitlines()) for method in methods) <= 60
 
 
 def test_an_interface_without_network_is_a_mistake(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
