@@ -64,8 +64,9 @@ class FakeDaemon:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._faults.release_all()
-        self._loop.call_soon_threadsafe(self._daemon.stop)
+        with contextlib.suppress(RuntimeError):  # its loop has ended: why is told below
+            self._faults.release_all()
+            self._loop.call_soon_threadsafe(self._daemon.stop)
         self._thread.join()
         shutil.rmtree(self._directory)
         if self._error is not None:

@@ -98,6 +98,19 @@ def test_a_start_that_fails_is_told_and_leaves_nothing(monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
+def break_down(daemon: FakeDaemon) -> None:
+    with daemon:
+        daemon._loop.call_soon_threadsafe(daemon._loop.stop)
+        daemon._thread.join()
+
+
+def test_a_vifd_that_breaks_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError, match="the fake vifd broke"):
+        break_down(FakeDaemon(BLUE))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_calls_fail_as_often_as_they_are_told_to(daemon: FakeDaemon, client: Client) -> None:
     daemon.fail("RequestEndpoint", NetworkFull("no port is left on br-blue"), times=2)
     for _ in range(2):
