@@ -49,7 +49,7 @@ class Interface:
         endpoint_id: Its id, a UUID. Keep it with the VM's own configuration: the same id again is the same endpoint.
         port: What its port is like.
         require: What it must be able to do. None: nothing beyond its kind.
-        lifetime: How long it lives. None: until it is released.
+        lifetime: How long it lives. None: until it is released. Whoever gives it a lease renews it.
     """
 
     network: str
@@ -224,8 +224,7 @@ class HypervisorDriver(ABC):
         Yields:
             The VM to be requested on its destination: with the ports as they are here now, so that addresses, guard and limits
             travel with it, and lifetimes but a process's. If the block raises, the VM goes on here, and nothing is released. Nor
-            is what it has attached here after the block, but by a later `recover`: so the block ends a QEMU, which keeps its
-            devices.
+            is what it has attached here after the block, but by `recover` later: the block ends a QEMU, which keeps its devices.
 
         Raises:
             VmBusy: Another piece of work on it is under way.
@@ -239,7 +238,8 @@ class HypervisorDriver(ABC):
     def migrate(self, vm: VirtualMachine, destination: "HypervisorDriver", move: Callable[[Sequence[Endpoint]], None]) -> None:
         """Migrate a VM, where one process speaks to the vifd of both hosts; else each host's driver does its half.
 
-        vifd's part is a request on the destination and a release on the source; which host the VM runs on it notices by itself.
+        vifd's part is a request on the destination and a release on the source; on which host the VM runs now it notices by
+        itself on a tap, and of other kinds is told by `Client.activate_endpoint`, if a driver likes.
 
         Args:
             vm: The VM.
