@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -112,6 +113,17 @@ def test_a_lease_that_a_call_does_not_renew_is_noticed(sanity: Sanity, rpc: str)
         done = sanity("--socket", daemon.socket, "--only", "lifetime.lease-is-renewed")
     assert done.status == 1
     assert "the generation of an endpoint on a lease of 2 s, called for every 1.2 s: expected 1, got " in done.out
+
+
+def test_a_lease_that_a_busy_daemon_may_have_ended_tells_nothing(sanity: Sanity) -> None:
+    async def slow(request: Any, proceed: Proceed) -> Any:
+        await asyncio.sleep(0.5)
+        return await proceed(request)
+
+    with FakeDaemon(interceptors=[Broken("GetEndpoint", unary=slow)]) as daemon:
+        done = sanity("--socket", daemon.socket, "--only", "lifetime.lease-is-renewed")
+    assert done.status == 0
+    assert "skip lifetime.lease-is-renewed: the daemon, or this program, is too busy" in done.out
 
 
 def test_too_little_room_is_no_broken_rule(vifd_fake: FakeDaemon, sanity: Sanity) -> None:
