@@ -1,6 +1,7 @@
 # ruff: noqa: A002  (the names of QMP)
 """A QEMU for the tests of what speaks to one: real QMP on a socket, over devices that are only remembered."""
 
+import contextlib
 import json
 import os
 import socket
@@ -44,14 +45,15 @@ class FakeQemu:
             os.close(fd)
 
     def _serve(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the monitor is closed
+            self._talk()
+
+    def _talk(self) -> None:
         self._say(GREETING)
         buffer = b""
         while True:
             while b"\n" not in buffer:
-                try:
-                    data, fds, _, _ = socket.recv_fds(self._socket, 65536, 8)
-                except ConnectionError:
-                    return
+                data, fds, _, _ = socket.recv_fds(self._socket, 65536, 8)
                 self._received += fds
                 if not data:
                     return
