@@ -184,7 +184,7 @@ class Monitor:
         Raises:
             QemuEnded: It had ended before.
             QmpTimeout: It didn't end.
-            QmpError: It can't be spoken to, or lives in another pid namespace.
+            QmpError: It can't be spoken to, or its process isn't known: it has to make its socket, in this pid namespace.
         """
         process = self._open_process()
         try:
@@ -209,6 +209,8 @@ class Monitor:
         self.close()
 
     def _open_process(self) -> int:
+        if self.pid in {0, os.getpid()}:
+            raise QmpError("QEMU's process isn't known: it is in another pid namespace, or this one made its socket")
         try:
             return os.pidfd_open(self.pid)
         except OSError as error:

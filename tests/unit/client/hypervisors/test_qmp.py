@@ -221,6 +221,12 @@ def test_a_qemu_that_ends_without_an_answer_is_waited_for(folder: Path) -> None:
         assert process.wait(0) == 0
 
 
+def test_a_qemu_whose_process_is_not_known_is_not_ended(running: FakeQemu, monitor: qmp.Monitor) -> None:
+    with pytest.raises(qmp.QmpError, match=r"process isn't known: .* or this one made its socket"):
+        monitor.quit()
+    assert "quit" not in running.commands
+
+
 def test_a_qemu_that_had_ended_is_not_ended_again(folder: Path) -> None:
     with qemu_process(folder) as (process, monitor):
         process.kill()
