@@ -1,7 +1,6 @@
 """What every hypervisor driver does with endpoints, written once: a new hypervisor is a class with six short methods.
 
     class Mine(HypervisorDriver):
-        name = "mine"
         ...
 
     with Client() as client:
@@ -32,6 +31,7 @@ from vif.v1.endpoint_pb2 import Endpoint, Instance, Lifetime, PortSpec, Requirem
 from vif.v1.endpoint_service_pb2 import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest
 from vifclient.calls import BATCH
 from vifclient.client import Client
+from vifclient.errors import NotFound
 
 DRIVER_LABEL, USER_LABEL = "hypervisor-driver", "hypervisor-driver-uid"
 
@@ -183,14 +183,17 @@ class HypervisorDriver(ABC):
 
         Raises:
             VmBusy: Another piece of work on it is under way.
+            NotFound: Somebody has released it while the VM had it.
             VifError: It can't be released: repeat it.
             Exception: What `detach` raises; then the endpoint stays.
         """
         with self._working_on(uuid):
-            for endpoint in self.endpoints(uuid):
-                if endpoint.endpoint_id == endpoint_id:
-                    self.detach(uuid, endpoint)
-                    self._release([endpoint])
+            found = [endpoint for endpoint in self.endpoints(uuid) if endpoint.endpoint_id == endpoint_id]
+            if not found and endpoint_id in self.attached(uuid):
+                raise NotFound(f"the VM has {endpoint_id} attached still, but vifd knows it no more: stop the VM")
+            for endpoint in found:
+                self.detach(uuid, endpoint)
+            self._release(found)
 
     @contextmanager
     def incoming(self, vm: VirtualMachine) -> Iterator[list[Endpoint]]:
@@ -257,9 +260,7 @@ class HypervisorDriver(ABC):
             move(endpoints)
 
     def recover(self) -> list[str]:
-        """Release the driver's endpoints that no VM has attached: after its own restart, and whenever it likes.
-
-        VMs that are being worked on are left alone.
+        """Release what no VM has attached: after the driver's own restart, or at any time; VMs being worked on are left alone.
 
         Returns:
             The ids of what was released.
@@ -268,8 +269,7 @@ class HypervisorDriver(ABC):
             VifError: vifd can't be asked.
             ExceptionGroup: Of some VMs it can't be known, or they can't be released; the others are done.
         """
-        released: list[str] = []
-        failures: list[Exception] = []
+        released, failures = list[str](), list[Exception]()
         for uuid in self._vms():
             try:
                 with self._working_on(uuid):

@@ -221,6 +221,17 @@ def test_hot_plug_and_hot_unplug(vifd: FakeVifd, driver: FakeHypervisor) -> None
     driver.hot_unplug(vm.uuid, extra.endpoint_id)
 
 
+def test_what_somebody_released_under_a_vm_cannot_be_unplugged(client: Client, driver: FakeHypervisor) -> None:
+    vm = make_vm(1)
+    driver.start(vm)
+    client.release_endpoint(ids(vm)[0])
+    with pytest.raises(errors.NotFound, match="attached still"):
+        driver.hot_unplug(vm.uuid, ids(vm)[0])
+    assert driver.vms[vm.uuid] == ids(vm)
+    driver.stop(vm.uuid)
+    driver.hot_unplug(vm.uuid, ids(vm)[0])
+
+
 def test_what_cannot_be_attached_is_released(vifd: FakeVifd, driver: FakeHypervisor) -> None:
     vm = make_vm(1)
     driver.start(vm)
