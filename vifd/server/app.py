@@ -20,10 +20,12 @@ _SERVICES = (
 )
 _OPTIONS = (
     ("grpc.max_receive_message_length", 2 << 20),  # 64 requests with all their labels are 0.7 MiB
-    ("grpc.max_concurrent_streams", 512),
+    ("grpc.max_concurrent_streams", 64),
     ("grpc.max_metadata_size", 16 << 10),
 )
-_CALLS_AT_ONCE = 2048
+#: Twice what one user may have open, with as many connections as the gate lets in: so no user can shut the others out.
+#: A call that waits takes some 25 KiB.
+_CALLS_AT_ONCE = 2 * 128 * 64
 
 
 class Server:
