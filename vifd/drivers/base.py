@@ -75,6 +75,11 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return Addressing()
 
     @property
+    def has_system(self) -> bool:
+        """Whether there is a network system that is told of endpoints."""
+        return (type(self).bind, type(self).unbind) != (NetworkDriver.bind, NetworkDriver.unbind)
+
+    @property
     def repairs(self) -> bool:
         """Whether vifd mends by itself what somebody else changed of an endpoint; without, it only tells."""
         return True

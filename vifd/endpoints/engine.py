@@ -7,6 +7,7 @@ its caller goes away: the same request again finds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from vifd.endpoints.lanes import Lane
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import unknown_network
 from vifd.endpoints.registry import Registry
-from vifd.endpoints.works import Job, Works
+from vifd.endpoints.works import Job, Works, unbind
 from vifd.errors import (
     HostNotReady,
     IdInUse,
@@ -38,7 +39,7 @@ from vifd.errors import (
 )
 from vifd.kernel.ops import Plan
 from vifd.kernel.processes import Processes
-from vifd.kernel.room import Room
+from vifd.kernel.room import HelperLostError, Room
 from vifd.model import (
     Caller,
     Endpoint,
@@ -93,7 +94,7 @@ class Engine:
     def __init__(self, journal: Journal, room: Room, registry: Registry, networks: Networks, host: Host) -> None:
         self._journal, (self._has_carrier, self._processes) = journal, host
         self._registry, self._networks = registry, networks
-        works = Works(journal, room)
+        works = self._works = Works(journal, room, self._has_system)
         self._making: Lane[Sequence[Job], list[Endpoint] | VifdError] = Lane(works.make, weight=len, capacity=_PLANS_A_BATCH)
         # A lane of its own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
         self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
@@ -254,16 +255,19 @@ class Engine:
 
     async def _create(self, jobs: Sequence[Job]) -> list[Endpoint]:
         try:
+            self._works.note(jobs)
             for job in jobs:
                 await job.driver.bind(job.endpoint)
             made = await self._making.do(jobs)
             if isinstance(made, VifdError):
                 raise made
-        except BaseException:
+        except BaseException as error:
             for job in jobs:
                 self._registry.remove(job.endpoint.endpoint_id)
-            for job in jobs:
-                await _unbind(job)
+            undone = [job.endpoint for job in jobs if await _is_unbound(job)]
+            if not isinstance(error, HelperLostError):
+                with contextlib.suppress(TryAgain):  # which the journal has logged; the next start undoes it once more
+                    self._works.forget(undone)
             raise
         made = [self._as_seen(endpoint) for endpoint in made]
         for endpoint in made:
@@ -346,15 +350,19 @@ class Engine:
             self._registry.update(leaving)
             entries.append(Entry(leaving, self._registry.plan_of(endpoint.endpoint_id)))
         errors = await self._deleting.do(entries)
-        for entry, error in zip(entries, errors, strict=True):
-            if error is None:
-                driver = self._networks.drivers.get(entry.endpoint.network)
-                if driver is not None:
-                    await driver.unbind(entry.endpoint)
-                self._registry.remove(entry.endpoint.endpoint_id)
+        for i, entry in enumerate(entries):
+            errors[i] = errors[i] or await unbind(self._networks.drivers.get(entry.endpoint.network), entry.endpoint)
+        gone = [entry.endpoint for entry, error in zip(entries, errors, strict=True) if error is None]
+        self._works.forget(gone)
+        for endpoint in gone:
+            self._registry.remove(endpoint.endpoint_id)
         for error in errors:
             if error is not None:
                 raise error
+
+    def _has_system(self, endpoint: Endpoint) -> bool:
+        driver = self._networks.drivers.get(endpoint.network)
+        return driver is not None and driver.has_system
 
     def check_running(self) -> None:
         """Check that new work is taken.
@@ -366,12 +374,13 @@ class Engine:
             raise TryAgain("vifd is stopping")
 
 
-async def _unbind(job: Job) -> None:
+async def _is_unbound(job: Job) -> bool:
     """Tell the network system that an endpoint came to nothing; why that fails matters less than why it came to nothing."""
-    try:
-        await job.driver.unbind(job.endpoint)
-    except Exception:
-        _log.exception("the network system can't be told of an undone endpoint", extra={"endpoint_id": job.endpoint.endpoint_id})
+    error = await unbind(job.driver, job.endpoint)
+    if error is not None:
+        about = {"endpoint_id": job.endpoint.endpoint_id, "error": str(error)}
+        _log.error("the network system can't be told of an undone endpoint", extra=about)
+    return error is None
 
 
 def _in_use(endpoint_id: str) -> IdInUse:

@@ -11,6 +11,7 @@ import msgspec
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
+from vifd.endpoints.works import unbind
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import CreateMacvtap, CreateTap, Device, Plan
@@ -82,11 +83,10 @@ async def _forget(journal: Journal, drivers: Mapping[str, NetworkDriver[Any]], e
     """Forget endpoints that the kernel has no more; give those that the network system doesn't let go, as RELEASING."""
     gone, kept = [], []
     for entry in entries:
-        try:
-            if (driver := drivers.get(entry.endpoint.network)) is not None:
-                await driver.unbind(entry.endpoint)
+        error = await unbind(drivers.get(entry.endpoint.network), entry.endpoint)
+        if error is None:
             gone.append(entry.endpoint.endpoint_id)
-        except VifdError as error:
+        else:
             _log.error("a network system doesn't let an endpoint go", extra=_about(entry, error))
             kept.append(_replace(entry, state=State.RELEASING))
     journal.write(kept, forget=gone)
