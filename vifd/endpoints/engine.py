@@ -24,7 +24,8 @@ from vifd.endpoints.lanes import Lane
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.policy import unknown_network
 from vifd.endpoints.registry import Registry
-from vifd.endpoints.works import Job, Works, unbind
+from vifd.endpoints.systems import bugs_told, unbind
+from vifd.endpoints.works import Job, Works
 from vifd.errors import (
     HostNotReady,
     IdInUse,
@@ -100,11 +101,10 @@ class Engine:
         self._deleting: Lane[Sequence[Entry], list[VifdError | None]] = Lane(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
         #: What is happening to endpoints; who changes them shares it.
         self.busy = Busy()
-        self._stopping = False
 
     def refuse_work(self) -> None:
         """Take no new work, and end every watch."""
-        self._stopping = True
+        self.busy.refuses = True
         self._registry.close()
 
     async def close(self) -> None:
@@ -129,7 +129,7 @@ class Engine:
         Raises:
             VifdError: nothing new is there.
         """
-        self.check_running()
+        self.busy.check_running()
         for request in requests:
             self._check_network(caller, request)
         requests = [self._settle_lifetime(caller, request) for request in requests]
@@ -142,7 +142,7 @@ class Engine:
         present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
         missing = [request for request in requests if request.endpoint_id not in present]
         if missing:
-            self.check_running()
+            self.busy.check_running()
             self._check_quota(caller, missing)
             with self._registry.addresses.draft() as draft:
                 jobs = [self._decide(caller, request, draft) for request in missing]
@@ -257,7 +257,8 @@ class Engine:
         try:
             self._works.note(jobs)
             for job in jobs:
-                await job.driver.bind(job.endpoint)
+                with bugs_told(job.driver.name):
+                    await job.driver.bind(job.endpoint)
             made = await self._making.do(jobs)
             if isinstance(made, VifdError):
                 raise made
@@ -295,7 +296,7 @@ class Engine:
             StaleGeneration: one names an older life.
             VifdError: the kernel refused one; the others are gone.
         """
-        self.check_running()
+        self.busy.check_running()
         await self.wait_for_work(release.endpoint_id for release in releases)
         await self.take_down([e for release in releases if (e := self._check_release(caller, release)) is not None])
 
@@ -326,7 +327,7 @@ class Engine:
         Raises:
             TryAgain: vifd is stopping.
         """
-        self.check_running()
+        self.busy.check_running()
         parts = [endpoints[start : start + _PLANS_A_BATCH] for start in range(0, len(endpoints), _PLANS_A_BATCH)]
         return [self.busy.begin(part, self._take_down(part), leaves=True) for part in parts]
 
@@ -363,15 +364,6 @@ class Engine:
     def _has_system(self, endpoint: Endpoint) -> bool:
         driver = self._networks.drivers.get(endpoint.network)
         return driver is not None and driver.has_system
-
-    def check_running(self) -> None:
-        """Check that new work is taken.
-
-        Raises:
-            TryAgain: vifd is stopping.
-        """
-        if self._stopping:
-            raise TryAgain("vifd is stopping")
 
 
 async def _is_unbound(job: Job) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
-from vifd.endpoints.works import unbind
+from vifd.endpoints.systems import unbind
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import CreateMacvtap, CreateTap, Device, Plan

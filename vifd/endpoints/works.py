@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
-from vifd.errors import DriverFailed, TryAgain, VifdError
+from vifd.endpoints.systems import bugs_told
+from vifd.errors import TryAgain, VifdError
 from vifd.kernel.ops import Made, Plan
 from vifd.kernel.room import Room
 from vifd.model import Endpoint, Preference, State
@@ -136,31 +137,10 @@ def _finish(group: Sequence[Job], answer: list[Made] | VifdError) -> list[Entry]
     if isinstance(answer, VifdError):
         return answer
     try:
-        return [job.finish(made) for job, made in zip(group, answer, strict=True)]
-    except Exception as error:
-        return driver_failed(group[0].driver.name, error)
-
-
-async def unbind(driver: NetworkDriver[Any] | None, endpoint: Endpoint) -> VifdError | None:
-    """Tell an endpoint's network system that it is gone; None for its driver: the network isn't configured any more.
-
-    Returns:
-        Why the network system doesn't let it go.
-    """
-    try:
-        if driver is not None:
-            await driver.unbind(endpoint)
+        with bugs_told(group[0].driver.name):
+            return [job.finish(made) for job, made in zip(group, answer, strict=True)]
     except VifdError as error:
         return error
-    except Exception as error:
-        return driver_failed(endpoint.network_driver, error)
-    return None
-
-
-def driver_failed(driver: str, error: Exception) -> DriverFailed:
-    """Log what a driver raised that no driver should, and give what callers are told."""
-    _log.error("a network driver failed", extra={"driver": driver}, exc_info=error)
-    return DriverFailed(f"network driver {driver} has a bug ({type(error).__name__}); vifd's log has more")
 
 
 def _note_checkpoint(done: asyncio.Future[None]) -> None:
