@@ -273,6 +273,7 @@ class Engine:
         made = [self._as_seen(endpoint) for endpoint in made]
         for endpoint in made:
             self._networks.problems.pop(endpoint.network, None)
+            self._registry.note_call(endpoint.endpoint_id)  # a lease begins when there is something to renew
             self._registry.update(endpoint)
         return made
 

@@ -193,6 +193,22 @@ async def test_a_lease_that_runs_out_while_something_happens_is_looked_at_after_
     await gone(one, 1)
 
 
+async def test_a_lease_begins_when_its_endpoint_is_made(one: World) -> None:
+    one.keep_lifetimes()
+    one.room.hold()
+    making = asyncio.create_task(one.make(leased()))
+    await one.room.entered()
+    one.time.advance(31)
+    one.room.go_on()
+    await making
+    await settled(one)
+    one.time.advance(29.9)
+    await settled(one)
+    assert len(one.registry) == 1
+    one.time.advance(0.1)
+    await gone(one, 1)
+
+
 async def test_a_renewal_that_comes_while_something_happens_counts(one: World) -> None:
     one.keep_lifetimes()
     await one.make(leased())
