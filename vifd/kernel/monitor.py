@@ -92,10 +92,7 @@ class LinkMonitor:
         except BlockingIOError:
             return
         except OSError as error:
-            # ENOBUFS: the kernel dropped events because this process was slow.
-            _log.warning("events of devices were lost", extra={"error": str(error)})
-            self._tell.on_overflow()
-            self._list_learned()
+            self._lose(error)
             return
         for event in parse_events(packet):
             self._note(event)
@@ -103,6 +100,13 @@ class LinkMonitor:
             self._tell.on_change(ifindex)
         for ifindex in learning.ports_that_learned(packet):
             self._tell.on_learned(ifindex)
+
+    def _lose(self, error: OSError) -> None:
+        """Note that the kernel dropped events because this process was slow (ENOBUFS): what was known may be so no more."""
+        _log.warning("events of devices were lost", extra={"error": str(error)})
+        self._carrier.clear()
+        self._tell.on_overflow()
+        self._list_learned()
 
     def _note(self, event: LinkEvent) -> None:
         if event.deleted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,3 +61,10 @@ def test_an_end_is_told_with_the_name(told: Told) -> None:
     told.hear(UP | IFF_LOWER_UP)
     assert told.hear(0, ifname=b"br-blue", deleted=True) == [("gone", 7, "br-blue")]
     assert not told.has_carrier(7)
+
+
+def test_after_a_loss_each_carrier_is_told_anew(told: Told) -> None:
+    told.hear(UP | IFF_LOWER_UP)
+    told._lose(OSError(errno.ENOBUFS, "No buffer space available"))  # with it, the news that it had none for a while
+    assert told.told[-1] == ("overflow",)
+    assert told.hear(UP | IFF_LOWER_UP) == [("carrier", 7, True), ("change", 7)]
