@@ -172,7 +172,8 @@ class Engine:
         if wanted.pid or not caller.process_inode:
             uid = self._processes.uid_of(process)
             if not self._networks.policy.may_change(caller, Owner(uid), request.spec.network):
-                raise NotAllowed(f"process {pid} is uid {uid}'s, not uid {caller.uid}'s; name one of the caller's own")
+                # Whose it is, isn't said: /proc may keep that from the caller (hidepid=, proc(5)).
+                raise NotAllowed(f"process {pid} isn't uid {caller.uid}'s; name one of the caller's own")
         elif process.inode != caller.process_inode:
             raise NoProcess("the process that opened this connection has ended; connect from the one that is meant")
         return msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, lifetime=process))

@@ -493,7 +493,8 @@ async def test_a_process_of_somebody_else_is_refused(one: World) -> None:
     one.processes.start(PID, uid=BOB.uid)
     error = await failure_of(one.make(bound()))
     assert isinstance(error, NotAllowed)
-    assert f"process {PID} is uid {BOB.uid}'s" in str(error)
+    assert f"process {PID} isn't uid {ALICE.uid}'s" in str(error)
+    assert str(BOB.uid) not in str(error)
     assert one.is_empty()
 
 
