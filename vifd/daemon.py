@@ -240,9 +240,9 @@ class Daemon:
         self._dhcp = DhcpServers(channel, _dhcp_files(setup.config), served, self._lose_helper)
         self._dhcp.on_status(self.networks.set_service_problem)
         self.registry.listen(Guests(self._dhcp).on_change)
-        self._stop = asyncio.Event()
+        self._stop, self._one_reload = asyncio.Event(), asyncio.Lock()
         self.stop = self._stop.set  # lets `serve` come to its end; to be called in its thread
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
 
     async def serve(self) -> None:
         """Start, serve, stop."""
@@ -373,7 +373,14 @@ class Daemon:
 
     async def reload(self) -> None:
         """Take networks and policy of the configuration as it is now; a wrong one changes nothing."""
-        self._notifier.reloading()
+        async with self._one_reload:  # or who was asked later may answer earlier, and the older one would stay
+            self._notifier.reloading()
+            try:
+                await self._take_configuration()
+            finally:
+                self._notifier.ready(self._status())
+
+    async def _take_configuration(self) -> None:
         try:
             problems: dict[str, str] = {}
             if isinstance(self._room, PrivilegedRoom):
@@ -391,7 +398,6 @@ class Daemon:
             if config.daemon != self._setup.config.daemon:
                 _log.warning("a change of [daemon] takes a restart")
             _log.info("the configuration is read again", extra={"networks": len(config.networks)})
-        self._notifier.ready(self._status())
 
     async def _give_signs_of_life(self, interval_s: float) -> None:
         """Tell systemd that the loop runs and the helper answers; if either doesn't, vifd is restarted."""
@@ -412,4 +418,9 @@ class Daemon:
     def _keep(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("a part of vifd ended with a bug", exc_info=error)
