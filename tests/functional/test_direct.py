@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 from tests.support import kernel
 from tests.support.asking import TAP, asked, make, new_id, refusal, release_all, state_of
+from tests.support.children import child
 from tests.support.daemon import Daemon, ip, is_alive, network_namespace, running, short_directory, wait_for
 from tests.support.restarts import listed, restarted
 from tests.support.users import User
@@ -221,9 +223,9 @@ def test_the_endpoint_is_ready_and_not_attached_for_its_carrier_is_the_uplinks(v
 # --- who opens it
 
 
-def open_as(path: str, uid: int, gid: int, groups: str, expected: bytes) -> subprocess.Popen[bytes]:
+def open_as(path: str, uid: int, gid: int, groups: str, expected: bytes) -> AbstractContextManager[subprocess.Popen[bytes]]:
     argv = [sys.executable, "-I", "-c", OPENER, path, str(uid), str(gid), groups, expected.decode()]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return child(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_an_unprivileged_owner_sends_and_receives_through_the_node(vifd: Daemon, as_alice: Client) -> None:
@@ -253,17 +255,14 @@ def test_an_unprivileged_owner_sends_and_receives_through_the_node(vifd: Daemon,
 )
 def test_an_owner_with_a_group_needs_both(vifd: Daemon, client: Client, uid: int, gid: int, groups: str, *, opens: bool) -> None:
     endpoint = make_macvtap(client, owner=Owner(uid=ALICE, gid=4242))
-    opener = open_as(endpoint.macvtap.device_path, uid, gid, groups, MAGIC)
-    output, error = opener.communicate(VNET_HDR + b"\0" * 14, 20) if not opens else (_first(opener), b"")
+    with open_as(endpoint.macvtap.device_path, uid, gid, groups, MAGIC) as opener:
+        output, error = opener.communicate(VNET_HDR + b"\0" * 14, 20) if not opens else (_first(opener), b"")
     assert (output == b"open", b"PermissionError" in error) == (opens, not opens)
 
 
 def _first(opener: subprocess.Popen[bytes]) -> bytes:
     assert opener.stdout is not None
-    output = opener.stdout.read(4)
-    opener.kill()
-    opener.communicate()
-    return output
+    return opener.stdout.read(4)
 
 
 def test_the_queues_are_handed_over_to_the_owner(vifd: Daemon, alice: User, as_alice: Client) -> None:

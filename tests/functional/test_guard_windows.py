@@ -21,6 +21,7 @@ import pytest
 
 from tests.support import guests, kernel, wires
 from tests.support.asking import asked, release_all
+from tests.support.children import child
 from tests.support.daemon import Daemon, is_alive, wait_for
 from tests.support.frames import REPLY, arp
 from tests.support.guests import Guest
@@ -91,10 +92,8 @@ def flooding(target: str, sent: list[bytes], *, netns: str = "", fds: tuple[int,
     """Flood through a tap for the time of a block; see the script."""
     enter = ["ip", "netns", "exec", netns] if netns else []
     argv = [*enter, sys.executable, "-I", "-S", str(_FLOOD), target, *(one.hex() for one in sent)]
-    process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
+    with child(argv, pass_fds=fds, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield process
-    finally:
         process.communicate(timeout=30)
         assert process.returncode == 0
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.support.children import child
 from tests.support.daemon import network_namespace, running, taps
 from tests.unit.client.hypervisors.examples import (
     ID,
@@ -80,14 +81,10 @@ def machine(timeout_s: float = qmp.DEFAULT_TIMEOUT_S) -> Iterator[qmp.Monitor]:
     """Start a machine that doesn't run yet, with a root port."""
     ours, its = socket.socketpair()
     chardev = ["-chardev", f"socket,id=qmp,fd={its.fileno()}", "-mon", "chardev=qmp,mode=control"]
-    with its:
-        process = subprocess.Popen([*QEMU, *chardev, "-device", "pcie-root-port,id=rp0"], pass_fds=[its.fileno()])
-    try:
+    with its, child([*QEMU, *chardev, "-device", "pcie-root-port,id=rp0"], pass_fds=[its.fileno()]):
+        its.close()
         with qmp.Monitor(ours, timeout_s=timeout_s) as one:
             yield one
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -152,8 +149,8 @@ def test_libvirt_reads_a_device_as_it_was_written(endpoint: Endpoint, tmp_path: 
     domain = define(ElementTree.tostring(written, encoding="unicode"), tmp_path)
     (read,) = domain.findall(f"./devices/{written.tag}")
     assert read.attrib == written.attrib
-    for child in written.iter():
-        assert [one.attrib for one in read.iter(child.tag)] == [one.attrib for one in written.iter(child.tag)]
+    for part in written.iter():
+        assert [one.attrib for one in read.iter(part.tag)] == [one.attrib for one in written.iter(part.tag)]
     assert libvirt.endpoint_ids(ElementTree.tostring(domain, encoding="unicode")) == [ID]
 
 
