@@ -138,7 +138,7 @@ class Changes:
         return changed
 
     async def _apply(self, plan: ops.Plan) -> ops.Made:
-        (made,) = await self._room.apply([(plan,)])
+        (made,) = await self._room.change([(plan,)])
         if isinstance(made, VifdError):
             raise made
         return made[0]

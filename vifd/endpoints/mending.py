@@ -56,7 +56,7 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
     plan = entry.plan if is_missing else change_plan(None, entry) or entry.plan
     # By itself, for what else differs is mended also where a tap can't be given back now.
     owner = _owner_plan(entry) if DriftKind.OWNER in kinds and not is_missing else ()
-    made, *given = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
+    made, *given = await room.change([(one,) for one in (plan, *([owner] if owner else []))])
     if not isinstance(made, VifdError):
         entry = Entry(_moved(entry.endpoint, made[0].ifindex, made[0].device_path), entry.plan)
     if is_missing:

@@ -36,7 +36,7 @@ from vifd.kernel.nft.devices import open_guards
 from vifd.kernel.nft.nat import open_nat_table
 from vifd.kernel.nodes import Nodes, NodesError
 
-#: One for making, one for deleting, one for everything else, and one for the watchdog.
+#: One for making, one for deleting, one for everything else, and one for the watchdog; room.PrivilegedRoom sees to that.
 _THREADS = 4
 _PLANS_A_CALL = 512
 _TOKEN_BYTES = 16
