@@ -130,7 +130,9 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return None
 
     async def bind(self, endpoint: Endpoint) -> None:
-        """Tell the network system of a new endpoint, before the kernel is touched. Idempotent."""
+        """Tell the network system of a new endpoint, before the kernel is touched; or once more, of one that it has wrong.
+        Idempotent.
+        """
 
     async def unbind(self, endpoint: Endpoint) -> None:
         """Tell the network system that an endpoint is gone. Idempotent."""

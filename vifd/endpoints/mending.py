@@ -208,15 +208,16 @@ class Mender:
         """Find what differs, tell it, and mend it if that is wanted; give what differed."""
         entry = self._entry(endpoint)
         (of_kernel,) = await find_drifts(self._room, [entry])
-        of_system = await self._ask_system(endpoint)  # which vifd can't mend
+        of_system = await self._ask_system(endpoint)
         drifts = (*of_kernel, *of_system)
         is_news = self._tell(endpoint.endpoint_id, drifts)
-        if not of_kernel or not repair or not endpoint.state.is_live:
+        if not drifts or not repair or not endpoint.state.is_live:
             return drifts
-        mended, left = await mend(self._room, entry, of_kernel)
+        mended, left = await mend(self._room, entry, of_kernel) if of_kernel else (entry, ())
+        if of_system:
+            left = (*left, *await self._ask_system(mended.endpoint, repair=True))
         if is_news:
-            tell_of_mending(endpoint, of_kernel, left)
-        left = (*left, *of_system)
+            tell_of_mending(endpoint, drifts, left)
         now = self._registry.find(endpoint.endpoint_id)
         if now is not None:
             location, state = mended.endpoint.location, mended.endpoint.state
@@ -228,11 +229,14 @@ class Mender:
             self._journal.write([Entry(msgspec.structs.replace(mended.endpoint, drifts=()), entry.plan)])
         return drifts
 
-    async def _ask_system(self, endpoint: Endpoint) -> Sequence[Drift]:
+    async def _ask_system(self, endpoint: Endpoint, *, repair: bool = False) -> Sequence[Drift]:
+        """Ask an endpoint's network system what differs; to repair that, it is told of the endpoint once more first."""
         driver = self._networks.drivers.get(endpoint.network)
         if driver is None:
             return ()
         with bugs_told(driver.name):
+            if repair:
+                await driver.bind(endpoint)
             return await driver.check(endpoint)
 
     def _tell(self, endpoint_id: str, drifts: tuple[Drift, ...]) -> bool:

@@ -20,7 +20,6 @@ from vifd import config
 from vifd.daemon import Daemon, Setup, listen
 from vifd.drivers import catalog
 from vifd.drivers.fake import FakeDriver
-from vifd.endpoints.registry import Change
 from vifd.errors import StartError, VifdError
 from vifd.model import Drift, DriftKind, Endpoint, State
 from vifd.systemd import Notifier
@@ -150,7 +149,6 @@ class FakeDaemon:
         self._error: BaseException | None = None
         self._sockets = listen(self._setup.config, None)
         self._daemon = Daemon(self._setup, self._sockets, None, told, self._interceptors)
-        self._daemon.registry.listen(self._forget_mended)
         self._thread = threading.Thread(target=self._serve, args=(told,), name="vifd", daemon=True)
         self._thread.start()
         if not told.served.wait(_SECONDS) or self._error is not None:
@@ -200,11 +198,6 @@ class FakeDaemon:
         if not isinstance(driver, FakeDriver):
             raise TypeError(f"network {endpoint.network} has another driver")
         return driver
-
-    def _forget_mended(self, _change: Change, endpoint: Endpoint) -> None:
-        driver = self._daemon.networks.drivers.get(endpoint.network)
-        if not endpoint.drifts and isinstance(driver, FakeDriver):
-            driver.drifts.pop(endpoint.endpoint_id, None)
 
 
 class _Told(Notifier):

@@ -212,7 +212,17 @@ async def test_what_is_heard_is_mended_without_being_asked(one: World) -> None:
     assert current(one, 2).drifts == ()
 
 
-async def test_what_only_the_network_system_knows_stays_though_the_rest_is_mended(one: World) -> None:
+async def test_what_only_the_network_system_knows_is_mended_by_telling_it_once_more(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.make(asked(network="red"))
+    one.noting.drifts[endpoint_id(1)] = (Drift(DriftKind.GUARD, "", "", "the switch has another rule"),)
+    monkeypatch.setattr(one.noting, "_note", lambda *_: one.noting.drifts.clear())
+    drifts, mended = await mender_of(one).check(ALICE, endpoint_id(1), repair=True)
+    assert ([drift.kind for drift in drifts], mended.drifts) == ([DriftKind.GUARD], ())
+
+
+async def test_what_a_network_system_has_wrong_still_stays_though_the_rest_is_mended(one: World) -> None:
     await one.make(asked(network="red"))
     stale = Drift(DriftKind.GUARD, "", "", "the switch has another rule")
     one.noting.drifts[endpoint_id(1)] = (stale,)
