@@ -135,12 +135,14 @@ class Lifetimes:
             _log.warning("vifd was held up; every lease begins anew", extra={"seconds": round(now - self._wake_at, 1)})
             self._not_before = now
         over = []
-        while self._agenda and self._agenda[0][0] <= now:
-            endpoint = self._find(heapq.heappop(self._agenda))
-            if endpoint is not None and self._is_over(endpoint, now):
-                over.append(endpoint)
-        self._release([endpoint for endpoint in over if self._is_idle(endpoint)])
-        self._wait()
+        try:
+            while self._agenda and self._agenda[0][0] <= now:
+                endpoint = self._find(heapq.heappop(self._agenda))
+                if endpoint is not None and self._is_over(endpoint, now):
+                    over.append(endpoint)
+        finally:  # a bug that one endpoint meets is no reason to forget the others
+            self._release([endpoint for endpoint in over if self._is_idle(endpoint)])
+            self._wait()
 
     def _is_over(self, endpoint: Endpoint, now: float) -> bool:
         """Tell whether an endpoint's time is over; where it isn't, see to it that it is looked at again when it may be."""

@@ -528,6 +528,21 @@ async def test_a_process_that_cant_be_watched_now_is_tried_again_and_nothing_is_
     await gone(one, 1)
 
 
+async def test_a_bug_that_one_endpoint_meets_makes_none_other_stay(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_process: ProcessLifetime) -> None:
+        raise ZeroDivisionError
+
+    one.keep_lifetimes()
+    one.processes.start(PID)
+    await one.make(leased(1))
+    await one.make(bound(2))
+    monkeypatch.setattr(one.processes, "open", fail)
+    with pytest.raises(ZeroDivisionError):
+        one.time.advance(0)
+    one.time.advance(30)
+    await gone(one, 1)
+
+
 async def test_a_process_that_outlives_its_endpoints_is_watched_no_longer(one: World) -> None:
     lifetimes = one.keep_lifetimes()
     one.processes.start(PID)
