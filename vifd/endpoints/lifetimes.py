@@ -78,6 +78,7 @@ class Lifetimes:
         self._wake_at = 0.0
         self._not_before = 0.0  # no lease counts from an earlier time
         self._watched: dict[ProcessLifetime, _Watched] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
         self._closed = False
         registry.listen(self._on_change)
 
@@ -161,10 +162,20 @@ class Lifetimes:
 
     def _is_idle(self, endpoint: Endpoint) -> bool:
         """Tell whether nothing is happening to an endpoint; else it is looked at again after that."""
-        work = self._engine.busy.find(endpoint.endpoint_id)
-        if work is not None:
-            work.task.add_done_callback(lambda _: self._look_at(endpoint, self._clock.now()))
-        return work is None
+        is_idle = endpoint.endpoint_id not in self._engine.busy
+        if not is_idle:
+            task = self._loop.create_task(self._look_after_work(endpoint))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        return is_idle
+
+    async def _look_after_work(self, endpoint: Endpoint) -> None:
+        """Look at an endpoint once nothing is happening to it: in turn with calls that wait for that, however many come."""
+        await self._engine.busy.wait([endpoint.endpoint_id])
+        now = self._find((0.0, endpoint.endpoint_id, endpoint.generation))
+        if now is not None and not self._closed and self._is_over(now, self._clock.now()):
+            self._release([now])
+        self._wait()
 
     def _release(self, endpoints: Sequence[Endpoint]) -> None:
         if not endpoints:

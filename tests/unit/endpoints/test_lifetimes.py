@@ -14,9 +14,10 @@ from tests.support.worlds import ALICE, BOB, BOOT, ROOT, Watch, World, asked, fa
 from vifd.config import PolicyRule, Role
 from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Change, Changes
+from vifd.endpoints.lifetimes import Clock, Lifetimes
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.policy import Policy
-from vifd.errors import HostNotReady, IdInUse, KernelRefused, NoProcess, NotAllowed, WrongState
+from vifd.errors import HostNotReady, IdInUse, KernelRefused, NoProcess, NotAllowed, UnknownEndpoint, WrongState
 from vifd.model import Caller, EndpointRequest, Filter, LeaseLifetime, Port, ProcessLifetime, State
 
 PID = 4242
@@ -403,6 +404,20 @@ async def test_a_process_that_ends_while_its_endpoint_is_made_takes_it_along(one
     await ended(one)
     await gone(one, 1)
     assert one.is_empty()
+
+
+async def test_no_crowd_of_calls_keeps_an_endpoint_whose_process_has_ended(one: World) -> None:
+    async def ask() -> None:
+        for _ in range(100):
+            await _check(one)
+
+    Lifetimes(one.registry, one.engine, one.processes, Clock.of_loop())
+    one.processes.start(PID)
+    await one.make(bound())
+    await asyncio.sleep(0)
+    one.processes.end(PID)
+    failures = await asyncio.gather(*(failure_of(ask()) for _ in range(3)))
+    assert {type(failure) for failure in failures} == {UnknownEndpoint}
 
 
 async def test_who_has_the_pid_later_keeps_nothing_alive(one: World) -> None:
