@@ -174,12 +174,13 @@ class World:
 
 @contextlib.contextmanager
 def world(path: Path, room: FakeRoom | None = None, **options: Any) -> Iterator[World]:
-    """Give a world whose journal is closed in the end."""
+    """Give a world whose journal is closed in the end, and whose processes are."""
     one = World(path, room, **options)
     try:
         yield one
     finally:
         one.journal.close()
+        one.processes.close()
 
 
 async def failure_of(work: Any) -> VifdError:
