@@ -18,7 +18,7 @@ from vifd.endpoints.networks import Networks
 from vifd.endpoints.registry import Change, Registry
 from vifd.endpoints.systems import bugs_told
 from vifd.endpoints.views import Views
-from vifd.errors import NotAllowed, VifdError, WrongState
+from vifd.errors import NotAllowed, TryAgain, VifdError, WrongState
 from vifd.kernel.ops import Plan
 from vifd.kernel.room import Room
 from vifd.model import Caller, Endpoint, State, TapDevice
@@ -44,6 +44,8 @@ class Activation:
         self._telling: dict[tuple[str, int], asyncio.Task[None]] = {}  # by endpoint and generation
         self._closing = asyncio.Event()
         self._awaited: set[str] = set()
+        self._noted: set[str] = set()  # of which the journal says that their VM runs here
+        self._noting: set[asyncio.Task[None]] = set()
         self._wanted: Callable[[bool], None] = lambda _wanted: None
         registry.listen(self._note)
 
@@ -93,10 +95,19 @@ class Activation:
     async def close(self) -> None:
         """Finish telling; what couldn't be told is the next start's."""
         self._closing.set()
-        while self._telling:
-            await asyncio.wait(self._telling.values())
+        while tasks := [*self._telling.values(), *self._noting]:
+            await asyncio.wait(tasks)
 
     def _note(self, change: Change, endpoint: Endpoint) -> None:
+        if change is Change.ADDED and endpoint.state is State.ACTIVE:
+            self._noted.add(endpoint.endpoint_id)
+        elif change is Change.REMOVED:
+            self._noted.discard(endpoint.endpoint_id)
+        elif endpoint.state is State.READY and endpoint.endpoint_id in self._noted:
+            self._noted.discard(endpoint.endpoint_id)
+            task = asyncio.get_running_loop().create_task(self._note_absence(endpoint))
+            self._noting.add(task)
+            task.add_done_callback(self._noting.discard)
         before = bool(self._awaited)
         if change is not Change.REMOVED and self._is_awaited(endpoint):
             self._awaited.add(endpoint.endpoint_id)
@@ -114,7 +125,8 @@ class Activation:
         await self._say_so(endpoint)
         await self._check_open(self._registry.find(endpoint.endpoint_id))  # whoever had it open may have closed it meanwhile
         now = self._registry.find(endpoint.endpoint_id)
-        if now is not None and now.state is not State.ACTIVE:
+        if now is not None:
+            self._note_presence(now)
             self._registry.update(msgspec.structs.replace(now, state=State.ACTIVE))
 
     async def _check_open(self, endpoint: Endpoint | None) -> None:
@@ -137,12 +149,18 @@ class Activation:
 
     async def _is_told(self, endpoint: Endpoint) -> bool:
         try:
-            await self._busy.start([endpoint], self._say_so(endpoint))
+            await self._busy.start([endpoint], self._say_what_was_noticed(endpoint))
         except VifdError as error:
             about = {"endpoint_id": endpoint.endpoint_id, "error": str(error)}
             _log.error("the network system can't be told where a VM runs", extra=about)
             return self._closing.is_set()  # then it is the next start's to tell
         return True
+
+    async def _say_what_was_noticed(self, endpoint: Endpoint) -> None:
+        await self._say_so(endpoint)
+        now = self._registry.find(endpoint.endpoint_id)
+        if now is not None and now.state is State.ACTIVE:
+            self._note_presence(now)
 
     async def _find_active(self, endpoint_id: str, generation: int) -> Endpoint | None:
         """Give an endpoint once nothing is happening to it, if its VM runs here still."""
@@ -150,6 +168,23 @@ class Activation:
         now = self._registry.find(endpoint_id)
         is_active = now is not None and now.generation == generation and now.state is State.ACTIVE
         return now if is_active and not self._busy.refuses else None
+
+    def _note_presence(self, endpoint: Endpoint) -> None:
+        active = msgspec.structs.replace(endpoint, state=State.ACTIVE, drifts=())
+        self._journal.write([Entry(active, self._plan_of(endpoint))])
+        self._noted.add(endpoint.endpoint_id)
+
+    async def _note_absence(self, endpoint: Endpoint) -> None:
+        """Note that a VM has left, or a restart would take the next to open its tap for it, which may be about to come only."""
+        await self._busy.wait([endpoint.endpoint_id])
+        now = self._registry.find(endpoint.endpoint_id)
+        if now is None or now.generation != endpoint.generation:
+            return
+        if now.state is State.ACTIVE:  # it is back already
+            self._noted.add(endpoint.endpoint_id)
+        elif now.state.is_live:
+            with contextlib.suppress(TryAgain):  # which the journal has logged
+                self._journal.write([Entry(msgspec.structs.replace(now, state=State.READY, drifts=()), self._plan_of(now))])
 
     async def _say_so(self, endpoint: Endpoint) -> None:
         plan = self._plan_of(endpoint)
@@ -161,7 +196,6 @@ class Activation:
             if problem:
                 about = {"endpoint_id": endpoint.endpoint_id, "error": problem}
                 _log.warning("a VM that runs here can't be announced", extra=about)
-        self._journal.write([Entry(msgspec.structs.replace(endpoint, state=State.ACTIVE, drifts=()), plan)])
 
     def _plan_of(self, endpoint: Endpoint) -> Plan:
         return self._registry.plan_of(endpoint.endpoint_id)

@@ -115,8 +115,7 @@ async def _mend(journal: Journal, room: Room, drivers: Mapping[str, NetworkDrive
     mended = [await _settle(room, drivers, entry, differs) for entry, differs in zip(entries, drifts, strict=True)]
     devices = await _inspect(room, [entry.endpoint.endpoint_id for entry in mended if _needs_device(entry)])
     living = [_note_open(entry, devices.get(entry.endpoint.endpoint_id)) for entry in mended]
-    pairs = zip(entries, living, strict=True)
-    changed = [now for before, now in pairs if now.endpoint.location != before.endpoint.location or before.changing]
+    changed = [now for before, now in zip(entries, living, strict=True) if before.changing or _as_noted(now) != _as_noted(before)]
     journal.write([_replace(entry, state=entry.endpoint.state.at_rest, drifts=()) for entry in changed])
     return living
 
@@ -189,6 +188,11 @@ async def _revert(room: Room, plans: Sequence[Plan]) -> list[VifdError | None]:
 
 def _parts(items: Sequence[_T]) -> list[Sequence[_T]]:
     return [items[i : i + _AT_ONCE] for i in range(0, len(items), _AT_ONCE)]
+
+
+def _as_noted(entry: Entry) -> tuple[object, State]:
+    """Give what the journal keeps of what a start may find changed."""
+    return entry.endpoint.location, entry.endpoint.state.at_rest
 
 
 def _needs_device(entry: Entry) -> bool:

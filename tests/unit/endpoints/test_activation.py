@@ -253,6 +253,47 @@ async def test_a_restart_remembers_whose_vm_runs(tmp_path: Path, is_open: bool, 
     with world(tmp_path / "journal.db", room) as after:
         (endpoint,) = await after.recover()
         assert endpoint.state is then
+        assert after.recorded()[ONE].state is then
+
+
+async def test_a_restart_takes_who_opens_a_tap_for_no_vm_that_has_left(tmp_path: Path) -> None:
+    with world(tmp_path / "journal.db") as before:
+        await before.recover()
+        endpoint = await attached(before)
+        activation = activation_of(before)
+        await activation.activate(ALICE, ONE)
+        before.follower.on_carrier(endpoint.ifindex, carrier=False)
+        before.follower.on_carrier(endpoint.ifindex, carrier=True)  # by a QEMU that waits for the VM to come back
+        await activation.close()
+    with world(tmp_path / "journal.db", before.room) as after:
+        activation_of(after)
+        assert [endpoint.state for endpoint in await after.recover()] == [State.ATTACHED]
+
+
+async def test_a_vm_that_leaves_after_a_restart_is_noted_too(tmp_path: Path) -> None:
+    with world(tmp_path / "journal.db") as before:
+        await before.recover()
+        endpoint = await attached(before)
+        await activation_of(before).activate(ALICE, ONE)
+    with world(tmp_path / "journal.db", before.room) as after:
+        activation = activation_of(after)
+        await after.recover()
+        assert state(after) is State.ACTIVE
+        after.follower.on_carrier(endpoint.ifindex, carrier=False)
+        await activation.close()
+        assert after.recorded()[ONE].state is State.READY
+
+
+async def test_a_vm_that_comes_back_at_once_leaves_as_another_does(one: World, activation: Activation) -> None:
+    endpoint = await attached(one)
+    await activation.activate(ALICE, ONE)
+    for came_back in (True, False):
+        one.follower.on_carrier(endpoint.ifindex, carrier=False)
+        if came_back:
+            activation.on_learned(endpoint.ifindex)
+        await asyncio.wait(activation._noting)
+    assert one.recorded()[ONE].state is State.READY
+    await activation.close()
 
 
 async def test_a_restart_remembers_a_port_that_the_hypervisor_made(tmp_path: Path) -> None:
