@@ -43,7 +43,7 @@ from vifd.gate import listeners, relay
 from vifd.gate.door import Door
 from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority
-from vifd.kernel.monitor import LinkMonitor, Listener
+from vifd.kernel.monitor import LinkMonitor, Listener, open_events
 from vifd.kernel.processes import Processes
 from vifd.kernel.room import NoRoom, PrivilegedRoom
 from vifd.kernel.rulesetmonitor import RulesetMonitor
@@ -104,10 +104,12 @@ class _Privileged(NamedTuple):
 
     Args:
         helper: what changes the kernel.
+        events: tells of the kernel's devices.
         dhcp: what keeps DHCP servers; None where no network had any at the start.
     """
 
     helper: helper.Channels
+    events: socket.socket
     dhcp: supervisor.Supervisor | None
 
     def stop(self) -> None:
@@ -152,7 +154,7 @@ def run(setup: Setup) -> None:
         dhcp = _start_dhcp(setup, identity, locks)  # the helper's fork takes a thread with it, so this is first
         daemon = setup.config.daemon
         channels = helper.start(setup.load_authority, Path(daemon.device_dir), own_tables=daemon.own_nftables)
-        privileged_processes = _Privileged(channels, dhcp)
+        privileged_processes = _Privileged(channels, open_events(), dhcp)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)
@@ -232,6 +234,7 @@ class Daemon:
     ) -> None:
         self._setup, self._sockets, self._notifier, self._interceptors = setup, sockets, notifier, interceptors
         self._channels = privileged.helper if privileged else None
+        self._events = privileged.events if privileged else None
         self._room: PrivilegedRoom | NoRoom = NoRoom()
         self.networks = Networks()
         self.registry = Registry(self.networks)
@@ -274,7 +277,8 @@ class Daemon:
         registry, processes = self.registry, Processes()
         # What is heard before the mender is there, the recovery looks at itself.
         follower = Follower(registry, self.networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
-        monitor = LinkMonitor(self._listener(follower, lambda ifindex: activation.on_learned(ifindex)))  # noqa: PLW0108  made later
+        listener = self._listener(follower, lambda ifindex: activation.on_learned(ifindex))  # noqa: PLW0108  made later
+        monitor = LinkMonitor(listener, self._events or open_events())
         engine = Engine(journal, self._room, registry, self.networks, Host(monitor.has_carrier, processes))
         mender = Mender(journal, self._room, registry, self.networks, engine.busy)
         lifetimes = Lifetimes(registry, engine, processes, Clock.of_loop())

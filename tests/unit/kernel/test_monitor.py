@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vifd.kernel.monitor import LinkMonitor, Listener
+from vifd.kernel.monitor import LinkMonitor, Listener, open_events
 from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState
 
 UP = 1
@@ -23,7 +23,8 @@ class Told(LinkMonitor):
         def noting(name: str) -> Any:
             return lambda *what: self.told.append((name, *what))
 
-        super().__init__(Listener(*map(noting, ("carrier", "change", "port", "gone", "learned", "overflow"))))
+        listener = Listener(*map(noting, ("carrier", "change", "port", "gone", "learned", "overflow")))
+        super().__init__(listener, open_events())
 
     def hear(self, flags: int = UP, *, ifname: bytes = b"vdt", deleted: bool = False, port: PortState | None = None) -> Any:
         """Hear of an event; give what is told of it."""
