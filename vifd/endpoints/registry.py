@@ -14,7 +14,7 @@ from vifd.kernel.ops import Plan
 from vifd.model import Endpoint, State
 
 _EVENTS_A_WATCHER = 4096
-_WATCHERS, _WATCHERS_A_UID = 256, 64
+_WATCHERS, _WATCHERS_A_UID = 256, 32  # fewer than a connection has calls, or who has them all on one could call no more
 
 
 class Change(Enum):
