@@ -44,7 +44,7 @@ from vifd.gate import listeners, relay
 from vifd.gate.door import Door
 from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority
-from vifd.kernel.monitor import LinkMonitor, Listener
+from vifd.kernel.monitor import LinkMonitor, Listener, open_events
 from vifd.kernel.processes import Processes
 from vifd.kernel.room import NoRoom, PrivilegedRoom
 from vifd.kernel.rulesetmonitor import RulesetMonitor
@@ -105,10 +105,12 @@ class _Privileged(NamedTuple):
 
     Args:
         helper: what changes the kernel.
+        events: tells of the kernel's devices.
         dhcp: what keeps DHCP servers; None where no network had any at the start.
     """
 
     helper: helper.Channels
+    events: socket.socket
     dhcp: supervisor.Supervisor | None
 
     def stop(self) -> None:
@@ -153,7 +155,7 @@ def run(setup: Setup) -> None:
         dhcp = _start_dhcp(setup, identity, locks)  # the helper's fork takes a thread with it, so this is first
         daemon = setup.config.daemon
         channels = helper.start(setup.load_authority, Path(daemon.device_dir), own_tables=daemon.own_nftables)
-        privileged_processes = _Privileged(channels, dhcp)
+        privileged_processes = _Privileged(channels, open_events(), dhcp)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
         privileges.drop(identity)
@@ -233,6 +235,7 @@ class Daemon:
     ) -> None:
         self._setup, self._sockets, self._notifier, self._interceptors = setup, sockets, notifier, interceptors
         self._channels = privileged.helper if privileged else None
+        self._events = privileged.events if privileged else None
         self._room: PrivilegedRoom | NoRoom = NoRoom()
         self.networks = Networks()
         self.registry = Registry(self.networks)
@@ -241,9 +244,9 @@ class Daemon:
         self._dhcp = DhcpServers(channel, _dhcp_files(setup.config), served, self._lose_helper)
         self._dhcp.on_status(self.networks.set_service_problem)
         self.registry.listen(Guests(self._dhcp).on_change)
-        self._stop = asyncio.Event()
+        self._stop, self._one_reload = asyncio.Event(), asyncio.Lock()
         self.stop = self._stop.set  # lets `serve` come to its end; to be called in its thread
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
 
     async def serve(self) -> None:
         """Start, serve, stop."""
@@ -275,7 +278,8 @@ class Daemon:
         registry, processes = self.registry, Processes()
         # What is heard before the mender is there, the recovery looks at itself.
         follower = Follower(registry, self.networks, self._room, lambda endpoint_id: mender.look([endpoint_id]))
-        monitor = LinkMonitor(self._listener(follower, lambda ifindex: activation.on_learned(ifindex)))  # noqa: PLW0108  made later
+        listener = self._listener(follower, lambda ifindex: activation.on_learned(ifindex))  # noqa: PLW0108  made later
+        monitor = LinkMonitor(listener, self._events or open_events())
         engine = Engine(journal, self._room, registry, self.networks, Host(monitor.has_carrier, processes))
         mender = Mender(journal, self._room, registry, self.networks, engine.busy)
         lifetimes = Lifetimes(registry, engine, processes, Clock.of_loop())
@@ -374,7 +378,14 @@ class Daemon:
 
     async def reload(self) -> None:
         """Take networks and policy of the configuration as it is now; a wrong one changes nothing."""
-        self._notifier.reloading()
+        async with self._one_reload:  # or who was asked later may answer earlier, and the older one would stay
+            self._notifier.reloading()
+            try:
+                await self._take_configuration()
+            finally:
+                self._notifier.ready(self._status())
+
+    async def _take_configuration(self) -> None:
         try:
             problems: dict[str, str] = {}
             if isinstance(self._room, PrivilegedRoom):
@@ -392,7 +403,6 @@ class Daemon:
             if config.daemon != self._setup.config.daemon:
                 _log.warning("a change of [daemon] takes a restart")
             _log.info("the configuration is read again", extra={"networks": len(config.networks)})
-        self._notifier.ready(self._status())
 
     async def _give_signs_of_life(self, interval_s: float) -> None:
         """Tell systemd that the loop runs and the helper answers; if either doesn't, vifd is restarted."""
@@ -413,4 +423,9 @@ class Daemon:
     def _keep(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("a part of vifd ended with a bug", exc_info=error)

@@ -169,23 +169,22 @@ def _describe(endpoint: Endpoint, attached: Collection[str]) -> str:
     return "\t".join([*what, endpoint.port.mac, ",".join(endpoint.port.addresses)])
 
 
-def _run(driver: QemuDriver, arguments: argparse.Namespace) -> list[str]:
-    """Run a command, and say what came of it."""
+def _run(driver: QemuDriver, arguments: argparse.Namespace) -> Iterator[str]:
+    """Run a command, and say what comes of it as it comes."""
     match arguments.command:
         case "start":
-            return [one.endpoint_id for one in driver.start(_machine_named(arguments.vm, arguments.network))]
+            yield from (one.endpoint_id for one in driver.start(_machine_named(arguments.vm, arguments.network)))
         case "stop":
             driver.stop(_machine_named(arguments.vm).uuid)
         case "hot-plug":
-            vm = _machine_named(arguments.vm)
-            return [driver.hot_plug(vm, Interface(network=network)).endpoint_id for network in arguments.network]
+            for network in arguments.network:
+                yield driver.hot_plug(_machine_named(arguments.vm), Interface(network=network)).endpoint_id
         case "hot-unplug":
             driver.hot_unplug(_machine_named(arguments.vm).uuid, arguments.endpoint_id)
         case "list":
-            return [_describe(one, driver.attached(one.instance.uuid)) for one in driver.endpoints()]
+            yield from (_describe(one, driver.attached(one.instance.uuid)) for one in driver.endpoints())
         case "recover":
-            return driver.recover()
-    return []
+            yield from driver.recover()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -203,9 +202,11 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, prog="qemu_driver.py"
     )
-    default = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    # Not XDG_RUNTIME_DIR: it goes when the user logs out, the VMs stay, and recover would take their endpoints from them.
+    default = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "qemu_driver")
     parser.add_argument("--socket", help="vifd's socket; default: VIFD_SOCKET, else /run/vifd/vifd.sock")
-    parser.add_argument("--directory", type=Path, default=Path(default), help="for QMP sockets; default: %(default)s")
+    directory = "for QMP sockets, by which VMs are known: always the same; default: %(default)s"
+    parser.add_argument("--directory", type=Path, default=default, help=directory)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     start = commands.add_parser(
         "start",
@@ -220,7 +221,8 @@ def _make_parser() -> argparse.ArgumentParser:
         command.add_argument("vm", metavar="VM", help="its name")
     for command in (start, hot_plug):
         command.add_argument("--queues", type=int, default=1, help="queue pairs of each interface; default: 1")
-        command.add_argument("--network", action="append", default=[], help="a network of vifd's; may be repeated")
+        required, networks = command is hot_plug, "a network of vifd's; may be repeated"
+        command.add_argument("--network", action="append", default=[], required=required, help=networks)
     hot_unplug.add_argument("endpoint_id", help="its endpoint")
     return parser
 
@@ -236,13 +238,16 @@ def _alone(directory: Path) -> Iterator[None]:
 def main() -> int:
     """Run one command."""
     arguments = _parse(sys.argv[1:])
+    directory = arguments.directory.expanduser().absolute()  # QEMU, as a daemon, is elsewhere
     try:
-        with _alone(arguments.directory), Client(arguments.socket) as client:
-            driver = QemuDriver(client, arguments.directory, queues=getattr(arguments, "queues", 1), arguments=arguments.qemu)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(directory), Client(arguments.socket) as client:
+            driver = QemuDriver(client, directory, queues=getattr(arguments, "queues", 1), arguments=arguments.qemu)
             for line in _run(driver, arguments):
                 print(line)
     except (VifError, qmp.QmpError, QemuError, ExceptionGroup, OSError) as error:
-        print(f"qemu_driver.py: {error}", *getattr(error, "__notes__", []), sep="\n  ", file=sys.stderr)
+        more = [*getattr(error, "__notes__", []), *getattr(error, "exceptions", [])]
+        print(f"qemu_driver.py: {error}", *more, sep="\n  ", file=sys.stderr)
         return 1
     return 0
 

@@ -1,5 +1,6 @@
 """The client library of vifd: asks the daemon of this host for the network interfaces of virtual machines.
 
+    import subprocess
     from uuid import uuid4
 
     from vifclient import Client
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vifclient.client import Client, Watch
-    from vifclient.driver import HypervisorDriver, Interface, VirtualMachine
+    from vifclient.driver import HypervisorDriver, Interface, VirtualMachine, VmBusy
     from vifclient.errors import VifError
     from vifclient.queues import QueueFds
     from vifclient.retry import RetryPolicy
@@ -39,6 +40,7 @@ __all__ = [
     "RetryPolicy",
     "VifError",
     "VirtualMachine",
+    "VmBusy",
     "Watch",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "RetryPolicy": "vifclient.retry",
     "VifError": "vifclient.errors",
     "VirtualMachine": "vifclient.driver",
+    "VmBusy": "vifclient.driver",
     "Watch": "vifclient.client",
 }
 

@@ -134,8 +134,9 @@ class Client(Connection):
         Returns:
             The queues, a context manager (`with`, not `async with`) that closes them.
         """
-        path = await self._find_fd_socket_path(timeout_s)
-        return await self._repeat(lambda remaining_s: _acquire(path, endpoint_id, count, remaining_s), timeout_s)
+        attempts = self._begin(timeout_s)
+        path = await self._find_fd_socket_path(attempts.remaining_s)
+        return await self._repeat(lambda remaining_s: _acquire(path, endpoint_id, count, remaining_s), attempts.remaining_s)
 
     async def close(self) -> None:
         """Close the connection. Calls that are under way are cancelled."""

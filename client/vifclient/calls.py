@@ -14,6 +14,7 @@ from vif.v1 import endpoint_service_pb2 as pb
 from vif.v1.endpoint_pb2 import Endpoint, PortSpec
 from vif.v1.host_service_pb2 import GetHostInfoRequest, GetHostInfoResponse
 
+BATCH = 64  #: how many endpoints a batch may be of
 _Result = TypeVar("_Result")
 
 

@@ -130,8 +130,9 @@ class Client(Connection):
             Unsupported: The endpoint has no queues to hand over, or vifd has no fd socket.
             FdsTruncated: This process may open too few files.
         """
-        path = self._find_fd_socket_path(timeout_s)
-        return self._repeat(lambda remaining_s: _acquire(path, endpoint_id, count, remaining_s), timeout_s)
+        attempts = self._begin(timeout_s)
+        path = self._find_fd_socket_path(attempts.remaining_s)
+        return self._repeat(lambda remaining_s: _acquire(path, endpoint_id, count, remaining_s), attempts.remaining_s)
 
     def close(self) -> None:
         """Close the connection. Calls that are under way fail."""

@@ -1,7 +1,6 @@
 """What every hypervisor driver does with endpoints, written once: a new hypervisor is a class with six short methods.
 
     class Mine(HypervisorDriver):
-        name = "mine"
         ...
 
     with Client() as client:
@@ -15,7 +14,8 @@ The rule that every path keeps: an endpoint that a VM has attached is never rele
 is. What can't be released then, because vifd is away, is garbage that `recover` finds.
 
 For asyncio: `await asyncio.to_thread(driver.start, vm)`. The methods block, may be called from several threads at once, and
-refuse a second piece of work on a VM while one is under way (VmBusy).
+refuse a second piece of work on a VM while one is under way (VmBusy). They know nothing of other processes: where two of one
+driver may run, a lock has to keep `recover` of the one from what the other has requested and not attached yet.
 """
 
 import os
@@ -29,11 +29,11 @@ from uuid import uuid4
 
 from vif.v1.endpoint_pb2 import Endpoint, Instance, Lifetime, PortSpec, Requirements
 from vif.v1.endpoint_service_pb2 import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest
+from vifclient.calls import BATCH
 from vifclient.client import Client
+from vifclient.errors import NotFound
 
 DRIVER_LABEL, USER_LABEL = "hypervisor-driver", "hypervisor-driver-uid"
-_BATCH = 64  # what BatchReleaseEndpoints takes at once
-_EVERY_VM = ""
 
 
 class VmBusy(RuntimeError):
@@ -49,7 +49,7 @@ class Interface:
         endpoint_id: Its id, a UUID. Keep it with the VM's own configuration: the same id again is the same endpoint.
         port: What its port is like.
         require: What it must be able to do. None: nothing beyond its kind.
-        lifetime: How long it lives. None: until it is released.
+        lifetime: How long it lives. None: until it is released. Whoever gives it a lease renews it.
     """
 
     network: str
@@ -64,7 +64,7 @@ class VirtualMachine:
     """A VM, as far as its network goes.
 
     Attributes:
-        uuid: Its UUID.
+        uuid: Its UUID, in canonical lower-case form.
         name: Its name.
         interfaces: Its network interfaces, in the order in which it shall see them; at most 64.
     """
@@ -91,7 +91,7 @@ class HypervisorDriver(ABC):
     def __init__(self, client: Client) -> None:
         self.client = client
         self._lock = threading.Lock()
-        self._busy: set[str] = set()
+        self._busy: set[str | None] = set()
 
     # What the hypervisor has to say and to do.
 
@@ -169,8 +169,7 @@ class HypervisorDriver(ABC):
             VifError: vifd can't give the endpoint.
             Exception: What `attach` raises; then the endpoint is released.
         """
-        one = replace(vm, interfaces=(interface,))
-        with self.incoming(one) as (endpoint,):
+        with self.incoming(replace(vm, interfaces=(interface,))) as (endpoint,):
             if interface.endpoint_id not in self.attached(vm.uuid):
                 self.attach(vm.uuid, endpoint)
         return endpoint
@@ -184,14 +183,17 @@ class HypervisorDriver(ABC):
 
         Raises:
             VmBusy: Another piece of work on it is under way.
+            NotFound: Somebody has released it while the VM had it.
             VifError: It can't be released: repeat it.
             Exception: What `detach` raises; then the endpoint stays.
         """
         with self._working_on(uuid):
-            for endpoint in self.endpoints(uuid):
-                if endpoint.endpoint_id == endpoint_id:
-                    self.detach(uuid, endpoint)
-                    self._release([endpoint])
+            found = [endpoint for endpoint in self.endpoints(uuid) if endpoint.endpoint_id == endpoint_id]
+            if not found and endpoint_id in self.attached(uuid):
+                raise NotFound(f"the VM has {endpoint_id} attached still, but vifd knows it no more: stop the VM")
+            for endpoint in found:
+                self.detach(uuid, endpoint)
+            self._release(found)
 
     @contextmanager
     def incoming(self, vm: VirtualMachine) -> Iterator[list[Endpoint]]:
@@ -220,30 +222,33 @@ class HypervisorDriver(ABC):
         """Give the endpoints of a VM up that the block moves to another host.
 
         Args:
-            vm: The VM.
+            vm: The VM, with all its interfaces, also those that were plugged later.
 
         Yields:
             The VM to be requested on its destination: with the ports as they are here now, so that addresses, guard and limits
-            travel with it. If the block raises, the VM goes on here, and nothing is released.
+            travel with it, and lifetimes but a process's. If the block raises, the VM goes on here, and nothing is released. Nor
+            is what it has attached here after the block, but by `recover` later: the block ends a QEMU, which keeps its devices.
 
         Raises:
             VmBusy: Another piece of work on it is under way.
             VifError: vifd can't be asked; or, after the block, the endpoints can't be released: `recover` does it.
+            Exception: What `attached` raises after the block: likewise.
         """
         with self._working_on(vm.uuid):
             yield self._as_in_effect(vm)
-            self._release(self.endpoints(vm.uuid))
+            self._release_unused(vm.uuid, self.endpoints(vm.uuid))
 
     def migrate(self, vm: VirtualMachine, destination: "HypervisorDriver", move: Callable[[Sequence[Endpoint]], None]) -> None:
         """Migrate a VM, where one process speaks to the vifd of both hosts; else each host's driver does its half.
 
-        vifd's part is a request on the destination and a release on the source; which host the VM runs on it notices by itself.
+        vifd's part is a request on the destination and a release on the source; on which host the VM runs now it notices by
+        itself on a tap, and of other kinds is told by `Client.activate_endpoint`, if a driver likes.
 
         Args:
             vm: The VM.
             destination: The other host's driver.
-            move: Moves the VM onto the endpoints of the destination by the hypervisor's own means; raises if it stays, and then
-                has ended what it began there.
+            move: Moves the VM onto the endpoints of the destination by the hypervisor's own means, and ends what is left of it
+                here; raises if it stays, and then has ended what it began there.
 
         Raises:
             VmBusy: Another piece of work on it is under way.
@@ -255,9 +260,7 @@ class HypervisorDriver(ABC):
             move(endpoints)
 
     def recover(self) -> list[str]:
-        """Release the driver's endpoints that no VM has attached: after its own restart, and whenever it likes.
-
-        VMs that are being worked on are left alone.
+        """Release what no VM has attached: after the driver's own restart, or at any time; VMs being worked on are left alone.
 
         Returns:
             The ids of what was released.
@@ -266,9 +269,8 @@ class HypervisorDriver(ABC):
             VifError: vifd can't be asked.
             ExceptionGroup: Of some VMs it can't be known, or they can't be released; the others are done.
         """
-        released: list[str] = []
-        failures: list[Exception] = []
-        for uuid in sorted({endpoint.instance.uuid for endpoint in self.endpoints()}):
+        released, failures = list[str](), list[Exception]()
+        for uuid in self._vms():
             try:
                 with self._working_on(uuid):
                     released += self._release_unused(uuid, self.endpoints(uuid))
@@ -296,9 +298,8 @@ class HypervisorDriver(ABC):
             VifError: vifd can't do it.
             Exception: What `attached` raises; then nothing is released.
         """
-        with self._working_on(_EVERY_VM):
-            uuids = {endpoint.instance.uuid for endpoint in self.endpoints()}
-            keep = [endpoint_id for uuid in sorted(uuids) for endpoint_id in self.attached(uuid)]
+        with self._working_on(None):
+            keep = [endpoint_id for uuid in self._vms() for endpoint_id in self.attached(uuid)]
             return self.client.collect_garbage(keep, dry_run=dry_run, allow_empty=True)
 
     def endpoints(self, uuid: str = "") -> list[Endpoint]:
@@ -341,10 +342,17 @@ class HypervisorDriver(ABC):
         # With the user: root sees everybody's endpoints, and the driver of another user may have the same name.
         return {DRIVER_LABEL: self.name, USER_LABEL: str(os.geteuid())}
 
+    def _vms(self) -> list[str]:
+        # An endpoint of no VM isn't `make_request`'s, so nobody knows who has it.
+        return sorted({endpoint.instance.uuid for endpoint in self.endpoints()} - {""})
+
     @contextmanager
-    def _working_on(self, uuid: str) -> Iterator[None]:
+    def _working_on(self, uuid: str | None) -> Iterator[None]:
+        """Have a VM for oneself. None: all of them."""
+        if uuid == "":  # vifd would take it for all of them
+            raise ValueError("the VM has no UUID")
         with self._lock:
-            if self._busy and (uuid == _EVERY_VM or not self._busy.isdisjoint({uuid, _EVERY_VM})):
+            if self._busy and (uuid is None or not self._busy.isdisjoint({uuid, None})):
                 raise VmBusy(f"another piece of work on {f'VM {uuid}' if uuid else 'a VM'} is under way")
             self._busy.add(uuid)
         try:
@@ -377,10 +385,15 @@ class HypervisorDriver(ABC):
     def _release(self, endpoints: Sequence[Endpoint]) -> None:
         # With the generation, so that a release that is late can't hurt a later life of the id.
         requests = [ReleaseEndpointRequest(endpoint_id=one.endpoint_id, generation=one.generation) for one in endpoints]
-        for first in range(0, len(requests), _BATCH):
-            self.client.batch_release_endpoints(requests[first : first + _BATCH])
+        for first in range(0, len(requests), BATCH):
+            self.client.batch_release_endpoints(requests[first : first + BATCH])
 
     def _as_in_effect(self, vm: VirtualMachine) -> VirtualMachine:
         ports = {endpoint.endpoint_id: endpoint.port for endpoint in self.endpoints(vm.uuid)}
-        interfaces = [replace(one, port=ports.get(one.endpoint_id, one.port)) for one in vm.interfaces]
-        return replace(vm, interfaces=tuple(interfaces))
+        return replace(vm, interfaces=tuple(_leaving(one, ports.get(one.endpoint_id, one.port)) for one in vm.interfaces))
+
+
+def _leaving(interface: Interface, port: PortSpec) -> Interface:
+    """Leave its process behind: on another host that id is somebody else's."""
+    by_process = interface.lifetime is not None and interface.lifetime.HasField("process")
+    return replace(interface, port=port, lifetime=None if by_process else interface.lifetime)

@@ -15,10 +15,12 @@ import pytest
 from tests.e2e.conftest import FIRST_UID
 from tests.e2e.test_example_driver import GONE, SEEN, open_console
 from tests.e2e.test_virtual_machine import links, ping
+from tests.functional.test_hypervisors import LIBVIRT_ENDPOINTS
 from tests.guest import machine, unprivileged
 from tests.guest.image import Image
 from tests.support.daemon import BLUE, Daemon, short_directory, wait_for
 from vifclient import Client
+from vifclient.hypervisors.libvirt import acceptable, device_xml, endpoint_ids, memory_backing_xml, read_capabilities
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -109,6 +111,13 @@ class Libvirt:
             raise DriverError(done.stderr)
         return done.stdout.strip()
 
+    def virsh(self, commands: str) -> str:
+        """Let virsh say commands to it as the user, all without an error, and give what it printed."""
+        argv = unprivileged.command(["virsh", "--quiet", "--connect", self.uri, commands], user=USER)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
     def describe(self, image: Image, address: str) -> str:
         """Write the XML that the domain has here, and say where."""
         path = self.directory / "domain.xml"
@@ -172,6 +181,19 @@ def test_a_domain_is_started_hot_plugged_and_destroyed(
     host: Daemon, client: Client, guest_image: Image, mode: str, kind: str, queues: int
 ) -> None:
     live(host, client, guest_image, mode, kind, queues)
+
+
+def test_libvirts_driver_of_qemu_takes_every_device(host: Daemon) -> None:
+    with libvirtd(host, "session") as libvirt:
+        capabilities = read_capabilities(libvirt.virsh("domcapabilities"))
+        every = {preference.WhichOneof("kind") for preference in acceptable(shared_memory=True, capabilities=capabilities)}
+        assert every == {endpoint.WhichOneof("location") for endpoint in LIBVIRT_ENDPOINTS}
+        path = Path(libvirt.describe(Image(Path("/vmlinuz"), Path("/initrd")), "10.91.0.2"))
+        domain = path.read_text().replace("<os>", f"{memory_backing_xml()}<os>")
+        for endpoint in LIBVIRT_ENDPOINTS:
+            path.write_text(domain.replace("<interfaces/>", device_xml(endpoint)))
+            shown = libvirt.virsh(f"define --validate {path}; dumpxml {libvirt.uuid}; undefine {libvirt.uuid}")
+            assert endpoint_ids(shown[shown.index("<domain") : shown.index("</domain>")] + "</domain>") == [endpoint.endpoint_id]
 
 
 def test_what_does_not_start_leaves_nothing(host: Daemon, client: Client, guest_image: Image) -> None:

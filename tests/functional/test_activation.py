@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,29 @@ def test_a_device_that_was_taken_off_its_bridge_is_not_announced(vifd: Daemon, c
         assert in_its_name(received(far)) == []
     wait_for(lambda: "aren't on one bridge" in vifd.log())
     kernel.run(vifd.netns, "link", "set", "up0", "master", "br-blue")
+
+
+def test_an_uplink_that_sends_nothing_keeps_the_helper_from_nothing(vifd: Daemon, client: Client) -> None:
+    many = PortSpec(addresses=[f"10.9.1.{i}" for i in range(64)])
+    with stuck(vifd.netns, "up0"), contextlib.ExitStack() as stack:
+        for _ in range(12):  # 65 frames each: more than a socket's send buffer has room for
+            endpoint = make(client, port=many)
+            stack.enter_context(opened(vifd, client, endpoint))
+            assert client.activate_endpoint(endpoint.endpoint_id).state == EndpointState.ENDPOINT_STATE_ACTIVE
+            client.release_endpoint(endpoint.endpoint_id)
+    assert "can't be announced" in vifd.log()
+    assert "Resource temporarily unavailable" in vifd.log()
+
+
+@contextlib.contextmanager
+def stuck(netns: str, ifname: str) -> Iterator[None]:
+    """Let a device keep what it is to send, as one does whose other end has paused it."""
+    keep = ["root", "tbf", "rate", "8bit", "burst", "1500", "limit", "10mb"]
+    subprocess.run(["tc", "-n", netns, "qdisc", "add", "dev", ifname, *keep], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["tc", "-n", netns, "qdisc", "del", "dev", ifname, "root"], check=True)
 
 
 def test_a_tap_that_nobody_has_open_has_no_vm(vifd: Daemon, client: Client) -> None:

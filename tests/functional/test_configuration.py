@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,11 +182,23 @@ def test_a_misspelt_key_stops_the_start_and_leaves_no_trace(tmp_path: Path) -> N
         assert [path.name for path in directory.iterdir()] == ["vifd.toml"]
 
 
-def test_a_namespace_that_is_not_there_stops_the_start() -> None:
+@pytest.mark.parametrize(("netns", "path"), [("vifd-test-none", "/run/netns/vifd-test-none"), (2 * ("/proc/self/ns/uts",))])
+def test_what_is_no_network_namespace_stops_the_start(netns: str, path: str) -> None:
     with short_directory() as directory:
-        daemon = Daemon(directory, netns="vifd-test-none")
+        daemon = Daemon(directory, netns=netns)
         done = subprocess.run(daemon.argv, capture_output=True, text=True, timeout=30, check=False)
-        assert (done.returncode, "daemon.netns: can't enter /run/netns/vifd-test-none" in done.stderr) == (1, True)
+        assert (done.returncode, f"daemon.netns: can't enter {path}" in done.stderr) == (1, True)
+
+
+def test_no_program_is_started_to_enter_a_namespace() -> None:
+    told = "import sys; sys.addaudithook(lambda event, _: event in {events} and sys.exit(event))\n"
+    script = told.format(events={"subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork"}) + (
+        "from vifd.kernel import netns; netns.enter(sys.argv[1]); print(netns.inode())"
+    )
+    with network_namespace() as netns:
+        argv = [sys.executable, "-c", script, netns]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.stderr, done.stdout.strip()) == ("", str(Path(f"/run/netns/{netns}").stat().st_ino))
 
 
 def test_logs_are_json_where_they_are_wanted_so() -> None:

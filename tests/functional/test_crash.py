@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.asking import BRIDGE, TAP, asked, new_id
+from tests.support.children import child
 from tests.support.daemon import Daemon, is_alive, network_namespace, short_directory, taps, wait_for
 from tests.support.restarts import listed
 from vifclient import Client, VifError
@@ -161,21 +161,20 @@ def test_kills_at_random_moments_of_the_start_change_nothing_for_the_next(vifd: 
     vifd.kill()
     ends = set()
     for _ in range(KILLS_AT_START):
-        with vifd.log_path.open("ab") as log:
-            process = subprocess.Popen(vifd.argv, stderr=log, stdout=log)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        if chance.random() < 0.5:
-            # A start waits for its helper, however slow the machine is; who has ended already leaves the front to be killed.
-            child = int(wait_for(children.read_text).split()[0])
-            threading.Event().wait(chance.uniform(0, 0.2))
-            try:
-                os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
+        with vifd.log_path.open("ab") as log, child(vifd.argv, stderr=log, stdout=log) as process:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            if chance.random() < 0.5:
+                # A start waits for its helper, however slow the machine is; who has ended already leaves the front to be killed.
+                helper = int(wait_for(children.read_text).split()[0])
+                threading.Event().wait(chance.uniform(0, 0.2))
+                try:
+                    os.kill(helper, signal.SIGKILL)
+                except ProcessLookupError:
+                    process.kill()
+            else:
+                threading.Event().wait(chance.uniform(0.1, 0.45))
                 process.kill()
-        else:
-            threading.Event().wait(chance.uniform(0.1, 0.45))
-            process.kill()
-        ends.add(process.wait(30))
+            ends.add(process.wait(30))
     assert ends == {1, -signal.SIGKILL}
     vifd.start()
     assert listed(vifd) == expected

@@ -156,6 +156,28 @@ def test_a_user_has_128_connections_at_most_and_gets_new_ones_for_old(vifd: Daem
         wait_for(admitted)
 
 
+def unfinished_calls(count: int) -> bytes:
+    """HTTP/2 HEADERS frames that begin calls whose requests never come (RFC 9113, 6.2; RFC 7541: known and literal fields)."""
+    path = b"/vif.v1.HostService/GetHostInfo"
+    fields = b"\x83\x86\x04%c%b\x01\x01v\x0f\x10\x10application/grpc\0\x02te\x08trailers" % (len(path), path)
+    head = struct.pack(">I", len(fields))[1:] + bytes([1, 4])  # END_HEADERS, and no END_STREAM
+    return b"".join(head + struct.pack(">I", 2 * i + 1) + fields for i in range(count))
+
+
+def test_calls_that_one_user_leaves_open_shut_nobody_out(vifd: Daemon, alice: User, as_bob: Client) -> None:
+    ping = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"all came"
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            connection = stack.enter_context(alice.connect(vifd.socket))
+            connection.settimeout(20)
+            connection.sendall(PREFACE + unfinished_calls(60) + ping)
+            seen = b""
+            while b"all came" not in seen:
+                seen += connection.recv(4096)
+        for _ in range(10):
+            assert as_bob.get_host_info().networks
+
+
 def test_both_sockets_count_together(vifd: Daemon, alice: User) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(CONNECTIONS_A_UID):

@@ -22,6 +22,7 @@ from vifd.model import Kind, MacvtapMode
 
 ENTRY_POINTS = {"announce", "apply", "check", "restore_guard", "revert", "inspect", "open_queues", "reload"}
 ONE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
+ANOTHER = "9c5b94b1-35ad-49bb-b118-8e8fc24abf80"
 BLUE = EnsureBridge("blue")
 
 
@@ -230,7 +231,7 @@ def test_reverting_what_was_never_made_deletes_nothing(front: OwnedFront, plan: 
     front.revert(plan)
 
 
-@pytest.mark.parametrize("alias", ["", "vifd:", f"vifd:{ONE} ", "vifd:network:blue", f"vifd:{new_id()}"])
+@pytest.mark.parametrize("alias", ["", "vifd:", f"vifd:{ONE} ", "vifd:network:blue", f"vifd:{ANOTHER}"])
 def test_reverting_a_tap_without_the_endpoints_mark_leaves_it(netns: str, front: OwnedFront, alias: str) -> None:
     kernel.make_tap(netns, tap().ifname, alias=alias)
     kernel.run(netns, "link", "property", "add", "dev", tap().ifname, "altname", names.altname(ONE))
@@ -272,7 +273,7 @@ def test_queues_of_a_foreign_tap_are_not_opened(netns: str, front: OwnedFront) -
         kernel.run(netns, "link", "delete", tap().ifname)
 
 
-@pytest.mark.parametrize("alias", ["", "vifd:", f"vifd:{ONE} ", "vifd:network:blue", f"vifd:{new_id()}"])
+@pytest.mark.parametrize("alias", ["", "vifd:", f"vifd:{ONE} ", "vifd:network:blue", f"vifd:{ANOTHER}"])
 @pytest.mark.parametrize("uid", [0, 20002])
 def test_a_tap_without_the_endpoints_mark_is_not_given_away(netns: str, front: OwnedFront, alias: str, uid: int) -> None:
     kernel.make_tap(netns, tap().ifname, alias=alias)

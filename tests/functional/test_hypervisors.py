@@ -6,11 +6,13 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from tests.support.children import child
 from tests.support.daemon import network_namespace, running, taps
 from tests.unit.client.hypervisors.examples import (
     ID,
@@ -74,19 +76,21 @@ def test_a_qemu_says_what_it_can_do() -> None:
     assert kinds(qemu.acceptable(shared_memory=True, capabilities=capabilities)) == kinds(qemu.acceptable(shared_memory=True))
 
 
-@pytest.fixture
-def monitor() -> Iterator[qmp.Monitor]:
-    """A machine that doesn't run yet, with a root port."""
+@contextmanager
+def machine(timeout_s: float = qmp.DEFAULT_TIMEOUT_S) -> Iterator[qmp.Monitor]:
+    """Start a machine that doesn't run yet, with a root port."""
     ours, its = socket.socketpair()
     chardev = ["-chardev", f"socket,id=qmp,fd={its.fileno()}", "-mon", "chardev=qmp,mode=control"]
-    with its:
-        process = subprocess.Popen([*QEMU, *chardev, "-device", "pcie-root-port,id=rp0"], pass_fds=[its.fileno()])
-    try:
-        with qmp.Monitor(ours) as one:
+    with its, child([*QEMU, *chardev, "-device", "pcie-root-port,id=rp0"], pass_fds=[its.fileno()]):
+        its.close()
+        with qmp.Monitor(ours, timeout_s=timeout_s) as one:
             yield one
-    finally:
-        process.kill()
-        process.wait()
+
+
+@pytest.fixture
+def monitor() -> Iterator[qmp.Monitor]:
+    with machine() as one:
+        yield one
 
 
 def plug_of(endpoint: Endpoint, bus: str = "rp0") -> qemu.Plug:
@@ -118,6 +122,16 @@ def test_qemu_takes_queues_of_vifd_with_and_without_link(monitor: qmp.Monitor) -
         assert "LOWER_UP" in link["flags"]
 
 
+def test_a_guest_that_does_not_run_may_be_asked_again_for_a_device() -> None:
+    with machine(timeout_s=3) as monitor:
+        monitor.execute("netdev_add", type="user", id="net0")
+        monitor.run(plug_of(tap()).device)
+        for _ in range(2):
+            with pytest.raises(qmp.QmpTimeout):
+                qmp.unplug(monitor, plug_of(tap()))
+        assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
+
+
 def define(device: str, directory: Path) -> ElementTree.Element:
     """Let libvirt validate a domain against its schemas and define it, and give it back as libvirt understood it."""
     path = directory / "domain.xml"
@@ -135,8 +149,8 @@ def test_libvirt_reads_a_device_as_it_was_written(endpoint: Endpoint, tmp_path: 
     domain = define(ElementTree.tostring(written, encoding="unicode"), tmp_path)
     (read,) = domain.findall(f"./devices/{written.tag}")
     assert read.attrib == written.attrib
-    for child in written.iter():
-        assert [one.attrib for one in read.iter(child.tag)] == [one.attrib for one in written.iter(child.tag)]
+    for part in written.iter():
+        assert [one.attrib for one in read.iter(part.tag)] == [one.attrib for one in written.iter(part.tag)]
     assert libvirt.endpoint_ids(ElementTree.tostring(domain, encoding="unicode")) == [ID]
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from tests.support import kernel
 from tests.support.asking import BRIDGE, asked, event, make, new_id, refusal, state_of
 from tests.support.daemon import Daemon, taps, wait_for
+from tests.support.users import user
 from vifclient import Client, VifError
 from vifclient.messages import DriftKind, EndpointKind, Feature, Instance
+from vifd.kernel.monitor import open_events
 
 NETWORKS = """
 [networks.blue]
@@ -121,16 +127,19 @@ def test_a_watch_that_is_broken_off_leaves_the_daemon_nothing_to_do(client: Clie
         assert event(next(watch))[0] == "SYNCED"
 
 
-def test_too_many_watchers_are_told_so(client: Client) -> None:
-    watches = [client.watch_endpoints() for _ in range(256)]
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(next, watches))
+def test_too_many_watchers_are_told_so(vifd: Daemon, client: Client) -> None:
+    with contextlib.ExitStack() as stack:
+        for uid in range(20010, 20018):
+            one = stack.enter_context(stack.enter_context(user(uid)).client(vifd))
+            watches = [stack.enter_context(one.watch_endpoints()) for _ in range(32)]
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(next, watches))
+            with refusal("RESOURCE_EXHAUSTED", "OVERLOADED") as caught, one.watch_endpoints() as watch:
+                next(watch)
+            assert f"uid {uid} has 32 watchers" in caught.value.message or uid == 20017
+            assert one.get_host_info().networks
         with refusal("RESOURCE_EXHAUSTED", "OVERLOADED"), client.watch_endpoints() as watch:
             next(watch)
-    finally:
-        for one in watches:
-            one.close()
 
     def watched() -> bool:
         try:
@@ -157,3 +166,10 @@ def test_the_host_says_what_its_networks_offer(vifd: Daemon, client: Client) -> 
         (EndpointKind.ENDPOINT_KIND_BRIDGE, True),
     ]
     assert Feature.FEATURE_FD_HANDOFF in blue.offers[0].features
+
+
+def test_the_kernels_events_have_more_room_than_the_host_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    monkeypatch.setattr("vifd.kernel.monitor._BUFFER_BYTES", 2 * allowed)
+    with contextlib.closing(open_events()) as events:
+        assert events.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 4 * allowed  # the kernel counts its own needs in

@@ -24,7 +24,7 @@ from vifd.kernel.nft.nat import NoNatTable
 from vifd.model import Kind
 
 _TUNSETPERSIST, _TUNSETOWNER, _TUNSETGROUP, _TUNSETQUEUE = 0x400454CB, 0x400454CC, 0x400454CE, 0x400454D9
-ONE = new_id()
+ONE, ANOTHER = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff", "9c5b94b1-35ad-49bb-b118-8e8fc24abf80"
 TAP = names.device_name(Kind.TAP, ONE)
 OWNER = ops.EnsureOwner(ONE, TAP, 1000, None)
 #: How a tap may be opened: as vifd makes it, and as nobody but its owner would.
@@ -154,7 +154,7 @@ def test_a_tap_that_went_away_is_not_made_anew(netns: str, rtnl: RtnlSocket) -> 
     assert taps(netns) == []
 
 
-@pytest.mark.parametrize("mark", [ONE, new_id()])
+@pytest.mark.parametrize("mark", [ONE, ANOTHER])
 def test_another_tap_that_has_its_name_by_now_is_left_alone(netns: str, rtnl: RtnlSocket, mark: str) -> None:
     make(netns)
     link = find(rtnl)

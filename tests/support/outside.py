@@ -42,8 +42,8 @@ def cabled() -> Iterator[Cabled]:
 def join(one: str, ifname: str, other: str, other_ifname: str) -> None:
     """Put a cable between two namespaces, both ends up."""
     kernel.run(one, "link", "add", ifname, "type", "veth", "peer", "name", other_ifname, "netns", other)
-    kernel.run(one, "link", "set", ifname, "up")
-    kernel.run(other, "link", "set", other_ifname, "up")
+    for netns, name in ((one, ifname), (other, other_ifname)):  # a link-local address would come a while later
+        kernel.run(netns, "link", "set", name, "addrgenmode", "none", "up")
 
 
 @contextlib.contextmanager

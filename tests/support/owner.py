@@ -28,7 +28,12 @@ class OwnedFront:
         environment = os.environ | {"PYTHONPATH": f"{directory}:{os.environ.get('PYTHONPATH', '.')}"}
         argv = [sys.executable, "-m", "tests.support.owned_front", netns]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        assert self._receive() == "ready"
+        try:
+            assert self._receive() == "ready"
+        except BaseException:
+            self._process.kill()
+            self._process.communicate()
+            raise
 
     def _receive(self) -> Any:
         assert self._process.stdout is not None

@@ -124,6 +124,9 @@ class FakeRoom:
         await self._enter("apply", sum(map(len, groups)))
         return [self._apply(group) for group in groups]
 
+    async def change(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
+        return await self.apply(groups)
+
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         await self._enter("revert", len(plans))
         return [self._revert(plan) for plan in plans]

@@ -41,7 +41,11 @@ class User:
     def close(self) -> None:
         """End the process that connects."""
         self._control.close()
-        assert self._process.wait(10) == 0
+        try:
+            assert self._process.wait(10) == 0
+        finally:
+            self._process.kill()
+            self._process.wait()
 
     def connect(self, path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
         """Connect to a Unix socket as this user.

@@ -26,7 +26,18 @@ from vifd.endpoints.recovery import recover
 from vifd.endpoints.registry import Change, Registry
 from vifd.endpoints.views import Views
 from vifd.errors import VifdError
-from vifd.model import BridgePreference, Caller, Endpoint, EndpointRequest, EndpointSpec, Filter, Owner, Preference, TapPreference
+from vifd.model import (
+    BridgePreference,
+    Caller,
+    Drift,
+    Endpoint,
+    EndpointRequest,
+    EndpointSpec,
+    Filter,
+    Owner,
+    Preference,
+    TapPreference,
+)
 
 #: Whoever may connect may use every network, without the guard too.
 ANYBODY = tuple(PolicyRule(uid=uid, guard="optional") for uid in (1000, 1001))
@@ -45,6 +56,8 @@ class NotingDriver(BridgeDriver):
         super().__init__(network, options)
         self.told: list[tuple[str, str]] = []
         self.refuses: dict[tuple[str, str], Exception] = {}
+        #: What it knows to differ, by endpoint.
+        self.drifts: dict[str, tuple[Drift, ...]] = {}
 
     async def bind(self, endpoint: Endpoint) -> None:
         self._note("bind", endpoint)
@@ -55,8 +68,15 @@ class NotingDriver(BridgeDriver):
     async def activate(self, endpoint: Endpoint) -> None:
         self._note("activate", endpoint)
 
+    async def check(self, endpoint: Endpoint) -> Sequence[Drift]:
+        self._refuse("check", endpoint)
+        return self.drifts.get(endpoint.endpoint_id, ())
+
     def _note(self, what: str, endpoint: Endpoint) -> None:
         self.told.append((what, endpoint.endpoint_id))
+        self._refuse(what, endpoint)
+
+    def _refuse(self, what: str, endpoint: Endpoint) -> None:
         if (error := self.refuses.get((what, endpoint.endpoint_id))) is not None:
             raise error
 
@@ -154,12 +174,13 @@ class World:
 
 @contextlib.contextmanager
 def world(path: Path, room: FakeRoom | None = None, **options: Any) -> Iterator[World]:
-    """Give a world whose journal is closed in the end."""
+    """Give a world whose journal is closed in the end, and whose processes are."""
     one = World(path, room, **options)
     try:
         yield one
     finally:
         one.journal.close()
+        one.processes.close()
 
 
 async def failure_of(work: Any) -> VifdError:

@@ -82,6 +82,11 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return ""
 
     @property
+    def has_system(self) -> bool:
+        """Whether there is a network system that is told of endpoints."""
+        return (type(self).bind, type(self).unbind) != (NetworkDriver.bind, NetworkDriver.unbind)
+
+    @property
     def repairs(self) -> bool:
         """Whether vifd mends by itself what somebody else changed of an endpoint; without, it only tells."""
         return True
@@ -176,7 +181,9 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return None
 
     async def bind(self, endpoint: Endpoint) -> None:
-        """Tell the network system of a new endpoint, before the kernel is touched. Idempotent."""
+        """Tell the network system of a new endpoint, before the kernel is touched; or once more, of one that it has wrong.
+        Idempotent.
+        """
 
     async def unbind(self, endpoint: Endpoint) -> None:
         """Tell the network system that an endpoint is gone. Idempotent."""

@@ -149,6 +149,10 @@ class FakeDriver(NetworkDriver[FakeOptions]):
         """See NetworkDriver."""
         self._hang_up(endpoint.endpoint_id)
 
+    async def bind(self, endpoint: Endpoint) -> None:
+        """See NetworkDriver."""
+        self.drifts.pop(endpoint.endpoint_id, None)
+
     async def check(self, endpoint: Endpoint) -> Sequence[Drift]:
         """See NetworkDriver."""
         return self.drifts.get(endpoint.endpoint_id, ())

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from vifd.errors import TryAgain
 from vifd.model import Endpoint
 
 
@@ -30,6 +31,8 @@ class Busy:
 
     def __init__(self) -> None:
         self._works: dict[str, Work] = {}
+        #: Whether vifd is stopping: nothing more is begun.
+        self.refuses = False
 
     def __contains__(self, endpoint_id: str) -> bool:
         return endpoint_id in self._works
@@ -37,6 +40,15 @@ class Busy:
     def find(self, endpoint_id: str) -> Work | None:
         """Give what is happening to an endpoint, or None."""
         return self._works.get(endpoint_id)
+
+    def check_running(self) -> None:
+        """Check that new work is taken.
+
+        Raises:
+            TryAgain: vifd is stopping.
+        """
+        if self.refuses:
+            raise TryAgain("vifd is stopping")
 
     async def wait(self, endpoint_ids: Iterable[str]) -> None:
         """Wait until nothing is happening to endpoints any more, whatever becomes of it."""

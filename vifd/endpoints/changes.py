@@ -75,7 +75,7 @@ class Changes:
         endpoint = self._find(caller, change.endpoint_id)
         if not endpoint.state.is_live:
             raise WrongState(f"endpoint {change.endpoint_id} is {endpoint.state}; there is nothing to change")
-        self._engine.check_running()
+        self._engine.busy.check_running()
         port = self._wanted(caller, endpoint, change)
         if port == endpoint.port:
             return endpoint
@@ -140,7 +140,7 @@ class Changes:
         return changed
 
     async def _apply(self, plan: ops.Plan) -> ops.Made:
-        (made,) = await self._room.apply([(plan,)])
+        (made,) = await self._room.change([(plan,)])
         if isinstance(made, VifdError):
             raise made
         return made[0]

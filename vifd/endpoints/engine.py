@@ -7,6 +7,7 @@ its caller goes away: the same request again finds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from logging import getLogger
@@ -21,6 +22,7 @@ from vifd.endpoints.networks import Networks
 from vifd.endpoints.planning import Held, Planner, with_another_function
 from vifd.endpoints.policy import unknown_network
 from vifd.endpoints.registry import Registry
+from vifd.endpoints.systems import bugs_told, unbind
 from vifd.endpoints.works import Job, Works
 from vifd.errors import (
     FunctionTaken,
@@ -36,7 +38,7 @@ from vifd.errors import (
 )
 from vifd.kernel.ops import Plan
 from vifd.kernel.processes import Processes
-from vifd.kernel.room import Room
+from vifd.kernel.room import HelperLostError, Room
 from vifd.model import (
     Caller,
     Endpoint,
@@ -92,7 +94,7 @@ class Engine:
     def __init__(self, journal: Journal, room: Room, registry: Registry, networks: Networks, host: Host) -> None:
         self._journal, (self._has_carrier, self._processes) = journal, host
         self._registry, self._networks = registry, networks
-        works = Works(journal, room)
+        works = self._works = Works(journal, room, self._has_system)
         self._planner = Planner(registry, networks, journal.next_generation)
         self._making: Lanes[Sequence[Job], list[Endpoint] | VifdError] = Lanes(works.make, weight=len, capacity=_PLANS_A_BATCH)
         # Lanes of their own: a deletion waits for RCU for tens of milliseconds, and no request should wait with it.
@@ -100,11 +102,10 @@ class Engine:
         self._deleting = Lanes(works.take_down, weight=len, capacity=_PLANS_A_BATCH)
         #: What is happening to endpoints; who changes them shares it.
         self.busy = Busy()
-        self._stopping = False
 
     def refuse_work(self) -> None:
         """Take no new work, and end every watch."""
-        self._stopping = True
+        self.busy.refuses = True
         self._registry.close()
 
     async def close(self) -> None:
@@ -129,7 +130,7 @@ class Engine:
         Raises:
             VifdError: nothing new is there.
         """
-        self.check_running()
+        self.busy.check_running()
         for request in requests:
             self._check_network(caller, request)
         requests = [self._settle_lifetime(caller, request) for request in requests]
@@ -142,7 +143,7 @@ class Engine:
         present = {r.endpoint_id: self._check_same(r, e) for r in requests if (e := self._registry.find(r.endpoint_id))}
         missing = [request for request in requests if request.endpoint_id not in present]
         if missing:
-            self.check_running()
+            self.busy.check_running()
             self._check_quota(caller, missing)
             with self._planner.holding() as held:
                 jobs = [self._planner.decide(caller, request, held) for request in missing]
@@ -172,7 +173,8 @@ class Engine:
         if wanted.pid or not caller.process_inode:
             uid = self._processes.uid_of(process)
             if not self._networks.policy.may_change(caller, Owner(uid), request.spec.network):
-                raise NotAllowed(f"process {pid} is uid {uid}'s, not uid {caller.uid}'s; name one of the caller's own")
+                # Whose it is, isn't said: /proc may keep that from the caller (hidepid=, proc(5)).
+                raise NotAllowed(f"process {pid} isn't uid {caller.uid}'s; name one of the caller's own")
         elif process.inode != caller.process_inode:
             raise NoProcess("the process that opened this connection has ended; connect from the one that is meant")
         return msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, lifetime=process))
@@ -218,18 +220,23 @@ class Engine:
 
     async def _create(self, jobs: list[Job]) -> list[Endpoint]:
         try:
+            self._works.note(jobs)
             for job in jobs:
-                await job.driver.bind(job.endpoint)
+                with bugs_told(job.driver.name):
+                    await job.driver.bind(job.endpoint)
             made = await self._make(jobs)
-        except BaseException:
+        except BaseException as error:
             for job in jobs:
                 self._registry.remove(job.endpoint.endpoint_id)
-            for job in jobs:
-                await _unbind(job)
+            undone = [job.endpoint for job in jobs if await _is_unbound(job)]
+            if not isinstance(error, HelperLostError):
+                with contextlib.suppress(TryAgain):  # which the journal has logged; the next start undoes it once more
+                    self._works.forget(undone)
             raise
         made = [self._as_seen(endpoint) for endpoint in made]
         for endpoint in made:
             self._networks.problems.pop(endpoint.network, None)
+            self._registry.note_call(endpoint.endpoint_id)  # a lease begins when there is something to renew
             self._registry.update(endpoint)
         return made
 
@@ -247,7 +254,8 @@ class Engine:
             del taken[made.function]  # by nobody that vifd knows
             jobs[index] = job = with_another_function(jobs[index], taken)
             self._registry.update(job.endpoint, job.plan)
-            await job.driver.bind(job.endpoint)
+            with bugs_told(job.driver.name):
+                await job.driver.bind(job.endpoint)
         if isinstance(made, VifdError):
             raise made
         return made
@@ -272,7 +280,7 @@ class Engine:
             StaleGeneration: one names an older life.
             VifdError: the kernel refused one; the others are gone.
         """
-        self.check_running()
+        self.busy.check_running()
         await self.wait_for_work(release.endpoint_id for release in releases)
         await self.take_down([e for release in releases if (e := self._check_release(caller, release)) is not None])
 
@@ -303,7 +311,7 @@ class Engine:
         Raises:
             TryAgain: vifd is stopping.
         """
-        self.check_running()
+        self.busy.check_running()
         parts = [endpoints[start : start + _PLANS_A_BATCH] for start in range(0, len(endpoints), _PLANS_A_BATCH)]
         return [self.busy.begin(part, self._take_down(part), leaves=True) for part in parts]
 
@@ -345,15 +353,18 @@ class Engine:
             answers = await self._deleting[lane].do(entries)
         except VifdError as error:
             return [error]
+        gone, errors = list[Endpoint](), list[VifdError]()
         for entry, answer in zip(entries, answers, strict=True):
-            if answer is not None:
-                self._note_leftover(entry.endpoint, answer)
-                continue
-            driver = self._networks.drivers.get(entry.endpoint.network)
-            if driver is not None:
-                await driver.unbind(entry.endpoint)
-            self._registry.remove(entry.endpoint.endpoint_id)
-        return [answer for answer in answers if answer is not None]
+            problem = answer or await unbind(self._networks.drivers.get(entry.endpoint.network), entry.endpoint)
+            if problem is None:
+                gone.append(entry.endpoint)
+            else:
+                self._note_leftover(entry.endpoint, problem)
+                errors.append(problem)
+        self._works.forget(gone)
+        for endpoint in gone:
+            self._registry.remove(endpoint.endpoint_id)
+        return errors
 
     def _note_leftover(self, endpoint: Endpoint, error: VifdError) -> None:
         if self._registry.note_leftover(endpoint.endpoint_id, str(error)) and endpoint.function:
@@ -366,14 +377,9 @@ class Engine:
         driver = self._networks.drivers.get(endpoint.network)
         return endpoint.function if driver is None else driver.lane(endpoint.function)
 
-    def check_running(self) -> None:
-        """Check that new work is taken.
-
-        Raises:
-            TryAgain: vifd is stopping.
-        """
-        if self._stopping:
-            raise TryAgain("vifd is stopping")
+    def _has_system(self, endpoint: Endpoint) -> bool:
+        driver = self._networks.drivers.get(endpoint.network)
+        return driver is not None and driver.has_system
 
 
 def _lane_of(jobs: Sequence[Job]) -> str:
@@ -381,12 +387,13 @@ def _lane_of(jobs: Sequence[Job]) -> str:
     return next((job.driver.lane(job.endpoint.function) for job in jobs if job.endpoint.function), "")
 
 
-async def _unbind(job: Job) -> None:
+async def _is_unbound(job: Job) -> bool:
     """Tell the network system that an endpoint came to nothing; why that fails matters less than why it came to nothing."""
-    try:
-        await job.driver.unbind(job.endpoint)
-    except Exception:
-        _log.exception("the network system can't be told of an undone endpoint", extra={"endpoint_id": job.endpoint.endpoint_id})
+    error = await unbind(job.driver, job.endpoint)
+    if error is not None:
+        about = {"endpoint_id": job.endpoint.endpoint_id, "error": str(error)}
+        _log.error("the network system can't be told of an undone endpoint", extra=about)
+    return error is None
 
 
 def _in_use(endpoint_id: str) -> IdInUse:

@@ -28,9 +28,16 @@ class Follower:
         self, registry: Registry, networks: Networks, room: Room, suspect: Callable[[str], None] = lambda _endpoint_id: None
     ) -> None:
         self._registry, self._networks, self._room, self._suspect = registry, networks, room, suspect
+        self._is_stale = self._is_resyncing = False
+        self._heard: set[int] = set()  # of which devices something was heard while all are looked at
 
     def on_carrier(self, ifindex: int, carrier: bool) -> None:
         """Note that somebody has opened a tap, or has closed it. A macvtap's carrier is its uplink's, and tells neither."""
+        if self._is_resyncing:
+            self._heard.add(ifindex)
+        self._set_carrier(ifindex, carrier)
+
+    def _set_carrier(self, ifindex: int, carrier: bool) -> None:
         endpoint = self._registry.find_by_ifindex(ifindex)
         if endpoint is None or not endpoint.state.is_live or not isinstance(endpoint.location, TapDevice):
             return
@@ -77,7 +84,20 @@ class Follower:
         self._suspect(endpoint.endpoint_id)
 
     async def resync(self) -> None:
-        """Look at every device afresh, for events were lost."""
+        """Look at every device afresh, for events were lost; if more are lost meanwhile, once more after that."""
+        self._is_stale = True
+        if self._is_resyncing:
+            return
+        self._is_resyncing = True
+        try:
+            while self._is_stale:
+                self._is_stale = False
+                self._heard.clear()
+                await self._look_afresh()
+        finally:
+            self._is_resyncing = False
+
+    async def _look_afresh(self) -> None:
         find = self._registry.find_by_ifindex
         before = {e.endpoint_id: e for e in self._registry if e.state.is_live and find(e.ifindex) is e}
         if not before:
@@ -88,5 +108,6 @@ class Follower:
             if device is None:
                 self.on_gone(endpoint.ifindex)
             else:
-                self.on_carrier(endpoint.ifindex, device.carrier)
+                if endpoint.ifindex not in self._heard:  # which is later news than the answer, or will be followed by some
+                    self._set_carrier(endpoint.ifindex, device.carrier)
                 self._suspect(endpoint_id)

@@ -50,7 +50,7 @@ class Garbage:
         Raises:
             VifdError: one is still there; the others are gone.
         """
-        self._engine.check_running()
+        self._engine.busy.check_running()
         lives = {
             endpoint.endpoint_id: endpoint.generation
             for endpoint in self._registry

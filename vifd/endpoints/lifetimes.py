@@ -78,6 +78,7 @@ class Lifetimes:
         self._wake_at = 0.0
         self._not_before = 0.0  # no lease counts from an earlier time
         self._watched: dict[ProcessLifetime, _Watched] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
         self._closed = False
         registry.listen(self._on_change)
 
@@ -135,12 +136,14 @@ class Lifetimes:
             _log.warning("vifd was held up; every lease begins anew", extra={"seconds": round(now - self._wake_at, 1)})
             self._not_before = now
         over = []
-        while self._agenda and self._agenda[0][0] <= now:
-            endpoint = self._find(heapq.heappop(self._agenda))
-            if endpoint is not None and self._is_over(endpoint, now):
-                over.append(endpoint)
-        self._release([endpoint for endpoint in over if self._is_idle(endpoint)])
-        self._wait()
+        try:
+            while self._agenda and self._agenda[0][0] <= now:
+                endpoint = self._find(heapq.heappop(self._agenda))
+                if endpoint is not None and self._is_over(endpoint, now):
+                    over.append(endpoint)
+        finally:  # a bug that one endpoint meets is no reason to forget the others
+            self._release([endpoint for endpoint in over if self._is_idle(endpoint)])
+            self._wait()
 
     def _is_over(self, endpoint: Endpoint, now: float) -> bool:
         """Tell whether an endpoint's time is over; where it isn't, see to it that it is looked at again when it may be."""
@@ -159,10 +162,20 @@ class Lifetimes:
 
     def _is_idle(self, endpoint: Endpoint) -> bool:
         """Tell whether nothing is happening to an endpoint; else it is looked at again after that."""
-        work = self._engine.busy.find(endpoint.endpoint_id)
-        if work is not None:
-            work.task.add_done_callback(lambda _: self._look_at(endpoint, self._clock.now()))
-        return work is None
+        is_idle = endpoint.endpoint_id not in self._engine.busy
+        if not is_idle:
+            task = self._loop.create_task(self._look_after_work(endpoint))
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+        return is_idle
+
+    async def _look_after_work(self, endpoint: Endpoint) -> None:
+        """Look at an endpoint once nothing is happening to it: in turn with calls that wait for that, however many come."""
+        await self._engine.busy.wait([endpoint.endpoint_id])
+        now = self._find((0.0, endpoint.endpoint_id, endpoint.generation))
+        if now is not None and not self._closed and self._is_over(now, self._clock.now()):
+            self._release([now])
+        self._wait()
 
     def _release(self, endpoints: Sequence[Endpoint]) -> None:
         if not endpoints:

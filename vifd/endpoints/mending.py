@@ -18,6 +18,7 @@ from vifd.endpoints.changes import change_plan
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.registry import Registry
+from vifd.endpoints.systems import bugs_told
 from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, VifdError
 from vifd.kernel import ops
@@ -57,7 +58,7 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
     plan = entry.plan if is_missing else change_plan(None, entry) or entry.plan
     # By itself, for what else differs is mended also where a tap can't be given back now.
     owner = () if is_missing else _owner_plan(entry, kinds)
-    answers = await room.apply([(one,) for one in (plan, *([owner] if owner else []))])
+    answers = await room.change([(one,) for one in (plan, *([owner] if owner else []))])
     for made in answers:
         if not isinstance(made, VifdError):
             entry = Entry(_moved(entry.endpoint, made[0]), entry.plan)
@@ -70,10 +71,14 @@ async def mend(room: Room, entry: Entry, drifts: Iterable[Drift]) -> tuple[Entry
 
 def tell_of_mending(endpoint: Endpoint, drifts: Iterable[Drift], left: Iterable[Drift]) -> None:
     """Log that an endpoint was mended, and what of it couldn't be."""
-    about = {"endpoint_id": endpoint.endpoint_id}
+    about = _about(endpoint)
     _log.warning("an endpoint is mended", extra=about | {"drifts": [str(drift.kind) for drift in drifts]})
     for drift in left:
         _log.error("a drift is left", extra=about | {"drift": str(drift.kind), "error": drift.message})
+
+
+def _about(endpoint: Endpoint) -> dict[str, object]:
+    return {"endpoint_id": endpoint.endpoint_id}
 
 
 def _owner_plan(entry: Entry, kinds: set[DriftKind]) -> ops.Plan:
@@ -144,19 +149,21 @@ class Mender:
         Raises:
             UnknownEndpoint: there is none that the caller may see.
             NotAllowed: it is somebody else's, and was to be mended.
+            TryAgain: vifd is stopping.
         """
         endpoint = self._views.get(caller, endpoint_id)
         if repair and not self._networks.policy.may_change(caller, endpoint.owner, endpoint.network):
             raise NotAllowed(f"endpoint {endpoint_id} belongs to another user, and so does its repair")
         await self._busy.wait([endpoint_id])
         endpoint = self._views.get(caller, endpoint_id)
+        self._busy.check_running()
         drifts: tuple[Drift, ...] = await self._busy.start([endpoint], self._settle(endpoint, repair=repair))
         return drifts, self._registry.find(endpoint_id) or endpoint
 
     def look(self, endpoint_ids: Iterable[str]) -> None:
         """Compare endpoints soon, for something about them was heard; those that something is happening to are left out."""
         self._suspects.update(endpoint_ids)
-        if self._looking is None and self._suspects:
+        if self._looking is None and self._suspects and not self._busy.refuses:
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._looking.add_done_callback(self._note_end)
 
@@ -180,8 +187,7 @@ class Mender:
             self._registry.update(endpoint)
 
     async def close(self) -> None:
-        """End looking."""
-        self._suspects.clear()
+        """End looking, once no more work is taken."""
         if self._looking is not None:
             await asyncio.wait([self._looking])
 
@@ -190,7 +196,7 @@ class Mender:
         return [ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)]
 
     async def _look(self) -> None:
-        while self._suspects:
+        while self._suspects and not self._busy.refuses:
             ids, self._suspects = self._suspects, set()
             endpoints = [e for i in ids if (e := self._registry.find(i)) is not None and self._may_look_at(e)]
             found = await find_drifts(self._room, [self._entry(endpoint) for endpoint in endpoints])
@@ -202,33 +208,49 @@ class Mender:
                 repair = driver is not None and driver.repairs
                 # What couldn't be mended before may be now.
                 if _facts(drifts) != _facts(now.drifts) or (drifts and repair):
-                    await self._busy.start([now], self._settle(now, repair=repair))
+                    try:
+                        await self._busy.start([now], self._settle(now, repair=repair))
+                    except VifdError as error:  # which is no reason to leave the others as they are
+                        _log.error("an endpoint could not be looked at", extra=_about(now) | {"error": str(error)})
 
     def _may_look_at(self, endpoint: Endpoint) -> bool:
-        return endpoint.state.is_live and endpoint.endpoint_id not in self._busy and bool(self._plan_of(endpoint))
+        idle = endpoint.endpoint_id not in self._busy and not self._busy.refuses
+        return idle and endpoint.state.is_live and bool(self._plan_of(endpoint))
 
     async def _settle(self, endpoint: Endpoint, *, repair: bool) -> tuple[Drift, ...]:
         """Find what differs, tell it, and mend it if that is wanted; give what differed."""
         entry = self._entry(endpoint)
-        (drifts,) = await find_drifts(self._room, [entry])
-        driver = self._networks.drivers.get(endpoint.network)
-        if driver is not None:
-            drifts = (*drifts, *await driver.check(endpoint))
+        (of_kernel,) = await find_drifts(self._room, [entry])
+        of_system = await self._ask_system(endpoint)
+        drifts = (*of_kernel, *of_system)
         is_news = self._tell(endpoint.endpoint_id, drifts)
         if not drifts or not repair or not endpoint.state.is_live:
             return drifts
-        mended, left = await mend(self._room, entry, drifts)
+        mended, left = await mend(self._room, entry, of_kernel) if of_kernel else (entry, ())
+        if of_system:
+            left = (*left, *await self._ask_system(mended.endpoint, repair=True))
         if is_news:
             tell_of_mending(endpoint, drifts, left)
-        if mended.endpoint.location != endpoint.location:
-            self._journal.write([Entry(msgspec.structs.replace(mended.endpoint, drifts=()), entry.plan)])
         now = self._registry.find(endpoint.endpoint_id)
         if now is not None:
             location, state = mended.endpoint.location, mended.endpoint.state
             fields = {"location": location, "state": state} if location != endpoint.location else {}
             if fields or left != now.drifts:
                 self._registry.update(msgspec.structs.replace(now, drifts=left, **fields))
+        if mended.endpoint.location != endpoint.location:
+            # Last, for the device is another whether that can be noted or not; each start finds it anew.
+            self._journal.write([Entry(msgspec.structs.replace(mended.endpoint, drifts=()), entry.plan)])
         return drifts
+
+    async def _ask_system(self, endpoint: Endpoint, *, repair: bool = False) -> Sequence[Drift]:
+        """Ask an endpoint's network system what differs; to repair that, it is told of the endpoint once more first."""
+        driver = self._networks.drivers.get(endpoint.network)
+        if driver is None:
+            return ()
+        with bugs_told(driver.name):
+            if repair:
+                await driver.bind(endpoint)
+            return await driver.check(endpoint)
 
     def _tell(self, endpoint_id: str, drifts: tuple[Drift, ...]) -> bool:
         """Tell what differs, unless that is known; give whether it was news."""

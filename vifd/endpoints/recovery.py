@@ -12,6 +12,7 @@ import msgspec
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
+from vifd.endpoints.systems import unbind
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
 from vifd.kernel.ops import ClaimFunction, CreateMacvtap, CreateTap, Device, Plan
@@ -94,11 +95,10 @@ async def _forget(journal: Journal, drivers: Mapping[str, NetworkDriver[Any]], e
     """Forget endpoints that the kernel has no more; give those that the network system doesn't let go, as RELEASING."""
     gone, kept = [], []
     for entry in entries:
-        try:
-            if (driver := drivers.get(entry.endpoint.network)) is not None:
-                await driver.unbind(entry.endpoint)
+        error = await unbind(drivers.get(entry.endpoint.network), entry.endpoint)
+        if error is None:
             gone.append(entry.endpoint.endpoint_id)
-        except VifdError as error:
+        else:
             _log.error("a network system doesn't let an endpoint go", extra=_about(entry, error))
             kept.append(_replace(entry, state=State.RELEASING))
     journal.write(kept, forget=gone)
@@ -127,8 +127,7 @@ async def _mend(journal: Journal, room: Room, drivers: Mapping[str, NetworkDrive
     mended = [await _settle(room, drivers, entry, differs) for entry, differs in zip(entries, drifts, strict=True)]
     devices = await _inspect(room, [entry.endpoint.endpoint_id for entry in mended if _needs_device(entry)])
     living = [_note_open(entry, devices.get(entry.endpoint.endpoint_id)) for entry in mended]
-    pairs = zip(entries, living, strict=True)
-    changed = [now for before, now in pairs if now.endpoint.location != before.endpoint.location or before.changing]
+    changed = [now for before, now in zip(entries, living, strict=True) if before.changing or _as_noted(now) != _as_noted(before)]
     journal.write([_replace(entry, state=entry.endpoint.state.at_rest, drifts=()) for entry in changed])
     return living
 
@@ -234,6 +233,11 @@ async def _revert(room: Room, plans: Sequence[Plan]) -> list[VifdError | None]:
 
 def _parts(items: Sequence[_T]) -> list[Sequence[_T]]:
     return [items[i : i + _AT_ONCE] for i in range(0, len(items), _AT_ONCE)]
+
+
+def _as_noted(entry: Entry) -> tuple[object, State]:
+    """Give what the journal keeps of what a start may find changed."""
+    return entry.endpoint.location, entry.endpoint.state.at_rest
 
 
 def _needs_device(entry: Entry) -> bool:

@@ -14,7 +14,7 @@ from vifd.kernel.ops import Plan
 from vifd.model import Endpoint, State
 
 _EVENTS_A_WATCHER = 4096
-_WATCHERS = 256
+_WATCHERS, _WATCHERS_A_UID = 256, 32  # fewer than a connection has calls, or who has them all on one could call no more
 
 
 class Change(Enum):
@@ -31,8 +31,8 @@ Event = tuple[Change, Endpoint | None]
 
 
 class _Watcher:
-    def __init__(self, wants: Callable[[Endpoint], bool]) -> None:
-        self.wants = wants
+    def __init__(self, wants: Callable[[Endpoint], bool], uid: int) -> None:
+        self.wants, self.uid = wants, uid
         self.events: asyncio.Queue[Event | None] = asyncio.Queue(_EVENTS_A_WATCHER + 1)
         self.error: Exception | None = None
 
@@ -162,8 +162,12 @@ class Registry:
         """Let a function be called for each change, at once; it must not raise."""
         self._listeners.append(listener)
 
-    async def watch(self, wants: Callable[[Endpoint], bool]) -> AsyncIterator[Event]:
+    async def watch(self, wants: Callable[[Endpoint], bool], uid: int = 0) -> AsyncIterator[Event]:
         """Give every endpoint that is wanted, then SYNCED, then each change.
+
+        Args:
+            wants: tells which are.
+            uid: who watches: no user but root may take every place.
 
         Raises:
             Overloaded: the watcher is too slow, or there are too many.
@@ -173,7 +177,9 @@ class Registry:
             raise TryAgain("vifd is stopping")
         if len(self._watchers) >= _WATCHERS:
             raise Overloaded(f"there are {_WATCHERS} watchers already; end one")
-        watcher = _Watcher(wants)
+        if uid and sum(watcher.uid == uid for watcher in self._watchers) >= _WATCHERS_A_UID:
+            raise Overloaded(f"uid {uid} has {_WATCHERS_A_UID} watchers already; end one")
+        watcher = _Watcher(wants, uid)
         current = [endpoint for endpoint in self if wants(endpoint)]
         self._watchers.add(watcher)
         try:

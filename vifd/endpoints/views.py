@@ -68,7 +68,7 @@ class Views:
 
     def watch(self, caller: Caller, wanted: Filter) -> AsyncIterator[Event]:
         """Give every endpoint that the caller may see, then each change; see Registry.watch."""
-        return self._registry.watch(lambda endpoint: self._sees(caller, wanted, endpoint))
+        return self._registry.watch(lambda endpoint: self._sees(caller, wanted, endpoint), caller.uid)
 
     def networks(self, caller: Caller) -> list[NetworkInfo]:
         """Give the networks that a caller may know of, by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import Any
 
@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from vifd.drivers.base import NetworkDriver
 from vifd.endpoints.journal import Entry, Journal
-from vifd.errors import DriverFailed, TryAgain, VifdError
+from vifd.endpoints.systems import bugs_told
+from vifd.errors import TryAgain, VifdError
 from vifd.kernel.ops import Made, Plan
 from vifd.kernel.room import Room
 from vifd.model import Endpoint, EndpointSpec, Preference, State
@@ -44,11 +45,30 @@ class Works:
     Args:
         journal: where intents and outcomes are noted.
         room: the kernel.
+        has_system: tells of which endpoints a network system knows as well: they are in the journal before it hears of them, and
+            until it has forgotten them.
     """
 
-    def __init__(self, journal: Journal, room: Room) -> None:
-        self._journal, self._room = journal, room
+    def __init__(self, journal: Journal, room: Room, has_system: Callable[[Endpoint], bool]) -> None:
+        self._journal, self._room, self._has_system = journal, room, has_system
         self._checkpoint: asyncio.Future[None] | None = None  # keeps it from being collected
+
+    def note(self, jobs: Sequence[Job]) -> None:
+        """Note what network systems are about to be told of.
+
+        Raises:
+            TryAgain: the journal can't be written.
+        """
+        if entries := [Entry(job.endpoint, job.plan) for job in jobs if self._has_system(job.endpoint)]:
+            self._write(entries)
+
+    def forget(self, endpoints: Sequence[Endpoint]) -> None:
+        """Forget endpoints of which nothing is left, and that network systems have forgotten.
+
+        Raises:
+            TryAgain: the journal can't be written.
+        """
+        self._write([], forget=[endpoint.endpoint_id for endpoint in endpoints])
 
     async def make(self, groups: Sequence[Sequence[Job]]) -> list[list[Endpoint] | VifdError]:
         """Make groups of endpoints, each all or none.
@@ -70,7 +90,7 @@ class Works:
         stranded: list[Plan] = []
         for group, answer, entries in zip(groups, answers, finished, strict=True):
             if isinstance(entries, VifdError):
-                failed += [job.endpoint.endpoint_id for job in group]
+                failed += [job.endpoint.endpoint_id for job in group if not self._has_system(job.endpoint)]
                 stranded += [job.plan for job in group if entries is not answer]
                 results.append(entries)
             else:
@@ -86,7 +106,7 @@ class Works:
         return results
 
     async def take_down(self, groups: Sequence[Sequence[Entry]]) -> list[list[VifdError | None]]:
-        """Take endpoints down and forget those that are gone.
+        """Take endpoints down, and forget those that are gone, unless a network system knows of them.
 
         Args:
             groups: endpoints as RELEASING.
@@ -101,8 +121,8 @@ class Works:
         entries = [entry for group in groups for entry in group]
         self._write(entries)
         answers = await self._room.revert([entry.plan for entry in entries])
-        gone = [entry.endpoint.endpoint_id for entry, error in zip(entries, answers, strict=True) if error is None]
-        self._write([], forget=gone)
+        gone = [entry.endpoint for entry, error in zip(entries, answers, strict=True) if error is None]
+        self._write([], forget=[endpoint.endpoint_id for endpoint in gone if not self._has_system(endpoint)])
         rest = iter(answers)
         return [[next(rest) for _ in group] for group in groups]
 
@@ -118,10 +138,10 @@ def _finish(group: Sequence[Job], answer: list[Made] | VifdError) -> list[Entry]
     if isinstance(answer, VifdError):
         return answer
     try:
-        return [job.finish(made) for job, made in zip(group, answer, strict=True)]
-    except Exception as error:
-        _log.exception("a network driver failed", extra={"driver": group[0].driver.name})
-        return DriverFailed(f"network driver {group[0].driver.name} has a bug ({type(error).__name__}); vifd's log has more")
+        with bugs_told(group[0].driver.name):
+            return [job.finish(made) for job, made in zip(group, answer, strict=True)]
+    except VifdError as error:
+        return error
 
 
 def _note_checkpoint(done: asyncio.Future[None]) -> None:

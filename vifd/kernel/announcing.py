@@ -29,11 +29,13 @@ _LEAST_BYTES = 60  # IEEE 802.3, without the checksum
 def open_packet_socket() -> socket.socket | None:
     """Open a socket that can send frames and receives none (packet(7), protocol 0). It takes CAP_NET_RAW, to send doesn't.
 
+    It waits for nobody: an uplink that sends nothing more, for the other end has paused it, would keep the helper from its work.
+
     Returns:
         The socket. None: this process may not have one, so nothing is announced.
     """
     try:
-        return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EAFNOSUPPORT):
             return None

@@ -18,6 +18,7 @@ from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState, parse_events
 _log = getLogger(__name__)
 _RTMGRP_LINK, _RTMGRP_TC = 1, 8
 _SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _RTNLGRP_NEIGH = 270, 1, 2, 3
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _PACKET_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
 
@@ -42,19 +43,28 @@ class Listener(NamedTuple):
     on_overflow: Callable[[], None]
 
 
+def open_events() -> socket.socket:
+    """Open a socket for the kernel's events. Who has CAP_NET_ADMIN gets room for more of them than net.core.rmem_max allows."""
+    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    events.setblocking(False)
+    try:
+        events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    except PermissionError:
+        events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+    linkfilter.attach(events)
+    return events
+
+
 class LinkMonitor:
     """Tells of each change of carrier, of each other change, and of each end, of an endpoint's device, whatever its name is now.
 
     Args:
         listener: whom.
+        events: from `open_events`, which it closes in the end.
     """
 
-    def __init__(self, listener: Listener) -> None:
-        self._tell = listener
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        self._socket.setblocking(False)
-        linkfilter.attach(self._socket)
+    def __init__(self, listener: Listener, events: socket.socket) -> None:
+        self._tell, self._socket = listener, events
         self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_TC))
         self._carrier: dict[int, bool] = {}
         self._follows_learning = False
@@ -92,10 +102,7 @@ class LinkMonitor:
         except BlockingIOError:
             return
         except OSError as error:
-            # ENOBUFS: the kernel dropped events because this process was slow.
-            _log.warning("events of devices were lost", extra={"error": str(error)})
-            self._tell.on_overflow()
-            self._list_learned()
+            self._lose(error)
             return
         for event in parse_events(packet):
             self._note(event)
@@ -103,6 +110,13 @@ class LinkMonitor:
             self._tell.on_change(ifindex)
         for ifindex in learning.ports_that_learned(packet):
             self._tell.on_learned(ifindex)
+
+    def _lose(self, error: OSError) -> None:
+        """Note that the kernel dropped events because this process was slow (ENOBUFS): what was known may be so no more."""
+        _log.warning("events of devices were lost", extra={"error": str(error)})
+        self._carrier.clear()
+        self._tell.on_overflow()
+        self._list_learned()
 
     def _note(self, event: LinkEvent) -> None:
         if event.deleted:

@@ -47,8 +47,8 @@ class CreateTap(Struct, frozen=True, tag="create_tap", forbid_unknown_fields=Tru
     vnet_hdr: bool
 
     def __str__(self) -> str:
-        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
-        return f"make tap {self.ifname} for uid {self.owner_uid}{group}, {self.queues} queue(s), host-side MAC {self.mac}"
+        owner = _describe_owner(self.owner_uid, self.owner_gid)
+        return f"make tap {self.ifname} for {owner}, {self.queues} queue(s), host-side MAC {self.mac}"
 
 
 class EnsureVlan(Struct, frozen=True, tag="ensure_vlan", forbid_unknown_fields=True):
@@ -87,12 +87,12 @@ class CreateMacvtap(Struct, frozen=True, tag="create_macvtap", forbid_unknown_fi
         return f"make macvtap {self.ifname} on the uplink of network {self.network}, mode {self.mode}, MAC {self.mac}"
 
 
-class EnsureNode(Struct, frozen=True, tag="ensure_node", forbid_unknown_fields=True):
-    """Make the device node through which an endpoint's macvtap is opened, if it is missing. Undone with the macvtap.
+class _Owned(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose an endpoint's device is to be.
 
     Args:
         endpoint_id: the endpoint.
-        ifname: the macvtap's name.
+        ifname: the device's name.
         owner_uid: who may open it.
         owner_gid: the group that the opener must be in as well; None: no matter.
     """
@@ -102,29 +102,19 @@ class EnsureNode(Struct, frozen=True, tag="ensure_node", forbid_unknown_fields=T
     owner_uid: int
     owner_gid: int | None
 
-    def __str__(self) -> str:
-        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
-        return f"make sure that {self.ifname} has a device node for uid {self.owner_uid}{group}"
 
-
-class EnsureOwner(Struct, frozen=True, tag="ensure_owner", forbid_unknown_fields=True):
-    """Give the tap of a living endpoint back to its owner, if its holder has given it to somebody else. It has no undo.
-
-    Args:
-        endpoint_id: the endpoint.
-        ifname: the tap's name.
-        owner_uid: who may open it.
-        owner_gid: the group that the opener must be in as well; None: no matter.
-    """
-
-    endpoint_id: str
-    ifname: str
-    owner_uid: int
-    owner_gid: int | None
+class EnsureNode(_Owned, frozen=True, tag="ensure_node"):
+    """Make the device node through which an endpoint's macvtap is opened, if it is missing. Undone with the macvtap."""
 
     def __str__(self) -> str:
-        group = "" if self.owner_gid is None else f" and gid {self.owner_gid}"
-        return f"make sure that {self.ifname} is for uid {self.owner_uid}{group}"
+        return f"make sure that {self.ifname} has a device node for {_describe_owner(self.owner_uid, self.owner_gid)}"
+
+
+class EnsureOwner(_Owned, frozen=True, tag="ensure_owner"):
+    """Give the tap of a living endpoint back to its owner, if its holder has given it to somebody else. It has no undo."""
+
+    def __str__(self) -> str:
+        return f"make sure that {self.ifname} is for {_describe_owner(self.owner_uid, self.owner_gid)}"
 
 
 class ConfigurePort(Struct, frozen=True, tag="configure_port", forbid_unknown_fields=True):
@@ -399,6 +389,10 @@ def describe_port(port: Port) -> str:
     words += [f"a queue of {port.tx_queue_length}"] if port.tx_queue_length else []
     words.append("link down" if port.link_up is False else "link up")
     return ", ".join(words)
+
+
+def _describe_owner(uid: int, gid: int | None) -> str:
+    return f"uid {uid}" if gid is None else f"uid {uid} and gid {gid}"
 
 
 def _describe_limits(limits: Limits) -> list[str]:

@@ -44,6 +44,9 @@ class Room(Protocol):
     async def apply(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
         """Make groups of plans, each all or none: for each group, what its plans came to or why not."""
 
+    async def change(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
+        """Change devices of endpoints that live, as `apply` does."""
+
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         """Delete what plans made: for each plan, None or why it is still there."""
 
@@ -66,6 +69,10 @@ class Room(Protocol):
 class PrivilegedRoom:
     """The kernel behind the privileged helper.
 
+    The helper has few threads (helper._THREADS). Who makes and who takes down come batch by batch, and a sign of life is asked
+    for now and then; all the others, as many as there are calls, wait here for each other, so that no crowd of them keeps
+    anybody from an endpoint, or looks like a helper that is dead.
+
     Args:
         calls: the helper's entry points.
         fd_channel: where the helper sends descriptors.
@@ -75,12 +82,17 @@ class PrivilegedRoom:
         self._call = calls.call
         self._fd_channel = fd_channel
         self._fd_channel.setblocking(False)
-        self._one_hand_off = asyncio.Lock()
+        self._aside = asyncio.Lock()
 
     async def apply(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
         """See Room."""
         answer = ops.decode_apply_answer(await self._call("apply", ops.encode(ops.ApplyRequest(tuple(groups)))))
         return [_error(made) if isinstance(made, ops.Refusal) else made for made in answer]
+
+    async def change(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
+        """See Room."""
+        async with self._aside:
+            return await self.apply(groups)
 
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         """See Room."""
@@ -89,11 +101,13 @@ class PrivilegedRoom:
 
     async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
         """See Room."""
-        return ops.decode_check_answer(await self._call("check", ops.encode(ops.CheckRequest(tuple(plans)))))
+        async with self._aside:
+            return ops.decode_check_answer(await self._call("check", ops.encode(ops.CheckRequest(tuple(plans)))))
 
     async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
         """See Room."""
-        return list(await self._call("announce", ops.encode(ops.AnnounceRequest(tuple(plans)))))
+        async with self._aside:
+            return list(await self._call("announce", ops.encode(ops.AnnounceRequest(tuple(plans)))))
 
     async def restore_guard(self) -> bool:
         """See Room."""
@@ -101,7 +115,8 @@ class PrivilegedRoom:
 
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
         """See Room."""
-        return ops.decode_devices(await self._call("inspect", tuple(endpoint_ids)))
+        async with self._aside:
+            return ops.decode_devices(await self._call("inspect", tuple(endpoint_ids)))
 
     async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
         """See Room.
@@ -112,7 +127,7 @@ class PrivilegedRoom:
             KernelRefused: another reason of the kernel.
         """
         token = secrets.token_bytes(16)
-        async with self._one_hand_off:
+        async with self._aside:
             number = await self._call("open_queues", endpoint_id, count, vnet_hdr, token)
             if number == 0:
                 # The helper sent them before it answered, so they are there.
@@ -142,7 +157,7 @@ class PrivilegedRoom:
 
     async def ping(self) -> None:
         """Ask the helper for a sign of life."""
-        await self.inspect([_NO_ENDPOINT])
+        await self._call("inspect", (_NO_ENDPOINT,))
 
 
 class NoRoom:
@@ -151,6 +166,10 @@ class NoRoom:
     async def apply(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
         """Make plans that are empty."""
         return [[_nothing(plan) for plan in group] for group in groups]
+
+    async def change(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
+        """Change what is empty."""
+        return await self.apply(groups)
 
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         """Delete nothing."""

@@ -18,12 +18,17 @@ _SERVICES = (
     endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"].full_name,
     host_service_pb2.DESCRIPTOR.services_by_name["HostService"].full_name,
 )
+#: Twice what one user may have open, with as many connections as the gate lets in: so no user can shut the others out.
+#: A call that waits takes some 25 KiB.
+_CALLS_AT_ONCE = 2 * 128 * 64
 _OPTIONS = (
     ("grpc.max_receive_message_length", 2 << 20),  # 64 requests with all their labels are 0.7 MiB
-    ("grpc.max_concurrent_streams", 512),
+    ("grpc.max_concurrent_streams", 64),
     ("grpc.max_metadata_size", 16 << 10),
+    # Else grpc cancels calls at random, whosoever, once a thousand have come that Python hasn't taken yet.
+    ("grpc.server.max_pending_requests", _CALLS_AT_ONCE),
+    ("grpc.server.max_pending_requests_hard_limit", _CALLS_AT_ONCE),
 )
-_CALLS_AT_ONCE = 2048
 
 
 class Server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -70,11 +71,12 @@ class Checker:
     def labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """Check labels, and give them."""
         self.require(len(labels) <= _LABELS, "labels", f"has more than {_LABELS} labels")
-        for key, value in list(labels.items())[: _LABELS + 1]:
+        counted = dict(itertools.islice(labels.items(), _LABELS + 1))
+        for key, value in counted.items():
             where = f"labels[{key[:63]!r}]"
             self.require(_LABEL_KEY.fullmatch(key), where, "a key has 1 to 63 letters, digits, '.', '_', '/', '-'")
             self.text(where, value)
-        return dict(labels)
+        return counted
 
     def done(self) -> None:
         """End the check.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,8 @@ _VIDS = range(1, 4095)
 _ADDRESSES, _PUBLIC_ADDRESSES, _TX_QUEUE_LENGTH = 64, 16, 100_000
 _RATE_BPS, _RATE_PPS, _BURST_BYTES = 1 << 40, (1 << 32) - 1, (1 << 32) - 1
 _QOS = range(8)
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def port(check: Checker, message: Any) -> model.Port:
@@ -52,7 +54,7 @@ class _Address(Enum):
 def _addresses(check: Checker, field: str, texts: Sequence[str], most: int, kind: _Address) -> tuple[str, ...]:
     """Give addresses in their canonical form: "10.0.0.7" for one, "10.0.0.0/24" for a prefix."""
     check.require(len(texts) <= most, field, f"has more than {most} addresses")
-    networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    known: list[tuple[int, int, int, _Network]] = []  # version, first and last address
     for i, text in enumerate(texts[:most]):
         where, network = f"{field}[{i}]", _as_network(text)
         what = "no IP address" if kind is _Address.SINGLE else "no IP address, with or without a prefix length"
@@ -60,14 +62,15 @@ def _addresses(check: Checker, field: str, texts: Sequence[str], most: int, kind
             check.require(condition=False, field=where, message=f"{text[:64]!r} is {what}")
             continue
         check.require(_is_usable(network), where, f"{text[:64]!r} can't be a VM's: it is multicast, loopback or unspecified")
-        same = next((known for known in networks if known.version == network.version and known.overlaps(network)), None)
+        version, first, last = network.version, int(network.network_address), int(network.broadcast_address)
+        same = next((one for v, low, high, one in known if v == version and low <= last and first <= high), None)
         check.require(same is None, where, f"{text[:64]!r} is in {same} already")
-        networks.append(network)
-    return tuple(str(n.network_address) if n.num_addresses == 1 else str(n) for n in networks)
+        known.append((version, first, last, network))
+    return tuple(str(n.network_address) if n.num_addresses == 1 else str(n) for *_, n in known)
 
 
 def _vlan(check: Checker, message: Any) -> model.Vlan:
-    vids: Collection[int] = message.trunk_vids
+    vids: Sequence[int] = message.trunk_vids[: len(_VIDS) + 1]  # of more, one is there twice
     check.require(message.vid == 0 or message.vid in _VIDS, "vid", f"{message.vid} is not 1 to 4094")
     check.require(message.native_vid == 0 or message.native_vid in _VIDS, "native_vid", f"{message.native_vid} is not 1 to 4094")
     check.require(all(vid in _VIDS for vid in vids), "trunk_vids", "has a VLAN that is not 1 to 4094")
@@ -109,7 +112,7 @@ def _is_mac(text: str) -> bool:
     return _MAC.fullmatch(text) is not None and not int(text[:2], 16) & 1 and text.strip("0:") != ""
 
 
-def _as_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+def _as_network(text: str) -> _Network | None:
     """Turn an address or a prefix into a network; None where it is neither. A zone names an interface of whoever says it."""
     try:
         return None if "%" in text else ipaddress.ip_network(text, strict=False)
@@ -117,6 +120,6 @@ def _as_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | No
         return None
 
 
-def _is_usable(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+def _is_usable(network: _Network) -> bool:
     address = network.network_address
     return not (address.is_multicast or address.is_loopback or (address.is_unspecified and network.num_addresses == 1))

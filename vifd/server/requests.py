@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from vifd.server.checker import Checker, optional
 
 _NETWORK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _PORT_ID = re.compile(r"[!-~]{1,255}")
-_BATCH, _QUEUES = 64, 256
+_BATCH, _QUEUES, _WRONG_IDS = 64, 256, 64
 _MAX_ID, _MAX_PID = (1 << 32) - 2, 1 << 22  # PID_MAX_LIMIT, linux/threads.h
 _NUMA_NODES = range(1 << 10)  # MAX_NUMNODES at its largest, linux/numa.h
 _MIN_TTL_NS, _MAX_TTL_NS = 1_000_000_000, 366 * 86_400 * 1_000_000_000
@@ -135,7 +136,11 @@ def collection(message: endpoint_service_pb2.CollectGarbageRequest) -> Collectio
     """
     check = Checker()
     check.known(message)
-    keep = frozenset(check.endpoint_id(name, f"keep_endpoint_ids[{i}]") for i, name in enumerate(message.keep_endpoint_ids))
+    keep = frozenset(message.keep_endpoint_ids)
+    # A million empty ids fit in a message: of those that are wrong, the first few are told.
+    wrong = (i for i, name in enumerate(message.keep_endpoint_ids) if not is_endpoint_id(name))
+    for i in itertools.islice(wrong, _WRONG_IDS):
+        check.endpoint_id(message.keep_endpoint_ids[i], f"keep_endpoint_ids[{i}]")
     everything = "is empty, which releases all of your endpoints; say allow_empty if that is meant"
     check.require(keep or message.allow_empty, "keep_endpoint_ids", everything)
     network = message.network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -311,20 +312,20 @@ def _spec(preference: Preference, port: Port) -> EndpointSpec:
 
 
 class _Ear:
-    """Hears what a thread does outside of Python's memory (sys.addaudithook). A hook can't be taken out: so there is one."""
+    """Hears what this thread does outside of Python's memory (sys.addaudithook). A hook can't be taken out: so there is one."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
-        self.listens = self._is_hooked = False
+        self.thread, self._is_hooked = 0, False
 
     def begin(self) -> None:
         if not self._is_hooked:
             sys.addaudithook(self._hear)
-        self._is_hooked = self.listens = True
+        self._is_hooked, self.thread = True, threading.get_ident()
         self.heard.clear()
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.listens and event in _OUTSIDE:
+        if event in _OUTSIDE and threading.get_ident() == self.thread:
             self.heard.append(f"{event} {arguments[:1]}")
 
 
@@ -338,5 +339,5 @@ def _nothing_outside() -> Iterator[None]:
     try:
         yield
     finally:
-        _EAR.listens = False
+        _EAR.thread = 0
     assert _EAR.heard == [], "it isn't pure"

@@ -20,7 +20,6 @@ from vifd import config
 from vifd.daemon import Daemon, Setup, listen
 from vifd.drivers import catalog
 from vifd.drivers.fake import FakeDriver
-from vifd.endpoints.registry import Change
 from vifd.errors import StartError, VifdError
 from vifd.model import Drift, DriftKind, Endpoint, State
 from vifd.systemd import Notifier
@@ -64,9 +63,9 @@ class FakeDaemon:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for hold in self._faults.holds.values():
-            hold.release()
-        self._loop.call_soon_threadsafe(self._daemon.stop)
+        with contextlib.suppress(RuntimeError):  # its loop has ended: why is told below
+            self._faults.release_all()
+            self._loop.call_soon_threadsafe(self._daemon.stop)
         self._thread.join()
         shutil.rmtree(self._directory)
         if self._error is not None:
@@ -93,6 +92,9 @@ class FakeDaemon:
             error: one of `vifd.errors`: the caller gets its status and details.
             times: how many calls.
             lose_answer: what is asked for is done all the same; only its answer is lost on the way.
+
+        Raises:
+            ValueError: there is no such RPC, or its answer is a stream, which can't be lost.
         """
         self._faults.add(rpc, Fault(error, lose_answer), times)
 
@@ -102,14 +104,16 @@ class FakeDaemon:
 
         Args:
             rpc: its name.
+
+        Raises:
+            ValueError: there is no such RPC, or it is held already.
         """
         hold = Hold(self._loop)
-        self._faults.holds[rpc] = hold
+        self._faults.hold(rpc, hold)
         try:
             yield hold
         finally:
-            del self._faults.holds[rpc]
-            hold.release()
+            self._faults.release(rpc)
 
     def attach(self, endpoint_id: str) -> None:
         """Let an endpoint be as if a hypervisor had opened it: ATTACHED."""
@@ -145,7 +149,6 @@ class FakeDaemon:
         self._error: BaseException | None = None
         self._sockets = listen(self._setup.config, None)
         self._daemon = Daemon(self._setup, self._sockets, None, told, self._interceptors)
-        self._daemon.registry.listen(self._forget_mended)
         self._thread = threading.Thread(target=self._serve, args=(told,), name="vifd", daemon=True)
         self._thread.start()
         if not told.served.wait(_SECONDS) or self._error is not None:
@@ -195,11 +198,6 @@ class FakeDaemon:
         if not isinstance(driver, FakeDriver):
             raise TypeError(f"network {endpoint.network} has another driver")
         return driver
-
-    def _forget_mended(self, _change: Change, endpoint: Endpoint) -> None:
-        driver = self._daemon.networks.drivers.get(endpoint.network)
-        if not endpoint.drifts and isinstance(driver, FakeDriver):
-            driver.drifts.pop(endpoint.endpoint_id, None)
 
 
 class _Told(Notifier):

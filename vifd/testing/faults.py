@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from vif.v1 import endpoint_service_pb2, host_service_pb2
 from vifd.errors import VifdError
 from vifd.server.middleware import Context, abort
 
 _PACKAGE = "/vif.v1."
+_RPCS = {
+    method.name: method
+    for file in (endpoint_service_pb2.DESCRIPTOR, host_service_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
 _Handler = Any  # grpc.RpcMethodHandler, whose type takes arguments that it does not take at run time
 
 
@@ -62,11 +69,30 @@ class Faults(grpc.aio.ServerInterceptor):
 
     def __init__(self) -> None:
         self._faults: dict[str, list[Fault]] = {}
-        self.holds: dict[str, Hold] = {}
+        self._holds: dict[str, Hold] = {}
 
     def add(self, rpc: str, fault: Fault, times: int) -> None:
         """Let the next calls of an RPC fail."""
+        _check_is_rpc(rpc)
+        if fault.lose_answer and _RPCS[rpc].server_streaming:
+            raise ValueError(f"{rpc} has no answer to lose: it streams")
         self._faults.setdefault(rpc, []).extend([fault] * times)
+
+    def hold(self, rpc: str, hold: Hold) -> None:
+        """Let calls of an RPC wait."""
+        _check_is_rpc(rpc)
+        if rpc in self._holds:
+            raise ValueError(f"{rpc} is held already")
+        self._holds[rpc] = hold
+
+    def release(self, rpc: str) -> None:
+        """Let the calls of an RPC go on that wait."""
+        self._holds.pop(rpc).release()
+
+    def release_all(self) -> None:
+        """Let whatever waits go on."""
+        for hold in self._holds.values():
+            hold.release()
 
     async def intercept_service(
         self,
@@ -108,8 +134,13 @@ class Faults(grpc.aio.ServerInterceptor):
         return call
 
     async def _meet(self, rpc: str) -> Fault | None:
-        hold = self.holds.get(rpc)
+        hold = self._holds.get(rpc)
         if hold is not None:
             await hold.wait()
         faults = self._faults.get(rpc)
         return faults.pop(0) if faults else None
+
+
+def _check_is_rpc(name: str) -> None:
+    if name not in _RPCS:  # else a test would wait, or pass, for nothing
+        raise ValueError(f"there is no RPC {name!r}; there are {', '.join(sorted(_RPCS))}")

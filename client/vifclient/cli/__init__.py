@@ -19,8 +19,9 @@ BROKEN_PIPE_EXIT = 1  # as click and rich have it, when they notice first
 
 def main() -> None:
     """Run vifctl with the arguments of the process, and exit."""
-    # What gRPC logs on stderr by itself stands in the error as well.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # What gRPC logs on stderr by itself stands in the error as well. It isn't for the command of `run`: so not by os.environ.
+    if "GRPC_VERBOSITY" not in os.environ:
+        os.putenv("GRPC_VERBOSITY", "NONE")
     sys.exit(run_vifctl(sys.argv[1:]))
 
 

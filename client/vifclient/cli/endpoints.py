@@ -8,6 +8,7 @@ from uuid import UUID
 import click
 
 from vifclient import errors
+from vifclient.calls import BATCH
 from vifclient.cli.command import Command, connect
 from vifclient.cli.completers import complete_endpoint, complete_network
 from vifclient.cli.output import open_output
@@ -21,7 +22,6 @@ from vifclient.messages import CheckEndpointResponse, ReleaseEndpointRequest
 
 DRIFTS_EXIT = 1
 _MAX_PID, _MAX_LEASE_S = 1 << 22, 366 * 86400
-_BATCH = 64  # what BatchReleaseEndpoints takes
 _EXAMPLE_ID = "3f0c1e9a-7c52-4b0e-9d0e-8a1f5f3f2b61"
 
 
@@ -126,8 +126,8 @@ def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generati
         raise click.UsageError("--generation goes with one ID: each has generations of its own.", click.get_current_context())
     requests = [ReleaseEndpointRequest(endpoint_id=one, generation=generation) for one in unique]
     with connect(settings) as client:
-        for start in range(0, len(requests), _BATCH):
-            client.batch_release_endpoints(requests[start : start + _BATCH])
+        for start in range(0, len(requests), BATCH):
+            client.batch_release_endpoints(requests[start : start + BATCH])
     open_output(settings).released(unique)
 
 

@@ -63,12 +63,16 @@ class SectionOption(click.Option):
 
 
 class PlainCommand(click.Command):
-    """A command that takes the global options too, for that is where people write them, and has examples in its help."""
+    """A command that takes the global options too, for that is where people write them, and has examples in its help.
+
+    Args:
+        examples: Lines of a shell.
+    """
 
     def __init__(self, *args: Any, examples: Sequence[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(GLOBAL_OPTIONS)
-        self._examples = examples
+        self.examples = examples
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
@@ -84,7 +88,7 @@ class PlainCommand(click.Command):
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each on its line."""
         with formatter.section("Examples"):
-            for example in self._examples:
+            for example in self.examples:
                 formatter.write(f"  {example}\n")
 
 

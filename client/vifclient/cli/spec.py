@@ -22,7 +22,7 @@ _OPTIONS = (
     click.argument("network", callback=check_text, shell_complete=complete_network),
     click.option("--id", "endpoint_id", type=click.UUID, metavar="UUID", help="The endpoint's id. [default: a new one]"),
     click.option("--queues", type=click.IntRange(1, 256), metavar="N", help="How many queue pairs. [default: 1]"),
-    click.option("--no-vnet-hdr", is_flag=True, help="Frames without a virtio-net header (Firecracker doesn't want it)."),
+    click.option("--no-vnet-hdr", is_flag=True, help="Frames without a virtio-net header."),
     click.option(
         "--instance-name", callback=check_text, default="", metavar="NAME", help="The VM's name, to find the endpoint by."
     ),

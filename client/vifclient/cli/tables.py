@@ -24,6 +24,7 @@ from vifclient.messages import (
     RequestEndpointResponse,
     VirtualFunction,
     VirtualFunctionState,
+    VlanSpec,
     WatchEndpointsResponse,
     WatchEventKind,
 )
@@ -282,8 +283,14 @@ def _describe_location(endpoint: Endpoint) -> Iterable[tuple[str, str]]:
     kind = endpoint.WhichOneof("location")
     location = getattr(endpoint, kind) if kind else None
     for field, value in location.ListFields() if location else ():
-        text = words.enum_word(field.enum_type, value) if field.enum_type else str(value).strip().lower().replace("\n", ", ")
+        text = words.enum_word(field.enum_type, value) if field.enum_type else _plain(value)
         yield field.name.replace("_", " "), text
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, VlanSpec):
+        return words.vlan_line(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _describe_port(port: PortSpec) -> Iterable[tuple[str, str | Text]]:

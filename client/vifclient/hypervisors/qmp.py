@@ -21,6 +21,8 @@ from vifclient.hypervisors.qemu import Capabilities, Command, Plug, read_capabil
 DEFAULT_TIMEOUT_S = 30.0
 _PROBE = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
 _UCRED = struct.Struct("3i")
+_TIMEVAL = struct.Struct("ll")
+_ASKED_BEFORE = "already in the process of unplug"  # qdev_unplug() of system/qdev-monitor.c; its class tells nothing
 
 
 class QmpError(Exception):
@@ -44,7 +46,7 @@ class QmpTimeout(QmpError):
 
 
 class Monitor:
-    """A connection to a QEMU's QMP socket (`-qmp unix:PATH,server=on,wait=off`), which has one at a time.
+    """A connection to a QEMU's QMP socket (`-qmp unix:PATH,server=on,wait=off`), which has one at a time; for one thread.
 
     Args:
         connection: The socket, connected.
@@ -58,6 +60,7 @@ class Monitor:
         self._socket = connection
         self._timeout_s = timeout_s
         self._buffer = b""
+        self._last_id = 0
         self._events: list[dict[str, Any]] = []
         try:
             if "QMP" not in self._receive(self._deadline()):
@@ -80,11 +83,18 @@ class Monitor:
 
         Raises:
             QemuEnded: Nobody answers on the socket.
+            QmpTimeout: Others have it, and more wait for it.
             QmpError: It can't be used.
         """
         connection = socket.socket(socket.AF_UNIX)
         try:
+            # With Python's timeout, connecting fails at once where others wait already (EAGAIN); with none, it may wait for ever.
+            timeval = _TIMEVAL.pack(*divmod(max(1, round(timeout_s * 1e6)), 10**6))  # 0 is for ever too
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
             connection.connect(path)
+        except BlockingIOError as error:
+            connection.close()
+            raise QmpTimeout(f"QEMU can't be reached on {path} within {timeout_s:.3g} s: others wait for it too") from error
         except OSError as error:
             connection.close()
             kind = QemuEnded if isinstance(error, FileNotFoundError | ConnectionRefusedError) else QmpError
@@ -114,21 +124,29 @@ class Monitor:
             QemuEnded: It has ended.
             QmpTimeout: It didn't answer.
         """
-        return self._run({"execute": name, "arguments": arguments}, fds)
+        return self.run({"execute": name, "arguments": arguments}, fds=fds)
 
-    def run(self, command: Command) -> Any:
-        """Run a command of `vifclient.hypervisors.qemu`.
+    def run(self, command: Command, *, fds: Sequence[int] = ()) -> Any:
+        """Run a command of `vifclient.hypervisors.qemu`; the rest is as of `execute`.
 
         Args:
             command: The command.
-
-        Returns:
-            QEMU's answer.
-
-        Raises:
-            QmpError: As of `execute`.
+            fds: Open files that go with it.
         """
-        return self._run(command, ())
+        self._last_id += 1
+        deadline_s = self._deadline()
+        self._send(json.dumps({**command, "id": self._last_id}).encode() + b"\n", fds)
+        while True:
+            message = self._receive(deadline_s)
+            if "event" in message:
+                self._events.append(message)
+            elif message.get("id", self._last_id) != self._last_id:
+                continue  # the answer to an earlier command, for which nobody waits any more
+            elif "error" in message:
+                refusal = message["error"]
+                raise QmpError(f"QEMU refused {command['execute']}: {refusal['desc']}", kind=refusal["class"])
+            else:
+                return message["return"]
 
     def wait_for(self, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Wait for an event. Those that came since the connection was made count.
@@ -164,11 +182,15 @@ class Monitor:
         """End QEMU, and wait until its process is gone, and with it the devices that it held open.
 
         Raises:
+            QemuEnded: It had ended before.
             QmpTimeout: It didn't end.
+            QmpError: It can't be spoken to, or its process isn't known: it has to make its socket, in this pid namespace.
         """
-        process = os.pidfd_open(self.pid)  # before it is told to, so that the pid is still its own
+        process = self._open_process()
         try:
-            self.execute("quit")
+            self.execute("query-name")  # it answers still: so the pid is its own, and not a later process's
+            with suppress(QemuEnded):  # it may end before it has answered
+                self.execute("quit")
             poll = select.poll()
             poll.register(process, select.POLLIN)
             if not poll.poll(self._timeout_s * 1000):
@@ -186,24 +208,25 @@ class Monitor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _run(self, command: Command, fds: Sequence[int]) -> Any:
-        line = json.dumps(command).encode() + b"\n"
+    def _open_process(self) -> int:
+        if self.pid in {0, os.getpid()}:
+            raise QmpError("QEMU's process isn't known: it is in another pid namespace, or this one made its socket")
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError as error:
+            kind = QemuEnded if isinstance(error, ProcessLookupError) else QmpError
+            raise kind(f"QEMU's process {self.pid} can't be watched: {error.strerror}") from error
+
+    def _send(self, line: bytes, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._socket.settimeout(self._timeout_s)
         try:
             sent = self._socket.sendmsg([line], rights)
             self._socket.sendall(line[sent:])
+        except TimeoutError as error:  # it is stuck, and has not ended
+            raise QmpTimeout(f"QEMU took nothing within {self._timeout_s:.3g} s") from error
         except OSError as error:
             raise QemuEnded(f"QEMU has ended: {error.strerror}") from error
-        deadline_s = self._deadline()
-        while True:
-            message = self._receive(deadline_s)
-            if "event" in message:
-                self._events.append(message)
-            elif "error" in message:
-                refusal = message["error"]
-                raise QmpError(f"QEMU refused {command['execute']}: {refusal['desc']}", kind=refusal["class"])
-            else:
-                return message["return"]
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout_s
@@ -222,8 +245,8 @@ class Monitor:
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\n", 1)
         try:
-            message: dict[str, Any] = json.loads(line)
-        except ValueError as error:
+            message: dict[str, Any] = dict(json.loads(line))
+        except (TypeError, ValueError) as error:
             raise QmpError("the socket isn't a QEMU's QMP socket") from error
         return message
 
@@ -241,20 +264,25 @@ def probe(program: str = "qemu-system-x86_64") -> Capabilities:
         QmpError: It can't be started.
     """
     ours, its = socket.socketpair()
-    with its:
-        number = its.fileno()
-        monitor = ("-chardev", f"socket,id=qmp,fd={number}", "-mon", "chardev=qmp,mode=control")
-        try:
-            process = subprocess.Popen([program, *_PROBE, *monitor], pass_fds=[number], stderr=subprocess.DEVNULL)  # noqa: S603  (no shell)
-        except OSError as error:
-            ours.close()
-            raise QmpError(f"{program} can't be started: {error.strerror}") from error
+    number = its.fileno()
+    monitor = ("-chardev", f"socket,id=qmp,fd={number}", "-mon", "chardev=qmp,mode=control")
     try:
-        with Monitor(ours) as qemu:
-            return ask(qemu)
+        process = subprocess.Popen([program, *_PROBE, *monitor], pass_fds=[number], stderr=subprocess.PIPE, text=True)  # noqa: S603  (no shell)
+    except OSError as error:
+        ours.close()
+        raise QmpError(f"{program} can't be started: {error.strerror}") from error
     finally:
-        process.terminate()
-        process.wait()
+        its.close()
+    with process:
+        try:
+            with Monitor(ours) as qemu:
+                return ask(qemu)
+        except QmpError as error:
+            process.kill()
+            _, said = process.communicate()
+            raise QmpError(f"{program} can't be asked: {said.strip() or error}") from error
+        finally:
+            process.kill()
 
 
 def ask(monitor: Monitor) -> Capabilities:
@@ -282,7 +310,7 @@ def plug(monitor: Monitor, what: Plug, fds: Sequence[int] = ()) -> None:
         fds: The endpoint's open queues, which the caller closes afterwards.
 
     Raises:
-        QmpError: QEMU refused it.
+        QmpError: QEMU refused it. If that was to take the guest's carrier, which comes last, the device stays plugged.
         ValueError: The fds don't fit.
     """
     if len(fds) != len(what.fd_names):
@@ -315,10 +343,10 @@ def unplug(monitor: Monitor, what: Plug) -> None:
     """
     if what.device_id in devices(monitor):
         monitor.forget(lambda event: _is_about(event, what.device_id))  # of an earlier life of the id
-        monitor.execute("device_del", id=what.device_id)
-        event = monitor.wait_for(lambda event: _is_about(event, what.device_id))
-        if event["event"] != "DEVICE_DELETED":
-            raise QmpError(f"the guest doesn't let {what.device_id} go")
+        if _delete_device(monitor, what.device_id):
+            event = monitor.wait_for(lambda event: _is_about(event, what.device_id))
+            if event["event"] != "DEVICE_DELETED":
+                raise QmpError(f"the guest doesn't let {what.device_id} go")
     for _, undo in reversed(what.backend):
         try:
             monitor.run(undo)
@@ -337,6 +365,18 @@ def devices(monitor: Monitor) -> list[str]:
         The ids.
     """
     return [item["name"] for item in monitor.execute("qom-list", path="/machine/peripheral") if item["type"].startswith("child<")]
+
+
+def _delete_device(monitor: Monitor, device_id: str) -> bool:
+    """Ask the guest to let a device go, unless it has been asked and hasn't answered; tell whether it still has it."""
+    try:
+        monitor.execute("device_del", id=device_id)
+    except QmpError as error:
+        if error.kind == "DeviceNotFound":  # it has let it go this moment
+            return False
+        if _ASKED_BEFORE not in str(error):
+            raise
+    return True
 
 
 def _is_about(event: dict[str, Any], device_id: str) -> bool:

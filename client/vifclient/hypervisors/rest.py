@@ -64,7 +64,10 @@ def send(socket_path: str, request: Request, *, fds: Sequence[int] = (), timeout
         connection.close()
     if response.status >= http.client.BAD_REQUEST:
         raise RestError(f"the hypervisor refused {request.path}: {answer.decode(errors='replace')}", status=response.status)
-    return json.loads(answer) if answer else None
+    try:
+        return json.loads(answer) if answer else None
+    except ValueError as error:
+        raise RestError(f"what answers on {socket_path} isn't the hypervisor: {answer[:80]!r}", status=response.status) from error
 
 
 class _Connection(http.client.HTTPConnection):

@@ -9,6 +9,7 @@ show from outside is skipped with the reason, never silently.
 """
 
 import os
+import signal
 import sys
 
 
@@ -16,6 +17,7 @@ def main() -> None:
     """Run vif-sanity with the arguments of the process, and exit."""
     # What gRPC logs on stderr by itself stands in the error as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as CI ends a job: nothing stays behind, as after Ctrl-C
     from vifclient.sanity.command import run_sanity  # noqa: PLC0415  grpc reads the variable when it is imported
 
     sys.exit(run_sanity(sys.argv[1:]))

@@ -21,7 +21,7 @@ _HELP = """Test whether a daemon keeps the contract vif.v1.
 
 It talks to the daemon's public socket as any hypervisor driver does, needs no root, and tests each rule of the contract by a
 check with a name. What it makes has random ids and labels vif-sanity/...; it releases all of it, after each check and after
-Ctrl-C, and touches nothing else.
+Ctrl-C or SIGTERM, and touches nothing else.
 
 \b
 Examples:
@@ -46,7 +46,7 @@ class _Options:
 
     socket: str | None
     network: str
-    kind: str
+    kind: str | None
     only: tuple[str, ...]
     skip: tuple[str, ...]
     list_only: bool
@@ -55,16 +55,14 @@ class _Options:
     timeout: float
 
 
-@click.command(help=_HELP, epilog=_EPILOG)
+@click.command(
+    help=_HELP,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 130},
+)
 @click.option("--socket", type=click.Path(), help="The daemon's socket. [default: $VIFD_SOCKET, else /run/vifd/vifd.sock]")
 @click.option("--network", default="", metavar="NAME", help="Where to make endpoints. [default: the first that can make one]")
-@click.option(
-    "--kind",
-    default="",
-    type=click.Choice(["", *KINDS]),
-    metavar="KIND",
-    help="What to make. [default: the one that can do most]",
-)
+@click.option("--kind", type=click.Choice(KINDS), help="What to make. [default: the one that can do most]")
 @click.option("--only", multiple=True, metavar="PATTERN", help="Only checks with such names, `race.*`; may be repeated.")
 @click.option("--skip", multiple=True, metavar="PATTERN", help="No checks with such names; may be repeated.")
 @click.option("--list", "list_only", is_flag=True, help="Only list the checks.")
@@ -112,7 +110,7 @@ def _open_session(options: _Options) -> Session:
     path = sockets.find_socket_path(options.socket)
     if obstacle := sockets.find_obstacle(path):
         raise obstacle
-    return Session(path, timeout_s=options.timeout, network=options.network, kind=options.kind)
+    return Session(path, timeout_s=options.timeout, network=options.network, kind=options.kind or "")
 
 
 def _run(session: Session, selected: list[Check], *, quiet: bool) -> tuple[list[Result], bool]:

@@ -86,11 +86,11 @@ def _run_one(session: Session, check: Check) -> tuple[Outcome, str]:
     session.begin_check()
     try:
         outcome, message = _judge(session, check)
-    except BaseException as error:  # Ctrl-C too: nothing stays behind, or it is told
+        left = _clean_up(session)
+    except BaseException as error:  # Ctrl-C too, also as it cleans up: nothing stays behind, or it is told
         if left := _clean_up(session):
             error.add_note(left)
         raise
-    left = _clean_up(session)
     return (outcome, message) if not left or outcome is Outcome.FAILED else (Outcome.FAILED, left)
 
 

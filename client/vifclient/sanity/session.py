@@ -16,11 +16,11 @@ import grpc
 from vif.v1 import endpoint_service_pb2 as pb
 from vif.v1.endpoint_pb2 import Endpoint, EndpointKind
 from vif.v1.host_service_pb2 import Feature, GetHostInfoRequest, GetHostInfoResponse, KindOffer, Network
+from vifclient.calls import BATCH
 from vifclient.channel import OPTIONS, make_stubs, make_target, translate
 from vifclient.errors import InvalidArgument, VifError
 from vifclient.sanity.check import FailedError, SkippedError
 
-BATCH = 64
 AT_ONCE = 16
 RUN_LABEL, CHECK_LABEL = "vif-sanity/run", "vif-sanity/check"
 _T = TypeVar("_T")

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -170,6 +171,19 @@ def test_an_fd_socket_that_does_not_answer(vifd: FakeVifd) -> None:
     async def story(client: Client) -> None:
         with pytest.raises(errors.DeadlineExceeded, match="fd socket"):
             await client.acquire_fds("a", timeout_s=0.05)
+
+    run(vifd, story)
+
+
+def test_the_way_to_the_fd_socket_is_within_the_time(vifd: FakeVifd, folder: Path) -> None:
+    vifd.failures.append(make_status(grpc.StatusCode.UNAVAILABLE, "starting", "TRY_AGAIN", retry_info(0.6)))
+    vifd.fd_socket_path = str(folder / "none.sock")
+
+    async def story(client: Client) -> None:
+        began_s = time.monotonic()
+        with pytest.raises(errors.Unreachable, match=r"none\.sock"):
+            await client.acquire_fds("a", timeout_s=1)
+        assert time.monotonic() - began_s < 1.4
 
     run(vifd, story)
 

@@ -8,13 +8,22 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests.unit.client.conftest import QUICK_RETRY
 from tests.unit.client.fake_vifd import FakeVifd, make_status
-from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, errors
-from vifclient.driver import DRIVER_LABEL, USER_LABEL, VmBusy
+from vifclient import Client, HypervisorDriver, Interface, VirtualMachine, VmBusy, errors
+from vifclient.driver import DRIVER_LABEL, USER_LABEL
 from vifclient.hypervisors import preferences
-from vifclient.messages import Endpoint, EndpointPreference, PortSpec, RequestEndpointRequest
+from vifclient.messages import (
+    Endpoint,
+    EndpointPreference,
+    LeaseLifetime,
+    Lifetime,
+    PortSpec,
+    ProcessLifetime,
+    RequestEndpointRequest,
+)
 
 
 class HypervisorError(Exception):
@@ -212,6 +221,17 @@ def test_hot_plug_and_hot_unplug(vifd: FakeVifd, driver: FakeHypervisor) -> None
     driver.hot_unplug(vm.uuid, extra.endpoint_id)
 
 
+def test_what_somebody_released_under_a_vm_cannot_be_unplugged(client: Client, driver: FakeHypervisor) -> None:
+    vm = make_vm(1)
+    driver.start(vm)
+    client.release_endpoint(ids(vm)[0])
+    with pytest.raises(errors.NotFound, match="attached still"):
+        driver.hot_unplug(vm.uuid, ids(vm)[0])
+    assert driver.vms[vm.uuid] == ids(vm)
+    driver.stop(vm.uuid)
+    driver.hot_unplug(vm.uuid, ids(vm)[0])
+
+
 def test_what_cannot_be_attached_is_released(vifd: FakeVifd, driver: FakeHypervisor) -> None:
     vm = make_vm(1)
     driver.start(vm)
@@ -248,6 +268,16 @@ def test_a_migration_requests_there_and_releases_here(
     asked = other_host.requests[0].requests[0]
     # what was vifd's choice here, and what was changed while it ran, is asked for there
     assert (asked.endpoint_id, asked.port.mac, asked.port.addresses) == (ids(vm)[0], "52:54:00:12:34:56", ["10.0.0.7"])
+
+
+def test_a_process_stays_on_its_host_and_a_lease_travels(
+    other_host: FakeVifd, driver: FakeHypervisor, destination: FakeHypervisor
+) -> None:
+    process, lease = Lifetime(process=ProcessLifetime(pid=os.getpid())), Lifetime(lease=LeaseLifetime(ttl=Duration(seconds=60)))
+    vm = replace(make_vm(), interfaces=tuple(Interface(network="default", lifetime=one) for one in (process, lease, None)))
+    driver.start(vm)
+    driver.migrate(vm, destination, lambda endpoints: destination.start_vm(vm, endpoints))
+    assert [one.lifetime for one in other_host.requests[0].requests] == [Lifetime(), lease, Lifetime()]
 
 
 def test_a_migration_that_is_given_up_releases_there_alone(
@@ -288,6 +318,31 @@ def test_a_source_that_cannot_release_leaves_the_destination_alone(
         driver.migrate(vm, destination, move)
     assert (len(vifd.endpoints), len(other_host.endpoints)) == (2, 2)
     assert sorted(driver.recover()) == sorted(ids(vm))
+
+
+def test_what_stays_attached_on_the_source_is_released_once_it_is_ended(
+    vifd: FakeVifd, driver: FakeHypervisor, destination: FakeHypervisor
+) -> None:
+    vm = make_vm()
+    driver.start(vm)
+    driver.migrate(vm, destination, lambda endpoints: destination.start_vm(vm, endpoints))
+    assert len(vifd.endpoints) == 2
+    driver.vms.clear()
+    assert sorted(driver.recover()) == sorted(ids(vm))
+
+
+def test_a_vm_without_uuid_is_not_every_vm(vifd: FakeVifd, client: Client, driver: FakeHypervisor) -> None:
+    vm = make_vm()
+    driver.start(vm)
+    nobody = replace(make_vm(), uuid="")
+    for work in (lambda: driver.start(nobody), lambda: driver.stop(""), lambda: driver.hot_unplug("", ids(vm)[0])):
+        with pytest.raises(ValueError, match="no UUID"):
+            work()
+    # of no VM, though it carries this driver's labels
+    client.request_endpoint(driver.make_request(nobody, nobody.interfaces[0]))
+    assert driver.recover() == []
+    assert (driver.vms[vm.uuid], len(vifd.endpoints)) == (ids(vm), 3)
+    assert driver.collect_garbage() == [nobody.interfaces[0].endpoint_id]
 
 
 def test_after_a_restart_what_no_vm_has_is_released(vifd: FakeVifd, client: Client, driver: FakeHypervisor) -> None:

@@ -3,12 +3,14 @@ import os
 import resource
 import socket
 import stat
+import time
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.unit.client.conftest import QUICK_RETRY
-from tests.unit.client.fake_vifd import FakeVifd
+from tests.unit.client.fake_vifd import FakeVifd, make_status, retry_info
 from vif.v1.fd_pb2 import AcquireFdsRequest, AcquireFdsResponse
 from vifclient import Client, QueueFds, errors, queues
 
@@ -151,6 +153,16 @@ def test_no_such_fd_socket(vifd: FakeVifd, folder: Path) -> None:
         pytest.raises(errors.Unreachable, match="there is no such socket"),
     ):
         client.acquire_fds("a", timeout_s=0.1)
+
+
+def test_the_way_to_the_fd_socket_is_within_the_time(vifd: FakeVifd, client: Client, folder: Path) -> None:
+    vifd.failures.append(make_status(grpc.StatusCode.UNAVAILABLE, "starting", "TRY_AGAIN", retry_info(0.6)))
+    vifd.fd_socket_path = str(folder / "none.sock")
+    began_s = time.monotonic()
+    with pytest.raises(errors.Unreachable, match=r"none\.sock"):
+        client.acquire_fds("a", timeout_s=1)
+    assert time.monotonic() - began_s < 1.4
+    assert vifd.calls == ["GetHostInfo"] * 2
 
 
 def test_a_vifd_without_fd_socket(vifd: FakeVifd, client: Client) -> None:

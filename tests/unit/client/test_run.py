@@ -1,13 +1,16 @@
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.support.children import child
 from tests.unit.client.fake_vifd import FakeVifd, make_status
 from vifclient.messages import Lifetime, ProcessLifetime
 
@@ -20,11 +23,13 @@ def _environment(vifd: FakeVifd, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*VIFCTL, "run", *arguments], check=False, capture_output=True, text=True, timeout=60)
+    # os.environ, and not what readline adds to this process's own
+    argv, given = [*VIFCTL, "run", *arguments], dict(os.environ)
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60, env=given)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*VIFCTL, "run", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return child([*VIFCTL, "run", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_the_command_gets_fds_values_and_environment(vifd: FakeVifd) -> None:
@@ -41,9 +46,19 @@ def test_the_command_gets_fds_values_and_environment(vifd: FakeVifd) -> None:
     assert vifd.calls == ["RequestEndpoint", "GetHostInfo"]
 
 
+@pytest.mark.parametrize("verbosity", [None, "DEBUG"])
+def test_the_command_has_the_environment_that_vifctl_was_given(monkeypatch: pytest.MonkeyPatch, verbosity: str | None) -> None:
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    if verbosity is not None:
+        monkeypatch.setenv("GRPC_VERBOSITY", verbosity)
+    show = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
+    seen = json.loads(run("default", "--", *show).stdout)
+    assert {name: value for name, value in seen.items() if not name.startswith("VIF_")} == dict(os.environ)
+
+
 def test_the_endpoint_lives_as_long_as_the_caller_which_becomes_the_command(vifd: FakeVifd) -> None:
-    vifctl = start("default", "--", "sh", "-c", "echo $$")
-    out, err = vifctl.communicate(timeout=60)
+    with start("default", "--", "sh", "-c", "echo $$") as vifctl:
+        out, err = vifctl.communicate(timeout=60)
     assert (int(out), err) == (vifctl.pid, "")
     assert vifd.requests[0].lifetime == Lifetime(process=ProcessLifetime(pid=0))
 
@@ -66,12 +81,11 @@ def test_the_status_is_the_commands(vifd: FakeVifd, command: list[str], status: 
 
 def test_a_signal_before_the_command_ends_vifctl(vifd: FakeVifd) -> None:
     vifd.hang.clear()
-    vifctl = start("default", "--", "touch", "/nonexistent/file")
-    assert vifd.entered.wait(30)
-    vifctl.send_signal(signal.SIGTERM)
-    assert vifctl.wait(30) == -signal.SIGTERM
+    with start("default", "--", "touch", "/nonexistent/file") as vifctl:
+        assert vifd.entered.wait(30)
+        vifctl.send_signal(signal.SIGTERM)
+        assert vifctl.wait(30) == -signal.SIGTERM
     vifd.hang.set()
-    vifctl.communicate()
 
 
 def test_a_request_that_fails_starts_nothing(vifd: FakeVifd) -> None:

@@ -9,6 +9,7 @@ from vifclient.cli import words
 from vifclient.cli.quantities import show_quantity
 from vifclient.cli.tables import Tables
 from vifclient.messages import (
+    BridgePort,
     CheckEndpointResponse,
     Consideration,
     ConsiderationOutcome,
@@ -30,6 +31,7 @@ from vifclient.messages import (
     RateLimit,
     RequestEndpointResponse,
     TapDevice,
+    VhostUserSocket,
     VirtualFunction,
     VlanProtocol,
     VlanSpec,
@@ -149,6 +151,17 @@ def test_everything_of_a_port_is_shown() -> None:
         "tx queue": "500 frames",
         "guest has": "10.0.0.7/24 via 10.0.0.1; DNS 10.0.0.1, 10.0.0.2; by DHCP",
     }.items() <= lines.items()
+
+
+def test_a_location_is_shown_as_it_is_written() -> None:
+    tables, file = make_tables()
+    bridge = BridgePort(bridge_name="br-Blue", suggested_ifname="vdb0", vlan=VlanSpec(trunk_vids=[7, 8], native_vid=9))
+    tables.endpoint(Endpoint(endpoint_id=ID, bridge=bridge))
+    tables.endpoint(Endpoint(endpoint_id=ID, vhost_user=VhostUserSocket(socket_path="/run/VPP/v.sock")))
+    tables.endpoint(Endpoint(endpoint_id=ID, tap=TapDevice(ifname="vdt0", vnet_hdr=True)))
+    shown = file.getvalue()
+    for text in ("br-Blue", "trunk of 7, 8; untagged in 9", "/run/VPP/v.sock", "true"):
+        assert text in shown
 
 
 def test_what_a_port_has_not_is_not_shown() -> None:

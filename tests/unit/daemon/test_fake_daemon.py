@@ -42,6 +42,12 @@ def stub(channel: grpc.Channel) -> Any:
     return EndpointServiceStub(channel)
 
 
+def test_it_keeps_every_rule_of_the_contract(vifd: Daemon) -> None:
+    argv = [str(BIN / "vif-sanity"), "--socket", vifd.socket]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
 def refused(call: Any, message: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call(message, timeout=SECONDS)

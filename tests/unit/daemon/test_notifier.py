@@ -75,6 +75,7 @@ def test_a_systemd_that_isnt_there_stops_nothing(
         ("", None, None),
         ("soon", None, None),
     ],
+    ids=["everybody", "this process", "another", "never", "no number"],
 )
 def test_a_sign_of_life_is_due_twice_as_often_as_systemd_wants_it(
     monkeypatch: pytest.MonkeyPatch, microseconds: str, pid: str | None, due_s: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver, FakeOptions
 from vifd.drivers.sriov import SriovDriver, SriovOptions
-from vifd.errors import Violation
+from vifd.errors import JournalDamaged, Violation
 from vifd.kernel.ops import EnsureBridge
 from vifd.kernel.sriov.inventory import Inventory
 from vifd.model import Kind, Offer, TapDevice, TapPreference
@@ -108,6 +109,21 @@ class Greedy(FakeDriver):
         return msgspec.structs.replace(super().plan(*arguments), plan=(EnsureBridge("conformance"),))
 
 
+class Disorderly(FakeDriver):
+    def plan(self, *arguments: Any) -> Planned:
+        return msgspec.structs.replace(super().plan(*arguments), plan=(EnsureBridge("conformance"), EnsureBridge("conformance")))
+
+
+class Fickle(FakeDriver):
+    def offers(self, spec: Any) -> Sequence[Offer]:
+        return [msgspec.structs.replace(offer, unavailable=f"no room for {random.random()}") for offer in super().offers(spec)]
+
+
+class Illegible(FakeDriver):
+    def locate(self, endpoint_id: str, preference: Any, made: Any) -> Any:
+        return TapDevice("vdt0", 1.5, 1, vnet_hdr=True)  # type: ignore[arg-type]  which is what's wrong
+
+
 class Silent(FakeDriver):
     def offers(self, spec: Any) -> Sequence[Offer]:
         return [msgspec.structs.replace(offer, unavailable="no") for offer in super().offers(spec)]
@@ -174,6 +190,9 @@ BROKEN: dict[type[NetworkDriver[Any]], str] = {
     Curious: "test_plans_are_pure",
     Forgetful: "test_an_option_that_it_offers_is_honoured",
     Greedy: "test_plans_pass_the_privileged_helpers_check",
+    Disorderly: "test_plans_are_in_the_order_in_which_they_can_be_undone",
+    Fickle: "test_offers_are_the_same_each_time",
+    Illegible: "test_an_endpoint_survives_the_journal_and_can_be_told",
     Silent: "test_each_kind_is_offered_once_or_with_the_reason_why_not",
     Twofold: "test_each_kind_is_offered_once_or_with_the_reason_why_not",
     Shy: "test_what_is_asked_for_changes_no_kind_but_only_whether_it_can_be_made",
@@ -196,5 +215,19 @@ def test_a_driver_that_breaks_a_promise_is_noticed(broken: type[NetworkDriver[An
 
     test: Callable[..., None] = getattr(Suite(), BROKEN[broken])
     arguments = {"test_it_has_a_name_and_frozen_options": [], "test_a_wrong_key_is_named": ["kinds"]}.get(BROKEN[broken], [""])
-    with pytest.raises((AssertionError, KeyError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, KeyError, JournalDamaged, pytest.fail.Exception)):
         test(*arguments)
+
+
+def test_what_another_thread_does_is_none_of_the_drivers() -> None:
+    class Beside(FakeDriver):
+        def plan(self, *arguments: Any) -> Planned:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(Path("/proc/self/comm").read_text).result()
+            return super().plan(*arguments)
+
+    class Suite(NetworkDriverConformance):
+        driver = Beside
+        networks = ("",)
+
+    Suite().test_plans_are_pure("")

@@ -102,6 +102,60 @@ async def test_a_network_system_that_cannot_be_told_is_logged(
     assert one.recorded()[ONE].state is State.READY
 
 
+@pytest.fixture
+def told(one: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
+    """How often the network system was told of something; it is told again at once of what it refused."""
+    monkeypatch.setattr("vifd.endpoints.activation._RETRY_SECONDS", 0.001)
+    count, note = asyncio.Semaphore(0), one.noting._note
+
+    def counting(what: str, endpoint: Endpoint) -> None:
+        count.release()
+        note(what, endpoint)
+
+    monkeypatch.setattr(one.noting, "_note", counting)
+    return count
+
+
+@pytest.mark.parametrize("error", [TryAgain("the switch is away"), ZeroDivisionError("a driver's bug")])
+async def test_a_network_system_that_cannot_be_told_is_told_later(
+    one: World, activation: Activation, told: asyncio.Semaphore, error: Exception
+) -> None:
+    one.noting.refuses["activate", ONE] = error
+    endpoint = await attached(one)
+    activation.on_learned(endpoint.ifindex)
+    for _ in ("bind", "activate", "activate", "activate"):
+        await told.acquire()
+    one.noting.refuses.clear()
+    await told.acquire()
+    await activation.close()
+    assert one.recorded()[ONE].state is State.ACTIVE
+
+
+async def test_what_left_is_told_of_no_more(one: World, activation: Activation, told: asyncio.Semaphore) -> None:
+    one.noting.refuses["activate", ONE] = TryAgain("the switch is away")
+    endpoint = await attached(one)
+    activation.on_learned(endpoint.ifindex)
+    for _ in ("bind", "activate", "activate"):
+        await told.acquire()
+    one.follower.on_carrier(endpoint.ifindex, carrier=False)
+    await asyncio.wait(activation._telling.values())
+    assert state(one) is State.READY
+
+
+async def test_a_tap_that_comes_and_goes_is_told_of_once_at_a_time(one: World, activation: Activation) -> None:
+    endpoint = await attached(one)
+    one.room.hold()
+    for _ in range(100):
+        activation.on_learned(endpoint.ifindex)
+        await asyncio.sleep(0)
+        one.follower.on_carrier(endpoint.ifindex, carrier=False)
+    activation.on_learned(endpoint.ifindex)
+    one.room.go_on()
+    await activation.close()
+    assert one.room.calls.count(("announce", 1)) == 1
+    assert state(one) is State.ACTIVE
+
+
 async def test_a_callers_word_makes_it_active(one: World, activation: Activation) -> None:
     await attached(one)
     assert (await activation.activate(ALICE, ONE)).state is State.ACTIVE
@@ -121,6 +175,28 @@ async def test_a_tap_that_nobody_has_open_has_no_vm(one: World, activation: Acti
     assert isinstance(failure, WrongState)
     assert "open" in str(failure)
     assert state(one) is State.READY
+
+
+async def test_a_tap_that_is_closed_while_its_network_is_told_has_no_vm(
+    one: World, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = await attached(one)
+
+    def close(*_: object) -> None:
+        one.room.close(ONE)
+        one.follower.on_carrier(endpoint.ifindex, carrier=False)
+
+    monkeypatch.setattr(one.noting, "_note", close)
+    assert isinstance(await failure_of(activation.activate(ALICE, ONE)), WrongState)
+    assert state(one) is State.READY
+
+
+async def test_a_vifd_that_stops_takes_nobodys_word(one: World, activation: Activation) -> None:
+    endpoint = await attached(one)
+    one.engine.refuse_work()
+    assert isinstance(await failure_of(activation.activate(ALICE, ONE)), TryAgain)
+    activation.on_learned(endpoint.ifindex)
+    assert state(one) is State.ATTACHED
 
 
 async def test_a_tap_that_was_opened_just_now_has_one(one: World, activation: Activation) -> None:
@@ -177,6 +253,47 @@ async def test_a_restart_remembers_whose_vm_runs(tmp_path: Path, is_open: bool, 
     with world(tmp_path / "journal.db", room) as after:
         (endpoint,) = await after.recover()
         assert endpoint.state is then
+        assert after.recorded()[ONE].state is then
+
+
+async def test_a_restart_takes_who_opens_a_tap_for_no_vm_that_has_left(tmp_path: Path) -> None:
+    with world(tmp_path / "journal.db") as before:
+        await before.recover()
+        endpoint = await attached(before)
+        activation = activation_of(before)
+        await activation.activate(ALICE, ONE)
+        before.follower.on_carrier(endpoint.ifindex, carrier=False)
+        before.follower.on_carrier(endpoint.ifindex, carrier=True)  # by a QEMU that waits for the VM to come back
+        await activation.close()
+    with world(tmp_path / "journal.db", before.room) as after:
+        activation_of(after)
+        assert [endpoint.state for endpoint in await after.recover()] == [State.ATTACHED]
+
+
+async def test_a_vm_that_leaves_after_a_restart_is_noted_too(tmp_path: Path) -> None:
+    with world(tmp_path / "journal.db") as before:
+        await before.recover()
+        endpoint = await attached(before)
+        await activation_of(before).activate(ALICE, ONE)
+    with world(tmp_path / "journal.db", before.room) as after:
+        activation = activation_of(after)
+        await after.recover()
+        assert state(after) is State.ACTIVE
+        after.follower.on_carrier(endpoint.ifindex, carrier=False)
+        await activation.close()
+        assert after.recorded()[ONE].state is State.READY
+
+
+async def test_a_vm_that_comes_back_at_once_leaves_as_another_does(one: World, activation: Activation) -> None:
+    endpoint = await attached(one)
+    await activation.activate(ALICE, ONE)
+    for came_back in (True, False):
+        one.follower.on_carrier(endpoint.ifindex, carrier=False)
+        if came_back:
+            activation.on_learned(endpoint.ifindex)
+        await asyncio.wait(activation._noting)
+    assert one.recorded()[ONE].state is State.READY
+    await activation.close()
 
 
 async def test_a_restart_remembers_a_port_that_the_hypervisor_made(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vifd.endpoints.changes import Change, Changes
 from vifd.endpoints.mending import Mender
 from vifd.endpoints.policy import Policy
 from vifd.errors import KernelRefused, NotAllowed, TryAgain, UnknownEndpoint, Unsupported, WrongState
-from vifd.model import DriftKind, Endpoint, Limits, Port, RateLimit, Vlan
+from vifd.model import Drift, DriftKind, Endpoint, Limits, Port, RateLimit, Vlan
 
 LIMITS = Limits(from_vm=RateLimit(rate_bps=10**8), to_vm=RateLimit())
 
@@ -181,6 +181,16 @@ async def test_a_device_that_is_gone_is_made_again_and_journaled(one: World) -> 
     assert mended.generation == made.generation
 
 
+async def test_a_device_that_is_made_again_is_known_though_it_cannot_be_noted(one: World) -> None:
+    await one.make()
+    del one.room.devices[endpoint_id(1)]
+    one.let_journal_write(allowed=False)
+    assert isinstance(await failure_of(mender_of(one).check(ALICE, endpoint_id(1), repair=True)), TryAgain)
+    found = one.registry.find_by_ifindex(one.room.devices[endpoint_id(1)].ifindex)
+    assert found == current(one)
+    assert found.drifts == ()
+
+
 async def test_what_cannot_be_mended_is_told_with_the_reason(one: World) -> None:
     await one.make()
     del one.room.devices[endpoint_id(1)]
@@ -200,6 +210,49 @@ async def test_what_is_heard_is_mended_without_being_asked(one: World) -> None:
     await mender._looking
     assert endpoint_id(2) in one.room.devices
     assert current(one, 2).drifts == ()
+
+
+async def test_what_only_the_network_system_knows_is_mended_by_telling_it_once_more(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.make(asked(network="red"))
+    one.noting.drifts[endpoint_id(1)] = (Drift(DriftKind.GUARD, "", "", "the switch has another rule"),)
+    monkeypatch.setattr(one.noting, "_note", lambda *_: one.noting.drifts.clear())
+    drifts, mended = await mender_of(one).check(ALICE, endpoint_id(1), repair=True)
+    assert ([drift.kind for drift in drifts], mended.drifts) == ([DriftKind.GUARD], ())
+
+
+async def test_what_a_network_system_has_wrong_still_stays_though_the_rest_is_mended(one: World) -> None:
+    await one.make(asked(network="red"))
+    stale = Drift(DriftKind.GUARD, "", "", "the switch has another rule")
+    one.noting.drifts[endpoint_id(1)] = (stale,)
+    one.room.change_mtu(endpoint_id(1), 1400)
+    drifts, mended = await mender_of(one).check(ALICE, endpoint_id(1), repair=True)
+    assert [drift.kind for drift in drifts] == [DriftKind.MTU, DriftKind.GUARD]
+    assert mended.drifts == (stale,)
+
+
+@pytest.mark.parametrize("error", [TryAgain("the switch is away"), ZeroDivisionError("a driver's bug")])
+async def test_a_network_system_that_cannot_be_asked_leaves_nobody_else_as_it_is(
+    one: World, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    await one.make(asked(1, network="red"), asked(2), asked(3, network="red"))
+    for number in (1, 2, 3):
+        one.room.change_mtu(endpoint_id(number), 1400)
+    one.noting.refuses |= {("check", endpoint_id(number)): error for number in (1, 3)}
+    await look(mender_of(one), 1, 2, 3)
+    assert [one.room.devices[endpoint_id(number)].mtu_bytes for number in (1, 2, 3)] == [1400, 1500, 1400]
+    assert "could not be looked at" in caplog.text
+
+
+async def test_a_vifd_that_stops_looks_at_nothing(one: World) -> None:
+    await one.make()
+    mender = mender_of(one)
+    one.room.change_mtu(endpoint_id(1), 1400)
+    one.engine.refuse_work()
+    await look(mender, 1)
+    assert isinstance(await failure_of(mender.check(ALICE, endpoint_id(1), repair=True)), TryAgain)
+    assert one.room.devices[endpoint_id(1)].mtu_bytes == 1400
 
 
 async def look(mender: Mender, *numbers: int) -> None:

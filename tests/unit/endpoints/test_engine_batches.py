@@ -80,8 +80,22 @@ async def test_a_failure_of_the_undoing_keeps_none_of_a_batch(one: World) -> Non
     one.room.fail_operation(1)
     one.noting.refuses["unbind", endpoint_id(1)] = TryAgain("the controller isn't reachable")
     assert isinstance(await failure_of(one.make(asked(1, network="red"), asked(2, network="red"))), KernelRefused)
-    assert one.is_empty()
+    assert (len(one.registry), one.room.devices) == (0, {})
     assert one.noting.told[-1] == ("unbind", endpoint_id(2))
+    # The next start tells it once more.
+    assert {i: endpoint.state for i, endpoint in one.recorded().items()} == {endpoint_id(1): State.PENDING}
+
+
+@pytest.mark.parametrize("error", [TryAgain("the controller isn't reachable"), ZeroDivisionError("a driver's bug")])
+async def test_what_a_network_system_keeps_of_a_batch_keeps_none_of_the_others(one: World, error: Exception) -> None:
+    await one.make(asked(1, network="red"), asked(2, network="red"))
+    one.noting.refuses["unbind", endpoint_id(1)] = error
+    await failure_of(one.drop(released(1), released(2)))
+    assert [(endpoint.endpoint_id, endpoint.state) for endpoint in one.registry] == [(endpoint_id(1), State.RELEASING)]
+    assert {i: endpoint.state for i, endpoint in one.recorded().items()} == {endpoint_id(1): State.RELEASING}
+    one.noting.refuses.clear()
+    await one.drop(released(1))
+    assert one.is_empty()
 
 
 async def test_a_quota_counts_what_the_whole_batch_would_come_to(one: World) -> None:

@@ -134,6 +134,35 @@ async def test_a_resync_with_nothing_to_look_at_doesnt_ask_for_everything(one: W
     assert [endpoint.drifts for endpoint in one.registry] == [()]
 
 
+async def test_many_losses_are_few_looks(one: World) -> None:
+    await make(one)
+    await one.room.entered()
+    one.room.calls.clear()
+    one.room.hold()
+    first = asyncio.create_task(one.follower.resync())
+    await one.room.entered()
+    for _ in range(100):
+        await one.follower.resync()
+    one.room.go_on()
+    await first
+    assert one.room.calls == [("inspect", 1)] * 2
+
+
+async def test_what_is_heard_while_all_are_looked_at_is_later_news(one: World) -> None:
+    endpoint = await make(one)
+    await one.room.entered()
+    one.room.hold()
+    resync = asyncio.create_task(one.follower.resync())
+    await one.room.entered()
+    one.follower.on_carrier(endpoint.ifindex, carrier=True)  # and the answer is from before
+    one.room.go_on()
+    await resync
+    assert state(one) is State.ATTACHED
+    one.follower.on_carrier(endpoint.ifindex, carrier=False)
+    await one.follower.resync()
+    assert state(one) is State.READY
+
+
 async def test_a_resync_hurts_nothing_that_is_made_anew_meanwhile(one: World) -> None:
     await make(one)
     await one.room.entered()

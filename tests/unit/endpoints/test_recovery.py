@@ -296,9 +296,10 @@ async def test_a_network_system_is_told_of_what_a_reboot_took(one: World) -> Non
     assert one.noting.told == [("bind", endpoint_id(1)), ("unbind", endpoint_id(1))]
 
 
-async def test_what_a_network_system_doesnt_let_go_stays_as_releasing(one: World) -> None:
+@pytest.mark.parametrize("error", [TryAgain("the network system is away"), ZeroDivisionError("a driver's bug")])
+async def test_what_a_network_system_doesnt_let_go_stays_as_releasing(one: World, error: Exception) -> None:
     one.journal.write([entry(1, state=State.PENDING, network="red")])
-    one.noting.refuses["unbind", endpoint_id(1)] = TryAgain("the network system is away")
+    one.noting.refuses["unbind", endpoint_id(1)] = error
     assert await states(one) == {1: State.RELEASING}
     assert one.recorded()[endpoint_id(1)].state is State.RELEASING
     one.noting.refuses.clear()

@@ -126,6 +126,21 @@ async def test_there_are_at_most_256_watchers() -> None:
         await watch.aclose()
 
 
+async def test_a_user_has_at_most_32_watchers_and_others_find_a_place() -> None:
+    registry = filled(1)
+    watches = [registry.watch(lambda _endpoint: True, 1000) for _ in range(33)]
+    for watch in watches[:32]:
+        await anext(watch)
+    with pytest.raises(Overloaded, match="uid 1000 has 32 watchers"):
+        await anext(watches[32])
+    for uid in (1001, 0):
+        other = registry.watch(lambda _endpoint: True, uid)
+        assert (await anext(other))[0].name == "CURRENT"
+        watches.append(other)
+    for watch in watches:
+        await watch.aclose()
+
+
 async def test_a_watch_ends_with_an_error_when_vifd_stops() -> None:
     registry = filled(0)
     watch = registry.watch(lambda _endpoint: True)

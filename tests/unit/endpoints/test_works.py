@@ -5,7 +5,7 @@ import pytest
 from tests.support.messages import endpoint_id
 from tests.support.worlds import ROOT, Watch, World, asked, failure_of, released
 from vifd.errors import DriverFailed, TryAgain
-from vifd.model import State
+from vifd.model import Endpoint, State
 
 
 async def test_the_intent_is_in_the_journal_before_the_kernel_is_touched(one: World) -> None:
@@ -27,6 +27,15 @@ async def test_a_release_is_in_the_journal_before_the_kernel_is_touched(one: Wor
     assert [entry.state for entry in one.recorded().values()] == [State.RELEASING]
     one.room.go_on()
     await task
+
+
+async def test_the_intent_is_in_the_journal_before_a_network_system_hears_of_it(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[dict[str, Endpoint]] = []
+    monkeypatch.setattr(one.noting, "_note", lambda *_: noted.append(one.recorded()))
+    await one.make(asked(network="red"))
+    assert [(found[endpoint_id(1)].state, found[endpoint_id(1)].location) for found in noted] == [(State.PENDING, None)]
 
 
 async def test_nothing_is_made_that_cant_be_noted_first(one: World) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from vifd.kernel.monitor import LinkMonitor, Listener
+from vifd.kernel.monitor import LinkMonitor, Listener, open_events
 from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState
 
 UP = 1
@@ -22,7 +23,8 @@ class Told(LinkMonitor):
         def noting(name: str) -> Any:
             return lambda *what: self.told.append((name, *what))
 
-        super().__init__(Listener(*map(noting, ("carrier", "change", "port", "gone", "learned", "overflow"))))
+        listener = Listener(*map(noting, ("carrier", "change", "port", "gone", "learned", "overflow")))
+        super().__init__(listener, open_events())
 
     def hear(self, flags: int = UP, *, ifname: bytes = b"vdt", deleted: bool = False, port: PortState | None = None) -> Any:
         """Hear of an event; give what is told of it."""
@@ -60,3 +62,10 @@ def test_an_end_is_told_with_the_name(told: Told) -> None:
     told.hear(UP | IFF_LOWER_UP)
     assert told.hear(0, ifname=b"br-blue", deleted=True) == [("gone", 7, "br-blue")]
     assert not told.has_carrier(7)
+
+
+def test_after_a_loss_each_carrier_is_told_anew(told: Told) -> None:
+    told.hear(UP | IFF_LOWER_UP)
+    told._lose(OSError(errno.ENOBUFS, "No buffer space available"))  # with it, the news that it had none for a while
+    assert told.told[-1] == ("overflow",)
+    assert told.hear(UP | IFF_LOWER_UP) == [("carrier", 7, True), ("change", 7)]

@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import os
 import socket
@@ -71,6 +72,29 @@ async def test_a_refusal_of_the_kernel_keeps_operation_device_and_number(channel
 async def test_devices_are_told(channel: Channel) -> None:
     device = ops.Device("vdtx", 7, "tun", ID, 3, 1500, "fe:00:00:00:00:01", up=True, carrier=False)
     assert await room(channel, inspect=ops.encode([device])).inspect([ID]) == [device]
+
+
+async def test_a_crowd_that_checks_and_changes_keeps_nobody_from_an_endpoint(channel: Channel) -> None:
+    asked: list[str] = []
+    held = asyncio.Event()
+
+    class SlowCalls(FakeCalls):
+        async def call(self, name: str, *arguments: object) -> Any:
+            asked.append(name)
+            if name in {"check", "announce"}:
+                await held.wait()
+            return self.answers[name]
+
+    answers = {"check": ops.encode([[]]), "announce": [""], "apply": ops.encode([[]]), "revert": ops.encode([]), "inspect": b""}
+    one = PrivilegedRoom(SlowCalls(**answers), channel[0])
+    crowd = [asyncio.create_task(work) for _ in range(50) for work in (one.check([PLAN]), one.announce([PLAN]), one.change([]))]
+    await asyncio.sleep(0)
+    await one.apply([(PLAN,)])
+    await one.revert([PLAN])
+    await one.ping()
+    assert sorted(asked) == ["apply", "check", "inspect", "revert"]
+    held.set()
+    await asyncio.gather(*crowd)
 
 
 async def test_queues_come_with_the_token_that_was_asked_with(channel: Channel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from tests.support.asking import make
 from tests.support.daemon import BIN
 from tests.unit.sanity.broken import Broken, Proceed
-from vif.v1.endpoint_service_pb2 import BatchReleaseEndpointsResponse, ReleaseEndpointResponse
+from vif.v1.endpoint_service_pb2 import BatchReleaseEndpointsResponse, GetEndpointResponse, ReleaseEndpointResponse
 from vifclient import Client
 from vifclient.messages import Endpoint
 from vifclient.sanity import runner
@@ -91,6 +92,38 @@ def test_what_cannot_be_shown_is_skipped_with_the_reason(vifd_fake: FakeDaemon, 
     done = sanity("--socket", vifd_fake.socket, "--only", "error.quota")
     assert done.status == 0
     assert "skip error.quota: the socket alone can't show it: it takes a policy" in done.out
+
+
+@pytest.mark.parametrize("rpc", ["GetEndpoint", "RequestEndpoint"])
+def test_a_lease_that_a_call_does_not_renew_is_noticed(sanity: Sanity, rpc: str) -> None:
+    answers: list[Any] = []
+
+    async def from_memory(request: Any, proceed: Proceed) -> Any:
+        if request.validate_only:
+            return await proceed(request)
+        if not answers:
+            answers.append(await proceed(request))
+        return answers[0]
+
+    async def of_nothing(request: Any, proceed: Proceed) -> Any:
+        return GetEndpointResponse()
+
+    unary = from_memory if rpc == "RequestEndpoint" else of_nothing
+    with FakeDaemon(interceptors=[Broken(rpc, unary=unary)]) as daemon:
+        done = sanity("--socket", daemon.socket, "--only", "lifetime.lease-is-renewed")
+    assert done.status == 1
+    assert "the generation of an endpoint on a lease of 2 s, called for every 1.2 s: expected 1, got " in done.out
+
+
+def test_a_lease_that_a_busy_daemon_may_have_ended_tells_nothing(sanity: Sanity) -> None:
+    async def slow(request: Any, proceed: Proceed) -> Any:
+        await asyncio.sleep(0.5)
+        return await proceed(request)
+
+    with FakeDaemon(interceptors=[Broken("GetEndpoint", unary=slow)]) as daemon:
+        done = sanity("--socket", daemon.socket, "--only", "lifetime.lease-is-renewed")
+    assert done.status == 0
+    assert "skip lifetime.lease-is-renewed: the daemon, or this program, is too busy" in done.out
 
 
 def test_too_little_room_is_no_broken_rule(vifd_fake: FakeDaemon, sanity: Sanity) -> None:
@@ -236,13 +269,29 @@ def test_a_daemon_that_went_away_fails_what_is_left() -> None:
     assert [(result.outcome, "UNAVAILABLE" in result.message) for result in results] == [(Outcome.FAILED, True)] * 2
 
 
-def test_an_interrupt_leaves_nothing_behind_and_still_reports(vifd_fake: FakeDaemon, tmp_path: Path) -> None:
+def test_an_interrupt_while_it_cleans_up_leaves_nothing_behind(vifd_fake: FakeDaemon) -> None:
+    argv = [str(BIN / "vif-sanity"), "--socket", vifd_fake.socket, "--only", "get.*"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        with vifd_fake.hold("BatchReleaseEndpoints") as hold:
+            hold.wait_for_call(SECONDS)
+            assert len(endpoints(vifd_fake)) == 1
+            process.send_signal(signal.SIGINT)
+            hold.wait_for_call(SECONDS)  # it tries anew
+        out, _ = process.communicate(timeout=SECONDS)
+    assert (process.returncode, "interrupted" in out) == (130, True)
+    assert endpoints(vifd_fake) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind_and_still_reports(
+    vifd_fake: FakeDaemon, tmp_path: Path, number: signal.Signals
+) -> None:
     report = tmp_path / "report.xml"
     argv = [str(BIN / "vif-sanity"), "--socket", vifd_fake.socket, "--only", "get.*", "--only", "list.*", "--junit", str(report)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process, vifd_fake.hold("GetEndpoint") as hold:
         hold.wait_for_call(SECONDS)
         assert len(endpoints(vifd_fake)) == 1
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "interrupted" in out

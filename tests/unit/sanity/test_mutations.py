@@ -26,7 +26,7 @@ BY_CHANCE = "request.cut-off-may-be-repeated"  # whether a call was cut off befo
 def failing(*interceptors: Broken) -> set[str]:
     """Run the whole suite; give the names of the checks that fail."""
     with FakeDaemon(NETWORKS, interceptors=interceptors) as daemon, Session(daemon.socket, timeout_s=SECONDS) as session:
-        results = list(runner.run(session, runner.select([], ["lifetime.lease-ends"])))
+        results = list(runner.run(session, runner.select([], ["lifetime.lease-ends", "lifetime.lease-is-renewed"])))
     return {result.check.name for result in results if result.outcome is Outcome.FAILED}
 
 

@@ -43,6 +43,11 @@ def test_a_batch_of_none_or_too_many_releases_is_a_violation(count: int) -> None
     assert violations(lambda: requests.batch_release(message)) == ["requests"]
 
 
+def test_of_a_flood_of_wrong_ids_to_keep_the_first_few_are_told() -> None:
+    flood = pb.CollectGarbageRequest.FromString(b"\x0a\x00" * 100_000)
+    assert violations(lambda: requests.collection(flood)) == [f"keep_endpoint_ids[{i}]" for i in range(64)]
+
+
 def test_a_batch_of_releases_lists_every_violation() -> None:
     message = pb.BatchReleaseEndpointsRequest(requests=[pb.ReleaseEndpointRequest(endpoint_id="x")] * 2)
     assert violations(lambda: requests.batch_release(message)) == [

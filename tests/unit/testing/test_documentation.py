@@ -13,6 +13,7 @@ import pytest
 from tests.support.asking import BRIDGE, TAP, asked
 from vifclient import Client
 from vifclient.messages import Endpoint
+from vifclient.sanity import runner
 from vifd.drivers.bridge import BridgeDriver
 from vifd.testing import FakeDaemon, NetworkDriverConformance
 
@@ -60,6 +61,16 @@ def test_the_tests_of_a_network_driver() -> None:
         suite().test_plans_pass_the_privileged_helpers_check(keys)
     for bad_key in suite.bad_networks:
         suite().test_a_wrong_key_is_named(bad_key)
+
+
+def test_what_vif_sanity_prints() -> None:
+    checks = {check.name: check for check in runner.select([], [])}
+    for mark, name in re.findall(r"^(ok|skip|FAIL) +([\w.-]+)", TEXT, re.MULTILINE):
+        assert name in checks
+        if mark == "FAIL":
+            assert f'rule: "{checks[name].rule}" ({checks[name].where})' in TEXT
+    passed, skipped = re.findall(r"(\d+) passed, 0 failed, (\d+) skipped", TEXT)[0]
+    assert int(passed) + int(skipped) == len(checks), "run it again, and copy the last line"
 
 
 @pytest.mark.parametrize("name", re.findall(r"\.(\w+)\(", TEXT.partition("| | |")[2].partition("\n\n")[0]))

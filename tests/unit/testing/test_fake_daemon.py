@@ -98,6 +98,19 @@ def test_a_start_that_fails_is_told_and_leaves_nothing(monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
+def break_down(daemon: FakeDaemon) -> None:
+    with daemon:
+        daemon._loop.call_soon_threadsafe(daemon._loop.stop)
+        daemon._thread.join()
+
+
+def test_a_vifd_that_breaks_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError, match="the fake vifd broke"):
+        break_down(FakeDaemon(BLUE))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_calls_fail_as_often_as_they_are_told_to(daemon: FakeDaemon, client: Client) -> None:
     daemon.fail("RequestEndpoint", NetworkFull("no port is left on br-blue"), times=2)
     for _ in range(2):
@@ -154,6 +167,18 @@ def test_a_call_that_is_held_runs_out_of_time(daemon: FakeDaemon, client: Client
 def test_a_hold_that_no_call_meets_says_so(daemon: FakeDaemon) -> None:
     with daemon.hold("RequestEndpoint") as hold, pytest.raises(TimeoutError, match="no call came"):
         hold.wait_for_call(timeout_s=0)
+
+
+def test_what_would_never_come_to_pass_is_refused(daemon: FakeDaemon) -> None:
+    error = TryAgain("vifd is stopping, try again")
+    with pytest.raises(ValueError, match=r"no RPC 'RequestEndpoints'; there are ActivateEndpoint, .*, WatchEndpoints"):
+        daemon.fail("RequestEndpoints", error)
+    with pytest.raises(ValueError, match="no RPC 'Request'"), daemon.hold("Request"):
+        pass
+    with pytest.raises(ValueError, match="no answer to lose"):
+        daemon.fail("WatchEndpoints", error, lose_answer=True)
+    with daemon.hold("GetHostInfo"), pytest.raises(ValueError, match="held already"), daemon.hold("GetHostInfo"):
+        pass
 
 
 def test_a_watch_sees_what_a_hypervisor_would_do(daemon: FakeDaemon, client: Client) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vif.v1.endpoint_service_pb2 import ReleaseEndpointRequest, RequestEndpointRequest
+from vifclient.calls import BATCH
 from vifclient.errors import InvalidArgument
 from vifclient.messages import Endpoint, PortSpec
 from vifclient.sanity.check import check, expect, refused
-from vifclient.sanity.session import BATCH, Session
+from vifclient.sanity.session import Session
 
 _SERVICE = "endpoint_service.proto: "
 _BATCH, _RELEASE = f"{_SERVICE}BatchRequestEndpoints", f"{_SERVICE}BatchReleaseEndpoints"

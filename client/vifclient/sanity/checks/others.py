@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,6 +17,7 @@ from vifclient.sanity.session import Session, or_skip
 _SERVICE = "endpoint_service.proto: "
 _CHECK, _GARBAGE = f"{_SERVICE}CheckEndpoint", f"{_SERVICE}CollectGarbage"
 _ACTIVATE = f"{_SERVICE}ActivateEndpoint"
+_LEASE_S, _PART_OF_LEASE_S = 2, 1.2  # the part is more than the half: a call that renews nothing is noticed
 _UNKNOWN = "no such endpoint, or none that the caller may see"
 
 
@@ -110,6 +112,28 @@ def _lease_ends(session: Session) -> None:
             endpoint = session.make(lifetime=Lifetime(lease=LeaseLifetime(ttl=Duration(seconds=1))))
         watch.until("REMOVED", endpoint.endpoint_id)
     expect("the endpoint whose lease is over", session.find(endpoint.endpoint_id), None)
+
+
+@check(
+    "lifetime.lease-is-renewed",
+    "Each call on the endpoint by somebody who may release it renews it",
+    "endpoint.proto: LeaseLifetime",
+)
+def _lease_is_renewed(session: Session) -> None:
+    request = session.request(lifetime=Lifetime(lease=LeaseLifetime(ttl=Duration(seconds=_LEASE_S))))
+    began_s = time.monotonic()
+    with or_skip("UNIMPLEMENTED"):
+        endpoint = session.ask(request).endpoint
+    time.sleep(_PART_OF_LEASE_S)
+    session.call("GetEndpoint", pb.GetEndpointRequest(endpoint_id=endpoint.endpoint_id))
+    time.sleep(_PART_OF_LEASE_S)
+    session.ask(request)  # makes the next life, where the call before it renewed nothing
+    time.sleep(_PART_OF_LEASE_S)
+    left = session.find(endpoint.endpoint_id)
+    if time.monotonic() - began_s > 2 * _PART_OF_LEASE_S + _LEASE_S:
+        raise SkippedError("the daemon, or this program, is too busy: the lease may have ended before a call came")
+    what = f"the generation of an endpoint on a lease of {_LEASE_S} s, called for every {_PART_OF_LEASE_S} s"
+    expect(what, left and left.generation, endpoint.generation)
 
 
 @check("lifetime.process-ends", "Until a process ends.", "endpoint.proto: ProcessLifetime")

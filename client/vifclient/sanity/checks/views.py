@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vif.v1.endpoint_service_pb2 import EndpointFilter, ListEndpointsRequest
+from vifclient.calls import BATCH
 from vifclient.errors import InvalidArgument
 from vifclient.messages import Instance
 from vifclient.sanity.check import check, expect, expect_true, refused
-from vifclient.sanity.session import BATCH, Session
+from vifclient.sanity.session import Session
 
 _SERVICE = "endpoint_service.proto: "
 _LIST, _LIST_REQUEST, _FILTER = f"{_SERVICE}ListEndpoints", f"{_SERVICE}ListEndpointsRequest", f"{_SERVICE}EndpointFilter"

@@ -1,6 +1,7 @@
 # ruff: noqa: A002  (the names of QMP)
 """A QEMU for the tests of what speaks to one: real QMP on a socket, over devices that are only remembered."""
 
+import contextlib
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ class FakeQemu:
     """Serves one connection, `client`, until that is closed.
 
     `commands` are those that came; `refuse` says which fail, and how; `on_device_del` is the event that device_del leads to, or
-    nothing; `devices`, `netdevs`, `chardevs` and `fds` are what is there.
+    nothing; `hold`, cleared, lets it read no further; `devices`, `netdevs`, `chardevs` and `fds` are what is there.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,8 @@ class FakeQemu:
         self.netdevs: list[str] = []
         self.chardevs: list[str] = []
         self.fds: dict[str, int] = {}  # name: inode
+        self.hold = threading.Event()
+        self.hold.set()
         self._received: list[int] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -42,18 +45,20 @@ class FakeQemu:
             os.close(fd)
 
     def _serve(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the monitor is closed
+            self._talk()
+
+    def _talk(self) -> None:
         self._say(GREETING)
         buffer = b""
         while True:
             while b"\n" not in buffer:
-                try:
-                    data, fds, _, _ = socket.recv_fds(self._socket, 65536, 8)
-                except ConnectionError:
-                    return
+                data, fds, _, _ = socket.recv_fds(self._socket, 65536, 8)
                 self._received += fds
                 if not data:
                     return
                 buffer += data
+            self.hold.wait()
             line, buffer = buffer.split(b"\n", 1)
             self._answer(json.loads(line))
 
@@ -66,9 +71,9 @@ class FakeQemu:
             answer = getattr(self, f"_do_{name.replace('-', '_')}")(**arguments)
         except Refusal as refusal:
             kind, sentence = refusal.args
-            self._say({"error": {"class": kind, "desc": sentence}})
+            self._say({"error": {"class": kind, "desc": sentence}, "id": message["id"]})
         else:
-            self._say({"return": answer or {}})
+            self._say({"return": answer or {}, "id": message["id"]})
             if name == "device_del" and self.on_device_del:
                 self._say({"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/x/virtio-backend"}})
                 self._say({"event": self.on_device_del, "data": {"device": arguments["id"]}})
@@ -78,6 +83,9 @@ class FakeQemu:
 
     def _do_qmp_capabilities(self) -> None:
         self._say({"event": "RESUME"})  # an event may come before any answer
+
+    def _do_query_name(self) -> dict[str, str]:
+        return {"name": "fake"}
 
     def _do_getfd(self, fdname: str) -> None:
         if not self._received:

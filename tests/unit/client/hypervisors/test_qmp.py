@@ -1,6 +1,9 @@
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -127,6 +130,111 @@ def test_an_event_of_an_earlier_life_is_not_taken_for_the_next(running: FakeQemu
         assert running.netdevs == ["n0"]
 
 
+def test_a_guest_that_has_been_asked_is_waited_for(running: FakeQemu, queues: tuple[int, int]) -> None:
+    with qmp.Monitor(running.client, timeout_s=0.1) as monitor:
+        qmp.plug(monitor, PLUG, queues)
+        running.refuse["device_del"] = refuse_in_words("Device n0 is already in the process of unplug")
+        with pytest.raises(qmp.QmpTimeout):
+            qmp.unplug(monitor, PLUG)
+        assert running.netdevs == ["n0"]
+
+
+def test_a_guest_that_lets_a_device_go_meanwhile(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    qmp.plug(monitor, PLUG, queues)
+    running.refuse["device_del"] = refuse_in_words("Device 'n0' not found", "DeviceNotFound")
+    qmp.unplug(monitor, PLUG)
+    assert running.netdevs == []
+
+
+def test_another_refusal_of_an_unplug_is_told(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
+    qmp.plug(monitor, PLUG, queues)
+    running.refuse["device_del"] = refuse_in_words("Bus 'rp0' does not support hotplugging")
+    with pytest.raises(qmp.QmpError, match="does not support hotplugging"):
+        qmp.unplug(monitor, PLUG)
+    assert running.netdevs == ["n0"]
+
+
+def test_a_late_answer_is_not_taken_for_the_next(running: FakeQemu) -> None:
+    with qmp.Monitor(running.client, timeout_s=0.5) as monitor:
+        running.hold.clear()
+        with pytest.raises(qmp.QmpTimeout):
+            qmp.devices(monitor)
+        running.hold.set()
+        assert monitor.execute("query-name") == {"name": "fake"}
+
+
+def test_a_qemu_that_takes_nothing_has_not_ended(running: FakeQemu) -> None:
+    with qmp.Monitor(running.client, timeout_s=0.1) as monitor:
+        running.hold.clear()
+        with pytest.raises(qmp.QmpTimeout):
+            monitor.execute("query-name")
+        with pytest.raises(qmp.QmpTimeout, match="took nothing within"):
+            monitor.execute("query-name", padding="x" * 10_000_000)
+        running.hold.set()
+
+
+def test_a_socket_that_others_wait_for(folder: Path) -> None:
+    path = str(folder / "busy")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(path)
+        listener.listen(0)
+        waiting.connect(path)
+        with pytest.raises(qmp.QmpTimeout, match="others wait for it too"):
+            qmp.Monitor.connect(path, timeout_s=0.1)
+
+
+QEMU_PROCESS = """
+import json, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listening", flush=True)
+connection, _ = listener.accept()
+connection.sendall(json.dumps({"QMP": {}}).encode() + b"\\n")
+for line in connection.makefile():
+    command = json.loads(line)
+    if command["execute"] == "quit":
+        break  # without an answer
+    connection.sendall(json.dumps({"return": {}, "id": command["id"]}).encode() + b"\\n")
+"""
+
+
+@contextmanager
+def qemu_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], qmp.Monitor]]:
+    """Run what ends when it is told to, without an answer."""
+    path = str(folder / "qmp")
+    argv = [sys.executable, "-c", QEMU_PROCESS, path]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "listening\n"
+            with qmp.Monitor.connect(path, timeout_s=30) as monitor:
+                yield process, monitor
+        finally:
+            process.kill()
+
+
+def test_a_qemu_that_ends_without_an_answer_is_waited_for(folder: Path) -> None:
+    with qemu_process(folder) as (process, monitor):
+        assert monitor.pid == process.pid
+        monitor.quit()
+        assert process.wait(0) == 0
+
+
+def test_a_qemu_whose_process_is_not_known_is_not_ended(running: FakeQemu, monitor: qmp.Monitor) -> None:
+    with pytest.raises(qmp.QmpError, match=r"process isn't known: .* or this one made its socket"):
+        monitor.quit()
+    assert "quit" not in running.commands
+
+
+def test_a_qemu_that_had_ended_is_not_ended_again(folder: Path) -> None:
+    with qemu_process(folder) as (process, monitor):
+        process.kill()
+        process.wait()
+        with pytest.raises(qmp.QemuEnded, match="can't be watched: No such process"):
+            monitor.quit()
+
+
 def test_a_netdev_that_stays_is_told(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
     qmp.plug(monitor, PLUG, queues)
     running.refuse["netdev_del"] = refuse_in_words("busy")
@@ -153,11 +261,13 @@ def test_no_qemu(folder: Path) -> None:
     assert not isinstance(caught.value, qmp.QemuEnded)
     with pytest.raises(qmp.QmpError, match="no-such-qemu can't be started: No such file"):
         qmp.probe("no-such-qemu")
-    with pytest.raises(qmp.QmpError, match="QEMU has ended"):
+    with pytest.raises(qmp.QmpError, match="true can't be asked: QEMU has ended"):
         qmp.probe("true")
+    with pytest.raises(qmp.QmpError, match="cat can't be asked: cat: "):  # what it says of its arguments
+        qmp.probe("cat")
 
 
-@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH\n", b'{"hello": 1}\n'])
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH\n", b'{"hello": 1}\n', b"7\n"])
 def test_another_program(greeting: bytes) -> None:
     ours, its = socket.socketpair()
     with its:

@@ -93,6 +93,13 @@ def test_a_broken_answer(api: Api) -> None:
     assert caught.value.status == 0
 
 
+def test_another_program(api: Api) -> None:
+    api.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nIt works!"
+    with pytest.raises(RestError, match="isn't the hypervisor: b'It works!'") as caught:
+        send(api.path, Request("GET", "/version"))
+    assert caught.value.status == 200
+
+
 def test_nobody_there(folder: Path) -> None:
     with pytest.raises(RestError, match="No such file or directory"):
         send(str(folder / "none.sock"), Request("GET", "/version"))
