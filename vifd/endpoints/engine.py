@@ -337,14 +337,10 @@ class Engine:
         lanes: dict[str, list[Entry]] = {}
         for entry in entries:
             lanes.setdefault(self._deleting_lane(entry.endpoint), []).append(entry)
-        errors: list[VifdError] = []
-        if len(lanes) == 1:  # as with taps alone: none of them waits for a task of its own to begin
-            ((lane, part),) = lanes.items()
-            errors = await self._take_down_in(lane, part)
-        else:
-            for found in await asyncio.gather(*(self._take_down_in(lane, part) for lane, part in lanes.items())):
-                errors += found
-        for error in errors:
+        parts = [self._take_down_in(lane, part) for lane, part in lanes.items()]
+        # With taps alone there is one: it doesn't wait for a task of its own to begin.
+        found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)
+        for error in [error for errors in found for error in errors][:1]:
             raise error
 
     async def _take_down_in(self, lane: str, entries: Sequence[Entry]) -> list[VifdError]:
