@@ -24,8 +24,8 @@ ALIAS = {"name": f"ua-{ID}"}
 
 def test_accepts() -> None:
     assert kinds(libvirt.acceptable(queues=4)) == ["tap", "vdpa", "macvtap", "pci", "ovs_port", "bridge"]
-    assert kinds(libvirt.acceptable(privileged=False)) == ["tap"]
-    assert kinds(libvirt.acceptable(privileged=False, shared_memory=True)) == ["tap", "vhost_user"]
+    assert kinds(libvirt.acceptable(privileged=False)) == ["tap", "macvtap"]
+    assert kinds(libvirt.acceptable(privileged=False, shared_memory=True)) == ["tap", "vhost_user", "macvtap"]
     assert libvirt.acceptable(queues=4)[0].tap.queues == 4
 
 
