@@ -226,7 +226,8 @@ class Monitor:
         self._socket.settimeout(self._timeout_s)
         try:
             sent = self._socket.sendmsg([line], rights)
-            self._socket.sendall(line[sent:])
+            if rest := line[sent:]:  # to send nothing fails too, where QEMU has answered and ended meanwhile
+                self._socket.sendall(rest)
         except TimeoutError as error:  # it is stuck, and has not ended
             raise QmpTimeout(f"QEMU took nothing within {self._timeout_s:.3g} s") from error
         except OSError as error:
