@@ -11,7 +11,8 @@
 `client/examples/qemu_driver.py` is a whole one, for plain QEMU.
 
 The rule that every path keeps: an endpoint that a VM has attached is never released, and what was made for something that failed
-is. What can't be released then, because vifd is away, is garbage that `recover` finds.
+is. What can't be released then, because vifd is away, is garbage that `recover` finds; where the VM comes back before that, with
+the same request the endpoint that was left is its own again, and with another one it makes way.
 
 For asyncio: `await asyncio.to_thread(driver.start, vm)`. The methods block, may be called from several threads at once, and
 refuse a second piece of work on a VM while one is under way (VmBusy). They know nothing of other processes: where two of one
@@ -31,7 +32,7 @@ from vif.v1.endpoint_pb2 import Endpoint, Instance, Lifetime, PortSpec, Requirem
 from vif.v1.endpoint_service_pb2 import EndpointPreference, ReleaseEndpointRequest, RequestEndpointRequest
 from vifclient.calls import BATCH
 from vifclient.client import Client
-from vifclient.errors import NotFound
+from vifclient.errors import AlreadyExists, NotFound
 
 DRIVER_LABEL, USER_LABEL = "hypervisor-driver", "hypervisor-driver-uid"
 
@@ -235,8 +236,9 @@ class HypervisorDriver(ABC):
             Exception: What `attached` raises after the block: likewise.
         """
         with self._working_on(vm.uuid):
-            yield self._as_in_effect(vm)
-            self._release_unused(vm.uuid, self.endpoints(vm.uuid))
+            ports = {endpoint.endpoint_id: endpoint.port for endpoint in self.endpoints(vm.uuid)}
+            yield replace(vm, interfaces=tuple(_leaving(one, ports.get(one.endpoint_id, one.port)) for one in vm.interfaces))
+            self._release_unused(vm.uuid)
 
     def migrate(self, vm: VirtualMachine, destination: "HypervisorDriver", move: Callable[[Sequence[Endpoint]], None]) -> None:
         """Migrate a VM, where one process speaks to the vifd of both hosts; else each host's driver does its half.
@@ -273,7 +275,7 @@ class HypervisorDriver(ABC):
         for uuid in self._vms():
             try:
                 with self._working_on(uuid):
-                    released += self._release_unused(uuid, self.endpoints(uuid))
+                    released += self._release_unused(uuid)
             except VmBusy:
                 continue
             except Exception as error:
@@ -363,21 +365,26 @@ class HypervisorDriver(ABC):
 
     def _request(self, vm: VirtualMachine) -> list[Endpoint]:
         requests = [self.make_request(vm, interface) for interface in vm.interfaces]
-        return [answer.endpoint for answer in self.client.batch_request_endpoints(requests)] if requests else []
+        try:
+            answers = self.client.batch_request_endpoints(requests) if requests else []
+        except AlreadyExists:  # of an earlier stay of the VM, perhaps: it moved away or ended, and nobody released it
+            if not self._release_unused(vm.uuid, vm.interfaces):
+                raise
+            answers = self.client.batch_request_endpoints(requests)
+        return [answer.endpoint for answer in answers]
 
     def _tidy_up(self, vm: VirtualMachine, error: BaseException) -> None:
         """Release what was requested for something that failed; what stays behind is told with the error."""
-        ids = {interface.endpoint_id for interface in vm.interfaces}
         try:
-            # Listed anew: after a lost answer nobody knows what was made, and an id may be another VM's.
-            self._release_unused(vm.uuid, [one for one in self.endpoints(vm.uuid) if one.endpoint_id in ids])
+            self._release_unused(vm.uuid, vm.interfaces)
         except Exception as failure:
             error.add_note(f"endpoints may be left behind until recover() releases them: {failure}")
 
-    def _release_unused(self, uuid: str, endpoints: Sequence[Endpoint]) -> list[str]:
-        if not endpoints:
-            return []  # the hypervisor may be what failed: don't ask it in vain
-        attached = set(self.attached(uuid))
+    def _release_unused(self, uuid: str, of: Sequence[Interface] | None = None) -> list[str]:
+        """Release what a VM hasn't attached, `of` some interfaces or all. It is listed anew: an answer may have got lost."""
+        ids = {interface.endpoint_id for interface in of or ()}  # which may be another VM's
+        endpoints = [one for one in self.endpoints(uuid) if of is None or one.endpoint_id in ids]
+        attached = set(self.attached(uuid)) if endpoints else set()  # it may be what failed: don't ask it in vain
         unused = [endpoint for endpoint in endpoints if endpoint.endpoint_id not in attached]
         self._release(unused)
         return [endpoint.endpoint_id for endpoint in unused]
@@ -387,10 +394,6 @@ class HypervisorDriver(ABC):
         requests = [ReleaseEndpointRequest(endpoint_id=one.endpoint_id, generation=one.generation) for one in endpoints]
         for first in range(0, len(requests), BATCH):
             self.client.batch_release_endpoints(requests[first : first + BATCH])
-
-    def _as_in_effect(self, vm: VirtualMachine) -> VirtualMachine:
-        ports = {endpoint.endpoint_id: endpoint.port for endpoint in self.endpoints(vm.uuid)}
-        return replace(vm, interfaces=tuple(_leaving(one, ports.get(one.endpoint_id, one.port)) for one in vm.interfaces))
 
 
 def _leaving(interface: Interface, port: PortSpec) -> Interface:

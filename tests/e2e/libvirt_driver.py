@@ -2,7 +2,7 @@
 
 libvirt_driver.py SOCKET URI start XML NETWORK KIND QUEUES     the domain's XML has <interfaces/> where they belong
 libvirt_driver.py SOCKET URI hot-plug|hot-unplug|stop UUID [NETWORK KIND QUEUES | ENDPOINT_ID]
-libvirt_driver.py SOCKET URI migrate XML KIND SOCKET URI MIGRATION_URI     the last three are the destination's, and so is the XML
+libvirt_driver.py SOCKET URI migrate XML KIND SOCKET URI MIGRATION_URI [OPTION...]     of the destination; the options are virsh's
 
 migrate says when the domain has moved, and releases what it left when its input ends.
 """
@@ -65,11 +65,9 @@ class LibvirtDriver(HypervisorDriver):
         """Ask for the domain's devices."""
         return libvirt.endpoint_ids(self._virsh("dumpxml", uuid)) if self._is_running(uuid) else []
 
-    def move(self, uuid: str, destination: LibvirtDriver, migration_uri: str, endpoints: Sequence[Endpoint]) -> None:
+    def move(self, uuid: str, destination: LibvirtDriver, endpoints: Sequence[Endpoint], options: Sequence[str]) -> None:
         """Move the running domain to another libvirt, onto endpoints of that host: its XML there names their devices."""
-        where = [destination._uri, "--migrateuri", migration_uri]
-        # Without --live libvirt pauses it meanwhile; for why see two_hosts.migrate.
-        self._virsh("migrate", uuid, *where, "--xml", xml=destination._domain(endpoints))
+        self._virsh("migrate", uuid, destination._uri, *options, "--xml", xml=destination._domain(endpoints))
 
     def _domain(self, endpoints: Sequence[Endpoint]) -> str:
         devices = "".join(libvirt.device_xml(endpoint, queues=self._queues) for endpoint in endpoints)
@@ -120,14 +118,14 @@ def stop(client: Client, uri: str, uuid: str) -> str:
     return ""
 
 
-def migrate(client: Client, uri: str, path: str, kind: str, to_socket: str, to_uri: str, migration_uri: str) -> str:
+def migrate(client: Client, uri: str, path: str, kind: str, to_socket: str, to_uri: str, where: str, *options: str) -> str:
     """Move a domain to another host."""
     text = Path(path).read_text()
     uuid = machine(text).uuid
     driver = LibvirtDriver(client, uri)
 
     def move(endpoints: Sequence[Endpoint]) -> None:
-        driver.move(uuid, destination, migration_uri, endpoints)
+        driver.move(uuid, destination, endpoints, ["--migrateuri", where, *options])
         print("moved", flush=True)
         sys.stdin.read()
 

@@ -175,7 +175,7 @@ def live(host: Daemon, client: Client, guest_image: Image, mode: str, kind: str,
 
 @pytest.mark.parametrize(
     ("mode", "kind", "queues"),
-    [("session", "tap", 2), ("system", "tap", 1), ("system", "bridge", 1)],
+    [("session", "tap", 1), ("session", "tap", 2), ("system", "tap", 1), ("system", "tap", 2), ("system", "bridge", 1)],
 )
 def test_a_domain_is_started_hot_plugged_and_destroyed(
     host: Daemon, client: Client, guest_image: Image, mode: str, kind: str, queues: int

@@ -1,15 +1,14 @@
-"""A domain of the system's libvirt on macvtaps."""
+"""Domains on macvtaps: of a session's libvirt, and of the system's."""
 
 from __future__ import annotations
-
-import secrets
-import subprocess
 
 import pytest
 
 from tests.e2e.test_libvirt import live
 from tests.guest.image import Image
+from tests.support import kernel
 from tests.support.daemon import Daemon
+from tests.support.uplinks import add_uplink, rare_index, skip_indexes
 from vifclient import Client
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,21 +30,16 @@ def networks() -> str:
 
 
 def prepare(netns: str) -> None:
-    """Make the uplinks, and let interface indexes go on where no other namespace's macvtaps have theirs.
-
-    libvirt opens /dev/tapN, which is named by index and shared by all namespaces.
-    """
-    lines = [f"link add burnt{number} type bridge" for number in range(200 + secrets.randbelow(100))]
+    """Make the uplinks, where macvtaps get an index that no other namespace's have: libvirt opens /dev/tapN."""
+    skip_indexes(netns, rare_index())
     for number in range(2):
-        lines += [
-            f"link add up{number} type veth peer name far{number}",
-            f"link set up{number} addrgenmode none up",
-            f"link set far{number} addrgenmode none up",
-            f"address add 10.9{number + 1}.0.1/24 dev far{number}",
-        ]
-    subprocess.run(["ip", "-n", netns, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+        add_uplink(netns, f"up{number}", f"far{number}")
+        kernel.run(netns, "address", "add", f"10.9{number + 1}.0.1/24", "dev", f"far{number}")
 
 
-def test_a_domain_is_started_hot_plugged_and_destroyed(host: Daemon, client: Client, guest_image: Image) -> None:
+@pytest.mark.parametrize(("mode", "queues"), [("session", 1), ("session", 2), ("system", 1)])
+def test_a_domain_is_started_hot_plugged_and_destroyed(
+    host: Daemon, client: Client, guest_image: Image, mode: str, queues: int
+) -> None:
     prepare(host.netns)
-    live(host, client, guest_image, "system", "macvtap")
+    live(host, client, guest_image, mode, "macvtap", queues)

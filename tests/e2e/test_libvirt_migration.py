@@ -41,7 +41,8 @@ class Place:
     def migration(self, destination: Libvirt, image: Image, uri: str) -> list[str]:
         """Say how the driver moves the domain from here."""
         xml = destination.describe(image, FIRST_OF_POOL)
-        return ["migrate", xml, "tap", destination.vifd.socket, destination.uri, uri]
+        live = ["--live"] if two_hosts.moves_live() else []  # without, libvirt pauses it meanwhile
+        return ["migrate", xml, "tap", destination.vifd.socket, destination.uri, uri, *live]
 
     @contextmanager
     def left_by_domain(self, destination: Libvirt, image: Image) -> Iterator[None]:

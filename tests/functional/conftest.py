@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.guest import unprivileged
 from tests.support import features
 from tests.support.asking import release_all
 from tests.support.daemon import BLUE, Daemon, running, taps
@@ -25,6 +26,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("kernel_without"):
         if not features.why_missing(*mark.args):
             pytest.skip(f"this kernel has {mark.args[0]}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reachable() -> None:
+    """A checkout in somebody's home, too, can be read by the users that vifd and its callers are."""
+    unprivileged.be_reachable()
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,64 @@ def test_a_migration_that_is_given_up_leaves_the_source_alone(source: Host, dest
     assert [len(taps(vifd.netns)) for vifd in (here, there)] == [1, 0]
 
 
+class DriverDied(Exception):
+    """It can't go on where it was."""
+
+
+def leave(source: Remembering, vm: VirtualMachine, destination: Remembering) -> None:
+    """Move a VM, and lose the source's driver before it releases what is left there."""
+    with suppress(DriverDied), source.outgoing(vm) as moving:
+        with destination.incoming(moving) as endpoints:
+            destination.start_vm(vm, endpoints)
+            source.vms.clear()
+        raise DriverDied
+
+
+def test_a_vm_comes_back_to_where_it_was_never_released(source: Host, destination: Host) -> None:
+    (here, old), (there, new) = source, destination
+    vm = make_vm(PortSpec())
+    (first,) = old.start(vm)
+
+    leave(old, vm, new)
+    moved = new.client.get_endpoint(first.endpoint_id)
+    assert [len(taps(vifd.netns)) for vifd in (here, there)] == [1, 1]
+
+    leave(new, vm, old)  # it asks for all that the port has by now, and not for what it began with
+    back = old.client.get_endpoint(first.endpoint_id)
+    assert (back.port, back.generation > first.generation) == (first.port, True)
+    assert [len(taps(vifd.netns)) for vifd in (here, there)] == [1, 1]
+
+    leave(old, vm, new)  # the same request as before finds what is left
+    assert new.client.get_endpoint(first.endpoint_id) == moved
+
+    leave(new, vm, old)
+    old.client.update_endpoint(first.endpoint_id, PortSpec(isolated=True), ["isolated"])
+    leave(old, vm, new)
+    changed = new.client.get_endpoint(first.endpoint_id)
+    assert (changed.port.isolated, changed.generation > moved.generation) == (True, True)
+
+
+def test_what_a_vm_has_attached_does_not_make_way(source: Host, destination: Host) -> None:
+    (here, old), (there, new) = source, destination
+    vm = make_vm(PortSpec())
+    (first,) = old.start(vm)
+    leave(old, vm, new)
+    old.vms = {vm.uuid: [first.endpoint_id]}  # the VM that moved away holds it still
+    with pytest.raises(errors.AlreadyExists, match="another spec"):
+        leave(new, vm, old)
+    assert old.client.get_endpoint(first.endpoint_id).generation == first.generation
+    assert [len(taps(vifd.netns)) for vifd in (here, there)] == [1, 1]
+
+
+def test_an_id_of_somebody_elses_does_not_make_way(source: Host) -> None:
+    vifd, driver = source
+    vm = make_vm(PortSpec())
+    Neighbour(driver.client).start(vm)
+    with pytest.raises(errors.AlreadyExists):
+        driver.start(vm)
+    assert (len(taps(vifd.netns)), driver.vms) == (1, {})
+
+
 def test_after_a_restart_of_both_what_no_vm_has_is_released(source: Host) -> None:
     vifd, driver = source
     running_vm, ended = make_vm(PortSpec()), make_vm(PortSpec())

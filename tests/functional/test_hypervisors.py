@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import uuid
@@ -13,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.support.children import child
-from tests.support.daemon import network_namespace, running, taps
+from tests.support.daemon import is_alive, network_namespace, running, taps
 from tests.unit.client.hypervisors.examples import (
     ID,
     bridge,
@@ -130,6 +132,29 @@ def test_a_guest_that_does_not_run_may_be_asked_again_for_a_device() -> None:
             with pytest.raises(qmp.QmpTimeout):
                 qmp.unplug(monitor, plug_of(tap()))
         assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
+
+
+@pytest.mark.parametrize("made_by", ["qemu", "starter"])
+def test_a_qemu_is_waited_for_whoever_made_its_socket(made_by: str, tmp_path: Path) -> None:
+    path, pid_file = tmp_path / "qmp", tmp_path / "pid"
+    with socket.socket(socket.AF_UNIX) as listener:
+        where = f"path={path}"
+        if made_by == "starter":
+            listener.bind(str(path))
+            listener.listen()
+            where = f"fd={listener.fileno()}"
+        chardev = ["-chardev", f"socket,id=qmp,{where},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+        argv = [*QEMU, *chardev, "-daemonize", "-pidfile", str(pid_file)]  # it goes to the background once its sockets are open
+        subprocess.run(argv, pass_fds=[listener.fileno()], check=True)
+    pid = int(pid_file.read_text())
+    try:
+        with qmp.Monitor.connect(str(path)) as monitor:
+            assert monitor.pid == pid
+            monitor.quit()
+        assert not is_alive(pid)
+    finally:
+        if is_alive(pid):  # the test failed
+            os.kill(pid, signal.SIGKILL)
 
 
 def define(device: str, directory: Path) -> ElementTree.Element:

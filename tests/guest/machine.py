@@ -13,12 +13,12 @@ from typing import IO
 
 from tests.guest.image import Image
 
+PROGRAM = "qemu-system-x86_64"
 KVM = "/dev/kvm"
 READY = r"GUEST-READY (?P<addresses>.*)"
 # An emulated boot takes 4 s on a quiet machine with two CPUs
 BOOT_TIMEOUT_S = 90.0
 
-_QEMU = "qemu-system-x86_64"
 _MEMORY_MIB = 128
 _KVM_TIMEOUT_S = 6.0
 
@@ -38,7 +38,7 @@ def argv(image: Image, *, addresses: Mapping[str, str], accelerator: str = "tcg"
     """
     network = [f"vif.{name}={address}" for name, address in addresses.items()]
     return [
-        *(_QEMU, "-accel", accelerator, "-machine", "q35", "-cpu", "max" if accelerator == "kvm" else "qemu64"),
+        *(PROGRAM, "-accel", accelerator, "-machine", "q35", "-cpu", "max" if accelerator == "kvm" else "qemu64"),
         *("-smp", str(cpus), "-m", str(_MEMORY_MIB)),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),

@@ -9,6 +9,7 @@ This file is also the program that `unshare` starts, so it needs nothing but the
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import pwd
 import stat
@@ -21,6 +22,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TUN = Path("/dev/net/tun")
+_CLONE_NEWNS = 0x20000  # linux/sched.h
 _TUN_DEVICE = os.makedev(10, 200)  # the kernel's Documentation/admin-guide/devices.txt
 
 
@@ -45,6 +47,21 @@ def command(program: Sequence[str], *, user: User | None, open_tun: bool = False
     return ["unshare", "--mount", "--propagation", "private", sys.executable, "-I", __file__, *options, "--", *program]
 
 
+def be_reachable() -> None:
+    """Let ordinary users that this process starts reach the checkout and the Python, whoever may enter the directories above.
+
+    Call it as root. Where somebody may not enter one, the process gets a mount namespace of its own, in which nothing else is
+    below that directory.
+    """
+    if all(_find_closed_ancestor(path.resolve()) is None for path in _needed()):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "can't have a mount namespace")
+    _mount("--make-rprivate", "/")
+    _make_reachable(_needed())
+
+
 def main() -> None:
     """Prepare the mount namespace that `unshare` made, then become the program."""
     parser = argparse.ArgumentParser()
@@ -53,13 +70,17 @@ def main() -> None:
     parser.add_argument("--open-tun", action="store_true")
     parser.add_argument("program", nargs="+")
     arguments = parser.parse_args()
-    _make_reachable([CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)])
+    _make_reachable(_needed())
     if arguments.open_tun:
         _bind_open_tun()
     os.chdir("/")
     drop = [] if arguments.uid is None else _drop_privileges(arguments.uid, arguments.gid)
     # the program ends with whoever started it, also when that one is killed
     os.execvp("setpriv", ["setpriv", "--pdeathsig", "TERM", *drop, *arguments.program])
+
+
+def _needed() -> list[Path]:
+    return [CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)]
 
 
 def _drop_privileges(uid: int, gid: int) -> list[str]:

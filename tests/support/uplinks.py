@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,17 @@ def add_uplink(netns: str, name: str = UPLINK, peer: str = FAR, *, mtu_bytes: in
     kernel.run(netns, "link", "add", name, "mtu", mtu, "type", "veth", "peer", "name", peer, "mtu", mtu)
     for ifname in (name, peer):
         kernel.run(netns, "link", "set", ifname, "addrgenmode", "none", "up")
+
+
+def rare_index() -> int:
+    """Choose an interface index that hardly any other namespace has come to: `/dev/tapN` is named by it, and shared by all."""
+    return 200 + secrets.randbelow(100)
+
+
+def skip_indexes(netns: str, last: int) -> None:
+    """Use interface indexes up, so that the next device has one beyond `last`."""
+    lines = [f"link add skip{number} type bridge" for number in range(last)]
+    subprocess.run(["ip", "-n", netns, "-batch", "-"], input="\n".join(lines), text=True, check=True)
 
 
 def vlan_devices(netns: str) -> list[Any]:

@@ -131,10 +131,10 @@ class Macvtaps:
         if isinstance(self._nodes, str):
             return self._nodes
         try:
-            number = self._nodes.number(link.text(Ifla.IFNAME), link.ifindex)
+            owned = self._nodes.is_owned(self._nodes.number(link.text(Ifla.IFNAME), link.ifindex), uid, gid)
         except OSError:
             return None  # it goes away just now
-        return None if self._nodes.is_owned(number, uid, gid) else "its device node is missing, or somebody else's"
+        return None if owned else "its device node is missing, or somebody else's"
 
     def open_queues(self, link: Link, count: int, *, vnet_hdr: bool) -> list[int]:
         """Open queues of a macvtap.

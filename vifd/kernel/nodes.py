@@ -5,6 +5,9 @@ another namespace's device. So vifd takes the device number from sysfs and makes
 minor number, which no two macvtaps of a host have: a node that was left behind by a device that is gone makes way when the
 kernel gives that number to the next one, whichever vifd made either.
 
+The kernel's node is given to the owner too, where it is the device's: libvirt opens no other (virNetDevMacVLanTapOpen in its
+src/util/virnetdevmacvlan.c). The kernel takes it away with the device.
+
 `/run` can't hold nodes: systemd mounts it `nodev`.
 """
 
@@ -23,6 +26,7 @@ from pathlib import Path
 
 _PREFIX = "macvtap"
 _GROUPS = "group"
+_KERNELS = Path("/dev")  # a devtmpfs, or without one just a directory
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -93,8 +97,8 @@ class Nodes:
     def ensure(self, number: int, uid: int, gid: int | None) -> str:
         """Make the node of a device that exists, or put it in the place of another one.
 
-        It is readable and writable by its owner alone. Where a group is wanted as well, it lies in a directory that only that
-        group may enter.
+        It is readable and writable by its owner alone, and so is the kernel's. Where a group is wanted as well, it lies in a
+        directory that only that group may enter, and the kernel's is root's.
 
         Args:
             number: the device number.
@@ -115,6 +119,7 @@ class Nodes:
             for other in self._directories():
                 if other != path:
                     _discard(name, path=other)
+        self._give_kernels(number, uid, gid)
         return str(path / name)
 
     def find(self, number: int) -> str:
@@ -127,11 +132,14 @@ class Nodes:
         return ""
 
     def is_owned(self, number: int, uid: int, gid: int | None) -> bool:
-        """Tell whether a device has the node that `ensure` makes, and none beside it."""
+        """Tell whether a device has the node that `ensure` makes, and none beside it that is somebody else's."""
         directory = self._path if gid is None else self._path / _GROUPS / str(gid)
         path = self.find(number)
         found = _lstat(path) if path else None
-        return found is not None and Path(path).parent == directory and (found.st_uid, found.st_mode & 0o777) == (uid, 0o600)
+        if found is None or Path(path).parent != directory or (found.st_uid, found.st_mode & 0o777) != (uid, 0o600):
+            return False
+        with self._open_kernels(number) as kernels:
+            return kernels is None or os.fstat(kernels).st_uid == _kernels_owner(uid, gid)
 
     def discard(self, number: int) -> None:
         """Delete the node of a device, which must still be there: nobody else has its number then."""
@@ -192,6 +200,24 @@ class Nodes:
         except OSError:
             _discard(new, directory=directory)
             raise
+
+    def _give_kernels(self, number: int, uid: int, gid: int | None) -> None:
+        """Give the kernel's node of a device to its owner. Its mode stays the kernel's, 0600, or that of a rule of udev's."""
+        owner = _kernels_owner(uid, gid)
+        with self._open_kernels(number) as kernels:
+            if kernels is not None and os.fstat(kernels).st_uid != owner:
+                os.chown(f"/proc/self/fd/{kernels}", owner, -1)  # this very node, whatever has its name by now
+
+    @contextlib.contextmanager
+    def _open_kernels(self, number: int) -> Iterator[int | None]:
+        """Open the kernel's node of a device as a place alone (O_PATH); None where there is none, or another device's."""
+        name = Path(os.readlink(f"dev/char/{os.major(number)}:{os.minor(number)}", dir_fd=self._sysfs)).name
+        with contextlib.ExitStack() as stack:
+            node = None
+            with contextlib.suppress(FileNotFoundError):
+                node = os.open(_KERNELS / name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, node)
+            yield node if node is not None and _is_node(os.fstat(node), number) else None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -266,6 +292,11 @@ def _open_sysfs() -> int:
 
 def _name(number: int) -> str:
     return f"{_PREFIX}{os.minor(number)}"
+
+
+def _kernels_owner(uid: int, gid: int | None) -> int:
+    """Say whose the kernel's node is: it knows no owner who has to be in a group as well."""
+    return uid if gid is None else 0
 
 
 def _is_node(found: os.stat_result, number: int) -> bool:

@@ -23,8 +23,8 @@ from vifclient.hypervisors import Kind, UnacceptableEndpoint, count_queues, pref
 ALIAS_PREFIX = "ua-"  # libvirt's, for aliases that users give
 # In the order of preference: first what can migrate and be guarded.
 _KINDS: tuple[Kind, ...] = ("tap", "vhost_user", "vdpa", "macvtap", "pci", "ovs_port", "bridge")
-# An unprivileged libvirt opens a tap of its user's and a socket. It makes no port on a bridge, and opens no node of root's.
-_SESSION_KINDS: tuple[Kind, ...] = ("tap", "vhost_user")
+# An unprivileged libvirt opens what is its user's. It makes no port: that takes root, or a qemu-bridge-helper that is setuid.
+_SESSION_KINDS: tuple[Kind, ...] = ("tap", "vhost_user", "macvtap")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +64,16 @@ def acceptable(
 
     Args:
         queues: How many queue pairs the VM shall have, 1 to 256.
-        privileged: Whether libvirt runs as root (qemu:///system); else it attaches taps and vhost-user sockets alone.
+        privileged: Whether libvirt runs as root (qemu:///system); else (qemu:///session) it attaches what its user may open. It
+            then makes no port on a bridge: its `<interface type='bridge'>` takes a qemu-bridge-helper that is setuid root.
         shared_memory: Whether the domain has `memory_backing_xml()`, which a vhost-user socket needs.
         capabilities: What this libvirt can do on this host. None: what libvirt 9.0 can where the host has everything.
 
     Returns:
-        A tap; with shared memory a vhost-user socket; if it is privileged, also a vDPA device, a macvtap, a PCI function, a port
-        of Open vSwitch and a bridge. libvirt opens a macvtap's /dev/tapN, which belongs to root, and not the node that vifd
-        made; that is named by interface index, so libvirt has to run in the host's network namespace, and vifd as well.
+        A tap and a macvtap; with shared memory a vhost-user socket; if it is privileged, also a vDPA device, a PCI function, a
+        port of Open vSwitch and a bridge. Of a macvtap, libvirt opens the kernel's /dev/tapN, and not the node that vifd made:
+        both are its owner's, unless that one has a gid. The kernel's is named by interface index, so libvirt has to run in the
+        host's network namespace, and vifd as well.
     """
     unfit: set[Kind] = set() if shared_memory and (capabilities is None or capabilities.shared_memory) else {"vhost_user"}
     if capabilities is not None and not capabilities.pci:

@@ -103,7 +103,11 @@ class Monitor:
 
     @property
     def pid(self) -> int:
-        """QEMU's process id: that of the process which made the socket that was connected to (SO_PEERCRED)."""
+        """QEMU's process id: that of who last called listen(2) on the socket (SO_PEERCRED); 0 in another pid namespace.
+
+        QEMU listens anew on a socket that its starter made (`-chardev socket,fd=N,server=on`). Who connects before that, or by a
+        socketpair, is told the starter's.
+        """
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid: int = _UCRED.unpack(credentials)[0]
         return pid
@@ -184,7 +188,7 @@ class Monitor:
         Raises:
             QemuEnded: It had ended before.
             QmpTimeout: It didn't end.
-            QmpError: It can't be spoken to, or its process isn't known: it has to make its socket, in this pid namespace.
+            QmpError: It can't be spoken to, or its process isn't known (`pid`).
         """
         process = self._open_process()
         try:
@@ -222,7 +226,8 @@ class Monitor:
         self._socket.settimeout(self._timeout_s)
         try:
             sent = self._socket.sendmsg([line], rights)
-            self._socket.sendall(line[sent:])
+            if rest := line[sent:]:  # to send nothing fails too, where QEMU has answered and ended meanwhile
+                self._socket.sendall(rest)
         except TimeoutError as error:  # it is stuck, and has not ended
             raise QmpTimeout(f"QEMU took nothing within {self._timeout_s:.3g} s") from error
         except OSError as error:

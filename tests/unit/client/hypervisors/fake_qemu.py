@@ -16,7 +16,7 @@ class Refusal(Exception):
 
 
 class FakeQemu:
-    """Serves one connection, `client`, until that is closed.
+    """Serves one connection, `client`, until that is closed, or it is told to quit.
 
     `commands` are those that came; `refuse` says which fail, and how; `on_device_del` is the event that device_del leads to, or
     nothing; `hold`, cleared, lets it read no further; `devices`, `netdevs`, `chardevs` and `fds` are what is there.
@@ -36,6 +36,9 @@ class FakeQemu:
         self._received: list[int] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
+
+    def wait_until_ended(self) -> None:
+        self._thread.join()
 
     def close(self) -> None:
         self.client.close()
@@ -61,6 +64,9 @@ class FakeQemu:
             self.hold.wait()
             line, buffer = buffer.split(b"\n", 1)
             self._answer(json.loads(line))
+            if self.commands[-1] == "quit":
+                self._socket.shutdown(socket.SHUT_RDWR)
+                return
 
     def _answer(self, message: dict[str, Any]) -> None:
         name, arguments = message["execute"], message["arguments"]
@@ -86,6 +92,9 @@ class FakeQemu:
 
     def _do_query_name(self) -> dict[str, str]:
         return {"name": "fake"}
+
+    def _do_quit(self) -> None:
+        pass
 
     def _do_getfd(self, fdname: str) -> None:
         if not self._received:

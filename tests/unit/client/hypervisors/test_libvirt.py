@@ -25,8 +25,8 @@ OTHER_ID = "aaaaaaaa-6d1e-4c0b-8a57-1f0f3f1f7a10"
 
 def test_accepts() -> None:
     assert kinds(libvirt.acceptable(queues=4)) == ["tap", "vdpa", "macvtap", "pci", "ovs_port", "bridge"]
-    assert kinds(libvirt.acceptable(privileged=False)) == ["tap"]
-    assert kinds(libvirt.acceptable(privileged=False, shared_memory=True)) == ["tap", "vhost_user"]
+    assert kinds(libvirt.acceptable(privileged=False)) == ["tap", "macvtap"]
+    assert kinds(libvirt.acceptable(privileged=False, shared_memory=True)) == ["tap", "vhost_user", "macvtap"]
     assert libvirt.acceptable(queues=4)[0].tap.queues == 4
 
 

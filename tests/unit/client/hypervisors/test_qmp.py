@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,25 @@ def queues() -> Iterator[tuple[int, int]]:
 
 
 PLUG = qemu.plug(tap(queues=2), netdev_id="n0")
+
+
+class Lagging(socket.socket):
+    """A socket that goes on only when its peer has ended."""
+
+    def __init__(self, connection: socket.socket, peer: FakeQemu) -> None:
+        super().__init__(fileno=connection.detach())
+        self._peer = peer
+
+    def sendmsg(self, buffers: Any, *arguments: Any) -> int:
+        sent = super().sendmsg(buffers, *arguments)
+        if b"quit" in buffers[0]:
+            self._peer.wait_until_ended()
+        return sent
+
+
+def test_an_answer_counts_though_qemu_ends_with_it(running: FakeQemu) -> None:
+    with qmp.Monitor(Lagging(running.client, running), timeout_s=10) as monitor:
+        assert monitor.execute("quit") == {}
 
 
 def test_plugs_by_queues_and_unplugs(running: FakeQemu, monitor: qmp.Monitor, queues: tuple[int, int]) -> None:
