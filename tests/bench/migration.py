@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from tests.bench.measure import Row, Samples, make_row
@@ -57,14 +57,14 @@ class _Vifd:
         self._request(source, destination)
         coming = self._stack.enter_context(two_hosts.waiting(destination, self._endpoint_id, self._address))
         _ping(self._site, self._address)
-        pings = Pings(self._site.client, self._address)
-        two_hosts.start_migration(self._machine, coming)
-        two_hosts.wait_for_migration(self._machine, "completed")
-        self._machine.monitor.quit()
-        self._release(source)
-        _ping(self._site, self._address)
-        self._at, self._machine = 1 - self._at, coming
-        return float(pings.stop()[1])
+        with closing(Pings(self._site.client, self._address)) as pings:
+            two_hosts.start_migration(self._machine, coming)
+            two_hosts.wait_for_migration(self._machine, "completed")
+            self._machine.monitor.quit()
+            self._release(source)
+            _ping(self._site, self._address)
+            self._at, self._machine = 1 - self._at, coming
+            return float(pings.stop()[1])
 
     def _prepare_hosts(self, site: Site) -> tuple[Host, Host]:
         return site.hosts

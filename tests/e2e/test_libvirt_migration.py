@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
@@ -114,9 +114,10 @@ def test_a_domain_goes_there_and_back(guest_image: Image) -> None:
         )
         with open_console(here.console) as console:
             console.wait_for(machine.READY, machine.BOOT_TIMEOUT_S)
-            journey = Journey(site, guest_image, endpoint_id, endpoint.port.mac, Stream(site.client, FIRST_OF_POOL, console))
+            stream = stack.enter_context(closing(Stream(site.client, FIRST_OF_POOL, console)))
+        journey = Journey(site, guest_image, endpoint_id, endpoint.port.mac, stream)
         wait_for_state(first.host, endpoint_id, ACTIVE)
-        pings = Pings(site.client, FIRST_OF_POOL)
+        pings = stack.enter_context(closing(Pings(site.client, FIRST_OF_POOL)))
 
         journey.call_off(first, second)
         journey.move(first, second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -50,8 +50,8 @@ class Journey:
         self.machine = stack.enter_context(two_hosts.booted(self.host, self.endpoint_id, self.address))
         mac = self.endpoint.port.mac
         self.ports = {one: stack.enter_context(site.listen(one.switch_port(network), mac)) for one in (self.host, other)}
-        self.stream = Stream(site.client, self.address, self.machine.guest.console)
-        self.pings = Pings(site.client, self.address)
+        self.stream = stack.enter_context(closing(Stream(site.client, self.address, self.machine.guest.console)))
+        self.pings = stack.enter_context(closing(Pings(site.client, self.address)))
 
     @property
     def endpoint(self) -> Endpoint:

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from tests.guest.machine import Console
 from tests.support import kernel
@@ -36,11 +37,16 @@ class Pings:
         """End, and say how many pings were sent, and how many of them lost, up to the last one that was answered."""
         self._process.send_signal(signal.SIGINT)
         self._process.wait(_TIMEOUT_S)
-        with self._said:
-            self._said.seek(0)
-            answered = {int(number) for number in _ANSWER.findall(self._said.read())}
+        self._said.seek(0)
+        answered = {int(number) for number in _ANSWER.findall(self._said.read())}
         assert answered
         return max(answered), max(answered) - len(answered)
+
+    def close(self) -> None:
+        """End, whatever has come."""
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
 
 
 class Stream:
@@ -75,11 +81,19 @@ class Stream:
         self._over.set()
         for thread in self._threads:
             thread.join(_TIMEOUT_S)
-        self._socket.close()
         assert not self._errors, self._errors
         sent = b"".join(map(_block, range(self._blocks)))
         assert self._came == sent, f"{len(sent)} bytes were sent, and {len(self._came)} came back, or others"
         return len(sent)
+
+    def close(self) -> None:
+        """End, whatever has come."""
+        self._over.set()
+        with suppress(OSError):  # it is no connection any more
+            self._socket.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(_TIMEOUT_S)
+        self._socket.close()
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
