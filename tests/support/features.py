@@ -7,6 +7,7 @@ has `@pytest.mark.kernel_without("8021q")`.
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 
 from tests.support.daemon import network_namespace
@@ -33,3 +34,7 @@ def why_missing(feature: str) -> str:
             if done.returncode:
                 return f"this kernel has no {feature}: {command.split('{netns} ')[-1]}: {done.stderr.strip()}"
     return ""
+
+
+if __name__ == "__main__":
+    print(json.dumps({feature: why_missing(feature) for feature in PROBES}))

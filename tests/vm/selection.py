@@ -1,0 +1,93 @@
+"""Which tests the machine runs: its own, and those of the functional tier that take what this host's kernel lacks.
+
+As a plugin of pytest's (`-p tests.vm.selection --vm-list FILE`) it writes down what is collected, and with which marks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+#: Where the machine's own tests are: they take its hardware.
+OWN = "tests/vm/"
+#: What they are counted under.
+HARDWARE = "its hardware"
+
+
+class Test(NamedTuple):
+    """A test that pytest has collected.
+
+    Args:
+        id: As pytest's command line takes it.
+        needs: The features of a kernel that it takes, by their marks `kernel`.
+        lacks: The features that the kernel may not have, by its marks `kernel_without`.
+    """
+
+    id: str
+    needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The file that it is in."""
+        return self.id.partition("::")[0]
+
+
+class Selection(NamedTuple):
+    """What runs where.
+
+    Args:
+        inside: What the machine runs.
+        nowhere: What neither the machine nor this host's kernel can show, and why.
+        reasons: What those inside take, and how many of each file.
+    """
+
+    inside: list[str]
+    nowhere: dict[str, str]
+    reasons: dict[str, Counter[str]]
+
+
+def select(tests: Iterable[Test], missing: Mapping[str, str]) -> Selection:
+    """Choose what the machine runs.
+
+    Args:
+        tests: All that there are.
+        missing: By feature, why this host's kernel lacks it; empty: it has it.
+    """
+    chosen = Selection([], {}, {})
+    for test in tests:
+        reason = HARDWARE if test.path.startswith(OWN) else next((name for name in test.needs if missing[name]), "")
+        present = [name for name in test.lacks if not missing[name]]
+        if reason:
+            chosen.inside.append(test.id)
+            chosen.reasons.setdefault(reason, Counter())[test.path] += 1
+        elif present:
+            chosen.nowhere[test.id] = f"it shows what happens without {present[0]}, and this kernel and the machine's have that"
+    return chosen
+
+
+def read(path: Path) -> list[Test]:
+    """Read what the plugin has written."""
+    return [Test(one["id"], tuple(one["needs"]), tuple(one["lacks"])) for one in json.loads(path.read_text())]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the option that says where the list goes."""
+    parser.addoption("--vm-list", type=Path, required=True, help="where to write what is collected")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Write what is collected."""
+    found = [
+        {"id": item.nodeid, "needs": _marked(item, "kernel"), "lacks": _marked(item, "kernel_without")} for item in session.items
+    ]
+    session.config.getoption("vm_list").write_text(json.dumps(found))
+
+
+def _marked(item: pytest.Item, name: str) -> list[str]:
+    return [mark.args[0] for mark in item.iter_markers(name)]
