@@ -48,12 +48,14 @@ class Job:
         command: The program and its arguments, run by root.
         directory: Where it runs.
         environment: What it has in its environment beside the ordinary.
+        interactive: Whether it reads this process's standard input, and finds a terminal.
     """
 
     folder: Path
     command: Sequence[str]
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    interactive: bool = False
 
     @property
     def console(self) -> str:
@@ -75,7 +77,7 @@ class Job:
 
     def write(self, linux: Linux) -> None:
         """Put everything in the folder that the machine needs."""
-        settings = {"release": linux.release, "modules": str(linux.modules)}
+        settings = {"release": linux.release, "modules": str(linux.modules), "terminal": "yes" if self.interactive else ""}
         assignments = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         (self.folder / "start").write_bytes(_START.read_bytes())
         (self.folder / "settings").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
@@ -100,26 +102,27 @@ def pack_initramfs(linux: Linux) -> bytes:
     )
 
 
-def argv(emulator: Emulator, linux: Linux, folder: Path, cpus: int) -> list[str]:
+def argv(emulator: Emulator, linux: Linux, job: Job, cpus: int) -> list[str]:
     """Say how QEMU starts the machine.
 
     Args:
         emulator: The QEMU.
         linux: What it boots.
-        folder: The job's.
+        job: What it does.
         cpus: How many processors it has.
     """
     return [
         *(*emulator.argv, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", "max,la57=off"),
         *("-smp", str(cpus), "-m", str(_MEMORY_MIB)),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", str(linux.vmlinux), "-initrd", str(folder / "initramfs"), "-append", _KERNEL_ARGUMENTS),
-        *("-serial", f"file:{folder / 'console'}"),
+        *("-kernel", str(linux.vmlinux), "-initrd", str(job.folder / "initramfs"), "-append", _KERNEL_ARGUMENTS),
+        *("-serial", f"file:{job.folder / 'console'}"),
         *("-device", "intel-iommu,intremap=on"),
         *_share("host", Path("/"), "readonly=on,multidevs=remap"),
-        *_share("job", folder, "readonly=off"),
+        *_share("job", job.folder, "readonly=off"),
         # what is said and read inside is this process's standard output and input
-        *("-chardev", "stdio,id=out,signal=off", "-device", "virtio-serial-pci", "-device", "virtconsole,chardev=out"),
+        *("-chardev", "stdio,id=out,signal=off", "-device", "virtio-serial-pci"),
+        *("-device", "virtconsole,chardev=out" if job.interactive else "virtserialport,chardev=out,name=out"),
         *(part for number, mac in enumerate(CARDS) for part in _card(number, mac)),
     ]
 
@@ -148,7 +151,7 @@ def job_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: float, interactive: bool = False) -> int:
+def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: float) -> int:
     """Boot the machine, let it do its job, and give the command's exit status.
 
     What the command says appears on this process's standard output while it says it.
@@ -159,7 +162,6 @@ def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: flo
         job: What it does.
         cpus: How many processors it has.
         timeout_s: How long all of it may take.
-        interactive: Whether the command reads this process's standard input.
 
     Raises:
         MachineError: It didn't boot, died, or wasn't done in time.
@@ -168,8 +170,8 @@ def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: flo
     errors_path = job.folder / "errors"
     start_s = time.monotonic()
     with errors_path.open("wb") as errors:
-        command = argv(emulator, linux, job.folder, cpus)
-        reads = None if interactive else subprocess.DEVNULL
+        command = argv(emulator, linux, job, cpus)
+        reads = None if job.interactive else subprocess.DEVNULL
         process = subprocess.Popen(command, env=os.environ | emulator.environment, stdin=reads, stderr=errors)
     try:
         why = _wait(process, job, start_s, timeout_s)

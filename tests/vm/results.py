@@ -31,7 +31,7 @@ def parse(report: str) -> dict[tuple[str, str], Outcome]:
         names = case.get("classname", ""), case.get("name", "")
         outcome = _outcome(case)
         # what fails after it has passed is there twice
-        if found.get(names, outcome).status != "failed":
+        if names not in found or found[names].status != "failed":
             found[names] = outcome
     return found
 

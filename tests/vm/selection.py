@@ -19,7 +19,7 @@ OWN = "tests/vm/"
 HARDWARE = "its hardware"
 
 
-class Test(NamedTuple):
+class Collected(NamedTuple):
     """A test that pytest has collected.
 
     Args:
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
     reasons: dict[str, Counter[str]]
 
 
-def select(tests: Iterable[Test], missing: Mapping[str, str]) -> Selection:
+def select(tests: Iterable[Collected], missing: Mapping[str, str]) -> Selection:
     """Choose what the machine runs.
 
     Args:
@@ -71,9 +71,9 @@ def select(tests: Iterable[Test], missing: Mapping[str, str]) -> Selection:
     return chosen
 
 
-def read(path: Path) -> list[Test]:
+def read(path: Path) -> list[Collected]:
     """Read what the plugin has written."""
-    return [Test(one["id"], tuple(one["needs"]), tuple(one["lacks"])) for one in json.loads(path.read_text())]
+    return [Collected(one["id"], tuple(one["needs"]), tuple(one["lacks"])) for one in json.loads(path.read_text())]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

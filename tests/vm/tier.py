@@ -51,7 +51,7 @@ class Runner:
     def run(self, command: Sequence[str]) -> int:
         """Run a command in the checkout, on this terminal; give its exit status."""
         with machine.job_folder() as folder:
-            return self._boot(Job(folder, command, CHECKOUT, _environment()), interactive=True)
+            return self._boot(Job(folder, command, CHECKOUT, _environment(), interactive=True))
 
     def run_tests(self, arguments: Sequence[str]) -> int:
         """Run what pytest finds by its arguments; give its exit status."""
@@ -76,10 +76,10 @@ class Runner:
             click.echo(line)
         return status or int(any(one.status == "failed" for one in found.values()))
 
-    def _boot(self, job: Job, *, interactive: bool = False) -> int:
+    def _boot(self, job: Job) -> int:
         _compile()
         try:
-            return machine.run(self.emulator, self.linux, job, cpus=self.cpus, timeout_s=self.timeout_s, interactive=interactive)
+            return machine.run(self.emulator, self.linux, job, cpus=self.cpus, timeout_s=self.timeout_s)
         finally:
             _keep(job.folder)
 
@@ -92,7 +92,7 @@ def pytest_command(workers: int) -> list[str]:
     ]
 
 
-def collect() -> list[selection.Test]:
+def collect() -> list[selection.Collected]:
     """Ask pytest for all tests that may take the machine."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder, "tests.json")
