@@ -1,7 +1,8 @@
 """What the running kernel can do: each feature is tried in a network namespace that is thrown away.
 
 A test that needs one says so with `@pytest.mark.kernel("8021q")`, and is skipped elsewhere; one that shows what happens without
-has `@pytest.mark.kernel_without("8021q")`.
+has `@pytest.mark.kernel_without("8021q")`. What takes another way with it than without runs on both kernels:
+`@pytest.mark.kernel_varies("police")`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ PROBES: dict[str, tuple[str, ...]] = {
     "bridge-vlan-filtering": (
         "ip -n {netns} link add br0 type bridge vlan_filtering 1",
         "bridge -n {netns} vlan add vid 7 dev br0 self",
+    ),
+    "police": (
+        "ip -n {netns} link add br0 type bridge",
+        "tc -n {netns} qdisc add dev br0 ingress",
+        "tc -n {netns} filter add dev br0 ingress protocol all u32 match u32 0 0 action police rate 1mbit burst 10kb drop",
     ),
 }
 

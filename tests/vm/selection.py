@@ -1,4 +1,4 @@
-"""Which tests the machine runs: its own, and those of the functional tier that take what this host's kernel lacks.
+"""Which tests the machine runs: its own, and those of the functional tier that this host's kernel can't show.
 
 As a plugin of pytest's (`-p tests.vm.selection --vm-list FILE`) it writes down what is collected, and with which marks.
 """
@@ -26,11 +26,13 @@ class Collected(NamedTuple):
         id: As pytest's command line takes it.
         needs: The features of a kernel that it takes, by their marks `kernel`.
         lacks: The features that the kernel may not have, by its marks `kernel_without`.
+        varies: The features with which it shows something else, by its marks `kernel_varies`.
     """
 
     id: str
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    varies: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -61,7 +63,8 @@ def select(tests: Iterable[Collected], missing: Mapping[str, str]) -> Selection:
     """
     chosen = Selection([], {}, {})
     for test in tests:
-        reason = HARDWARE if test.path.startswith(OWN) else next((name for name in test.needs if missing[name]), "")
+        features = (*test.needs, *test.varies)
+        reason = HARDWARE if test.path.startswith(OWN) else next((name for name in features if missing[name]), "")
         present = [name for name in test.lacks if not missing[name]]
         if reason:
             chosen.inside.append(test.id)
@@ -73,7 +76,10 @@ def select(tests: Iterable[Collected], missing: Mapping[str, str]) -> Selection:
 
 def read(path: Path) -> list[Collected]:
     """Read what the plugin has written."""
-    return [Collected(one["id"], tuple(one["needs"]), tuple(one["lacks"])) for one in json.loads(path.read_text())]
+    return [
+        Collected(one.pop("id"), **{name: tuple(features) for name, features in one.items()})
+        for one in json.loads(path.read_text())
+    ]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,9 +89,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Write what is collected."""
-    found = [
-        {"id": item.nodeid, "needs": _marked(item, "kernel"), "lacks": _marked(item, "kernel_without")} for item in session.items
-    ]
+    marks = {"needs": "kernel", "lacks": "kernel_without", "varies": "kernel_varies"}
+    found = [{"id": item.nodeid} | {name: _marked(item, mark) for name, mark in marks.items()} for item in session.items]
     session.config.getoption("vm_list").write_text(json.dumps(found))
 
 
