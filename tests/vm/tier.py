@@ -64,6 +64,7 @@ class Runner:
         chosen = selection.select(collect(), missing_features())
         with machine.job_folder() as folder:
             (folder / "tests").write_text("\n".join(chosen.inside))
+            (folder / "groups").write_text(json.dumps(chosen.inside))
             job = Job(folder, pytest_command(self.cpus), CHECKOUT, _environment())
             start_s = time.monotonic()
             status = _told(job, self._boot(job)) if chosen.inside else 0
@@ -88,7 +89,7 @@ def pytest_command(workers: int) -> list[str]:
     """Say how pytest runs the tests that the job's folder lists."""
     return [
         *(*_PYTEST, "-v", f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={INSIDE / 'junit.xml'}"),
-        *("-p", "tests.vm.scheduling", f"--numprocesses={workers}", f"@{INSIDE / 'tests'}"),
+        *("-p", "tests.vm.scheduling", f"--vm-groups={INSIDE / 'groups'}", f"--numprocesses={workers}", f"@{INSIDE / 'tests'}"),
     ]
 
 

@@ -40,9 +40,9 @@ def test_a_test_that_the_report_does_not_know_has_failed() -> None:
 
 
 def test_the_summary_names_what_ran_what_failed_and_what_ran_nowhere() -> None:
-    chosen = Selection(
-        [PASSED, FAILED, SKIPPED], {"tests/functional/test_b.py::test_d": "why not"}, {"8021q": Counter({"test_a.py": 3})}
-    )
+    inside = dict.fromkeys([PASSED, FAILED, SKIPPED], "its group")
+    nowhere = {"tests/functional/test_b.py::test_d": "why not"}
+    chosen = Selection(inside, nowhere, {"8021q": Counter({"test_a.py": 3})})
     told = summary(chosen, outcomes(chosen.inside, REPORT), release="6.12", seconds=125)
     assert told == [
         "in the emulated machine (Linux 6.12): 1 passed, 1 failed, 1 skipped, 2:05 minutes with its boot",
