@@ -73,7 +73,7 @@ test-e2e: guest ## Run the tests with real virtual machines (root, QEMU)
 
 test-vm: vm ## Run in an emulated machine the tests that this host's kernel can't show; TESTS='...': these
 	$(HEADING) 'tests in the emulated machine'
-	$(BIN)/python -m tests.vm $(TESTS)
+	$(BIN)/python -m tests.vm $(if $(COVERAGE),--coverage) $(TESTS)
 
 demo: venv ## See it work: an ordinary user gets an endpoint, and a virtual machine talks through it
 	tests/setup demo

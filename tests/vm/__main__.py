@@ -21,13 +21,14 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache/vm"
 @click.option("--shell", is_flag=True, help="Give a shell in the machine.")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Of the machine.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="What it may take.")
+@click.option("--coverage", is_flag=True, help="Say which lines the tier has run.")
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
-def main(*, prepare: bool, shell: bool, cpus: int, minutes: float, tests: tuple[str, ...]) -> None:
+def main(*, prepare: bool, shell: bool, cpus: int, minutes: float, coverage: bool, tests: tuple[str, ...]) -> None:
     """Run TESTS in an emulated machine: pytest's arguments. Without any: what this host's kernel can't show."""
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         apt = Apt(CACHE / "apt")
-        runner = Runner(emulator.ensure(CACHE, apt, print), linux.ensure(CACHE, apt, print), cpus, minutes * 60)
+        runner = Runner(emulator.ensure(CACHE, apt, print), linux.ensure(CACHE, apt, print), cpus, minutes * 60, coverage)
         if prepare:
             status = 0
         elif shell:

@@ -23,7 +23,9 @@ from tests.vm.linux import Linux
 INSIDE = Path("/run/job")
 #: The MAC addresses of the network cards, which are on one wire.
 CARDS = ("52:54:00:0a:00:01", "52:54:00:0a:01:01")
-BOOT_TIMEOUT_S = 300.0
+# It takes 10 s. On a machine with much else to do it once and again doesn't come up: its clock is lost while Linux looks for one.
+BOOT_TIMEOUT_S = 120.0
+_BOOTS = 3
 _INIT, _START = (Path(__file__).with_name(name) for name in ("init", "start"))
 _MEMORY_MIB = 3072
 # Debian's kernel does for security what only takes an emulator's time
@@ -167,6 +169,19 @@ def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: flo
         MachineError: It didn't boot, died, or wasn't done in time.
     """
     job.write(linux)
+    for _ in range(_BOOTS):
+        why = _boot(emulator, linux, job, cpus, timeout_s)
+        if job.has_started:
+            break
+    status = job.status
+    if status is None:
+        errors = (job.folder / "errors").read_text(errors="replace")
+        raise MachineError(f"{why}\n{errors}--- its kernel's console:\n{job.console[-8000:]}")
+    return status
+
+
+def _boot(emulator: Emulator, linux: Linux, job: Job, cpus: int, timeout_s: float) -> str:
+    """Run the machine once; say what is wrong if there is no exit status."""
     errors_path = job.folder / "errors"
     start_s = time.monotonic()
     with errors_path.open("wb") as errors:
@@ -174,15 +189,11 @@ def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: flo
         reads = None if job.interactive else subprocess.DEVNULL
         process = subprocess.Popen(command, env=os.environ | emulator.environment, stdin=reads, stderr=errors)
     try:
-        why = _wait(process, job, start_s, timeout_s)
+        return _wait(process, job, start_s, timeout_s)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-    status = job.status
-    if status is None:
-        raise MachineError(f"{why}\n{errors_path.read_text(errors='replace')}--- its kernel's console:\n{job.console[-8000:]}")
-    return status
 
 
 def _wait(process: subprocess.Popen[bytes], job: Job, start_s: float, timeout_s: float) -> str:

@@ -41,12 +41,14 @@ class Runner:
         linux: The machine's kernel.
         cpus: How many processors it has, and how many tests run at once.
         timeout_s: How long it may take from its start to its end.
+        coverage: Whether to measure which lines the tier runs.
     """
 
     emulator: Emulator
     linux: Linux
     cpus: int
     timeout_s: float
+    coverage: bool = False
 
     def run(self, command: Sequence[str]) -> int:
         """Run a command in the checkout, on this terminal; give its exit status."""
@@ -65,7 +67,7 @@ class Runner:
         with machine.job_folder() as folder:
             (folder / "tests").write_text("\n".join(chosen.inside))
             (folder / "groups").write_text(json.dumps(chosen.inside))
-            job = Job(folder, pytest_command(self.cpus), CHECKOUT, _environment())
+            job = Job(folder, pytest_command(self.cpus, coverage=self.coverage), CHECKOUT, _environment())
             start_s = time.monotonic()
             status = _told(job, self._boot(job)) if chosen.inside else 0
             return self._tell(folder, chosen, status, time.monotonic() - start_s)
@@ -73,6 +75,8 @@ class Runner:
     def _tell(self, folder: Path, chosen: Selection, status: int, seconds: float) -> int:
         report = folder / "junit.xml"
         found = results.outcomes(chosen.inside, report.read_text() if report.exists() else "<testsuites/>")
+        if self.coverage:
+            _report_coverage(folder / "coverage")
         for line in results.summary(chosen, found, release=self.linux.release, seconds=seconds):
             click.echo(line)
         return status or int(any(one.status == "failed" for one in found.values()))
@@ -85,10 +89,12 @@ class Runner:
             _keep(job.folder)
 
 
-def pytest_command(workers: int) -> list[str]:
+def pytest_command(workers: int, *, coverage: bool) -> list[str]:
     """Say how pytest runs the tests that the job's folder lists."""
+    python, *pytest = _PYTEST
+    measured = ["-m", "coverage", "run"] if coverage else []
     return [
-        *(*_PYTEST, "-v", f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={INSIDE / 'junit.xml'}"),
+        *(python, *measured, *pytest, "-v", f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={INSIDE / 'junit.xml'}"),
         *("-p", "tests.vm.scheduling", f"--vm-groups={INSIDE / 'groups'}", f"--numprocesses={workers}", f"@{INSIDE / 'tests'}"),
     ]
 
@@ -119,6 +125,8 @@ def missing_features() -> dict[str, str]:
 def _environment() -> dict[str, str]:
     wanted = {
         VARIABLE: str(_PATIENCE),
+        "COVERAGE_FILE": "/run/coverage/data",
+        "PYTHONUNBUFFERED": "1",  # each test's line is seen when the test is done
         "COLUMNS": str(shutil.get_terminal_size().columns),
         "TERM": os.environ.get("TERM", "dumb"),
     }
@@ -129,6 +137,13 @@ def _compile() -> None:
     """Compile what Python would compile in the machine; who may not write here gives it more time."""
     command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "vifd", "vif", "client", "tests"]
     subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False)
+
+
+def _report_coverage(measured: Path) -> None:
+    """Put together what every process has measured, and print how much of each file ran."""
+    data = f"--data-file={RESULTS / 'coverage'}"
+    for arguments in (["combine", "--quiet", data, *map(str, measured.glob("data.*"))], ["report", data]):
+        subprocess.run([sys.executable, "-m", "coverage", *arguments], cwd=CHECKOUT, check=False)
 
 
 def _keep(folder: Path) -> None:

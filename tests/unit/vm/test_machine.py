@@ -92,6 +92,16 @@ def test_a_machine_that_takes_too_long_is_ended(
         run(emulating("import time; time.sleep(600)"), linux, job, cpus=1, timeout_s=0)
 
 
+def test_a_machine_that_doesnt_boot_is_booted_again(linux: Linux, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "BOOT_TIMEOUT_S", 2.0)
+    script = (
+        f"import time; from pathlib import Path; folder = Path({str(job.folder)!r})\n"
+        "if not (folder / 'again').exists(): (folder / 'again').touch(); time.sleep(600)\n"
+        "(folder / 'started').touch(); (folder / 'status').write_text('0')"
+    )
+    assert run(emulating(script), linux, job, cpus=1, timeout_s=60) == 0
+
+
 def test_an_unpacked_qemu_has_its_own_firmware_and_libraries(tmp_path: Path) -> None:
     (tmp_path / "usr/share/seabios").mkdir(parents=True)
     emulator = unpacked_below(tmp_path)
