@@ -182,18 +182,18 @@ def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: flo
 
 def _boot(emulator: Emulator, linux: Linux, job: Job, cpus: int, timeout_s: float) -> str:
     """Run the machine once; say what is wrong if there is no exit status."""
-    errors_path = job.folder / "errors"
     start_s = time.monotonic()
-    with errors_path.open("wb") as errors:
-        command = argv(emulator, linux, job, cpus)
-        reads = None if job.interactive else subprocess.DEVNULL
-        process = subprocess.Popen(command, env=os.environ | emulator.environment, stdin=reads, stderr=errors)
-    try:
-        return _wait(process, job, start_s, timeout_s)
-    finally:
-        if process.poll() is None:
+    # a pipe into which nobody writes: at the end of its input, QEMU takes the port for unplugged
+    reads = None if job.interactive else subprocess.PIPE
+    command, environment = argv(emulator, linux, job, cpus), os.environ | emulator.environment
+    with (
+        (job.folder / "errors").open("wb") as errors,
+        subprocess.Popen(command, env=environment, stdin=reads, stderr=errors) as process,
+    ):
+        try:
+            return _wait(process, job, start_s, timeout_s)
+        finally:
             process.kill()
-            process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], job: Job, start_s: float, timeout_s: float) -> str:
