@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -20,7 +21,9 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache/vm"
 @click.option("--prepare", is_flag=True, help="Only download and build what is missing.")
 @click.option("--shell", is_flag=True, help="Give a shell in the machine.")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Of the machine.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=40, show_default=True, help="What it may take.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=40, show_default=True, help="What the tests may take."
+)
 @click.option("--coverage", is_flag=True, help="Say which lines the tier has run.")
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
 def main(*, prepare: bool, shell: bool, cpus: int, minutes: float, coverage: bool, tests: tuple[str, ...]) -> None:
@@ -28,7 +31,13 @@ def main(*, prepare: bool, shell: bool, cpus: int, minutes: float, coverage: boo
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         apt = Apt(CACHE / "apt")
-        runner = Runner(emulator.ensure(CACHE, apt, print), linux.ensure(CACHE, apt, print), cpus, minutes * 60, coverage)
+        runner = Runner(
+            emulator.ensure(CACHE, apt, print),
+            linux.ensure(CACHE, apt, print),
+            cpus,
+            math.inf if shell else minutes * 60,
+            coverage,
+        )
         if prepare:
             status = 0
         elif shell:
