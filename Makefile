@@ -17,7 +17,7 @@ export PYTHON
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv protos guest lint test test-unit test-functional test-e2e demo bench install uninstall clean
+.PHONY: help venv protos guest vm lint test test-unit test-functional test-e2e test-vm demo bench install uninstall clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,19 +38,23 @@ guest: venv ## Build the tiny virtual machine of the tests and the demo
 	tests/setup guest
 	$(BIN)/python -m tests.guest
 
+vm: venv ## Fetch and build the emulated machine, for what this host's kernel can't show
+	tests/setup vm
+	$(BIN)/python -m tests.vm --prepare
+
 lint: venv ## Check style, types, the direction of imports, and the API's form
 	$(HEADING) lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --package tests.guest --package tests.e2e --package demo
+	$(BIN)/mypy --package tests.guest --package tests.e2e --package tests.vm --package demo
 	$(BIN)/mypy client/examples
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 
 test: ## Install what the tests need, then lint and run every tier
 	tests/setup venv test
-	$(MAKE) --no-print-directory lint test-unit test-functional test-e2e
+	$(MAKE) --no-print-directory lint test-unit test-functional test-e2e test-vm
 	$(HEADING) 'all passed'
 
 test-unit: venv ## Run the tests that need nothing
@@ -66,6 +70,10 @@ test-e2e: guest ## Run the tests with real virtual machines (root, QEMU)
 	tests/setup test
 	$(HEADING) 'end-to-end tests'
 	$(ROOT) $(PYTEST) tests/e2e
+
+test-vm: vm ## Run in an emulated machine the tests that this host's kernel can't show; TESTS='...': these
+	$(HEADING) 'tests in the emulated machine'
+	$(BIN)/python -m tests.vm $(if $(COVERAGE),--coverage) $(TESTS)
 
 demo: venv ## See it work: an ordinary user gets an endpoint, and a virtual machine talks through it
 	tests/setup demo

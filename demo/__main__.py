@@ -13,6 +13,7 @@ from demo import stage
 from demo.story import Story
 from demo.terminal import Terminal
 from tests.guest import image, machine
+from tests.guest.packages import PackageError
 
 _LOG_CHARACTERS = 8000
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,7 +33,7 @@ def main() -> int:
     except KeyboardInterrupt:
         terminal.bad("interrupted; everything is cleaned up")
         return 130
-    except (stage.StageError, machine.ConsoleError, image.ImageError, OSError, subprocess.SubprocessError) as error:
+    except (stage.StageError, machine.ConsoleError, PackageError, OSError, subprocess.SubprocessError) as error:
         terminal.bad(f"{error}")
         return 1
     terminal.good(f"vifd has stopped, the namespace is deleted; the demo took {time.monotonic() - start_s:.0f} s")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -78,3 +81,40 @@ def test_packets_are_counted_in_each_direction(line: Line, is_from_vm: bool) -> 
 def test_without_limits_the_same_flow_is_faster(line: Line) -> None:
     line.limit()
     assert flows.udp_bps(line.guest, line.vifd.netns, HOST) > RATE_BPS * 1.3
+
+
+def police(line: Line) -> dict[str, Any]:
+    """What tc shows of the police that limits what the guest sends."""
+    command = ["tc", "-n", line.vifd.netns, "-s", "-j", "filter", "show", "dev", line.endpoint.tap.ifname, "ingress"]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    (action,) = [action for part in shown for action in part.get("options", {}).get("actions", [])]
+    assert action["kind"] == "police"
+    return dict(action)
+
+
+@pytest.mark.kernel("police")
+def test_a_police_lets_a_burst_through_and_then_the_rate(line: Line) -> None:
+    sent, burst = 300, 64
+    line.limit(from_vm=RateLimit(rate_pps=1))
+    start_s = time.monotonic()
+    with flows.udp_receiver(line.vifd.netns, HOST) as receiver:
+
+        def all_have_come() -> Any:
+            flows.send_datagrams(line.guest, HOST, 20)  # as many at once as the tap's queue has room for
+            stats = police(line)["stats"]
+            return stats if stats["packets"] >= sent else None
+
+        stats = wait_for(all_have_come)
+        allowed = burst + time.monotonic() - start_s + 1
+        assert stats["packets"] - stats["drops"] <= allowed
+        wait_for(lambda: receiver.recv(1 << 16))
+        assert flows.drain(receiver) < allowed
+
+
+@pytest.mark.kernel("police")
+def test_a_police_has_the_rate_that_the_guest_may_send_with(line: Line) -> None:
+    line.limit(from_vm=RateLimit(rate_bps=RATE_BPS, burst_bytes=250_000))
+    command = ["tc", "-n", line.vifd.netns, "filter", "show", "dev", line.endpoint.tap.ifname, "ingress"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "rate 20Mbit" in shown
+    assert police(line)["stats"]["drops"] == 0

@@ -26,6 +26,7 @@ RATE_BPS = 20_000_000
 RATE, NO_LIMIT = RateLimit(rate_bps=RATE_BPS), RateLimit()
 IFB = Support(LimitsMechanism.IFB, egress_tbf=True)
 SLOW = RateLimit(rate_bps=8_000, burst_bytes=1)  # less than a frame a second, and one frame at once
+varies_with_police = pytest.mark.kernel_varies("police")
 
 
 class Limiter:
@@ -134,6 +135,7 @@ def accepts(netns: str, *arguments: str) -> bool:
     return subprocess.run(["tc", "-n", netns, *arguments], check=False, capture_output=True).returncode == 0
 
 
+@varies_with_police
 def test_the_probe_finds_what_tc_can_set(netns: str, down_tap: str) -> None:
     support = probed(netns)
     kernel.run(netns, "link", "add", "ifb0", "type", "ifb")
@@ -160,6 +162,7 @@ def test_the_probe_leaves_nothing_and_wakes_no_monitor(netns: str) -> None:
             listener.recv(1 << 16)
 
 
+@varies_with_police
 def test_a_fresh_tap_has_what_tc_shows(netns: str, down_tap: str, supports: list[Support], limiting: Limiting) -> None:
     for support in supports:
         limiter = limiting(netns, index_of(netns, TAP), support)
@@ -192,6 +195,7 @@ def test_an_ifb_is_up_marked_and_without_addresses(netns: str, down_tap: str, li
     assert kernel.inside(netns, ifb.find_marked) == {limiter.endpoint_id: shown["ifindex"]}
 
 
+@varies_with_police
 def test_the_same_again_changes_nothing(wire: Wire, supports: list[Support], limiting: Limiting) -> None:
     for support in supports:
         limiter = limiting(wire.host, wire.ifindex, support)
@@ -202,6 +206,7 @@ def test_the_same_again_changes_nothing(wire: Wire, supports: list[Support], lim
         limiter.remove()
 
 
+@varies_with_police
 def test_after_removal_nothing_is_left(wire: Wire, supports: list[Support], limiting: Limiting) -> None:
     before = (kernel.snapshot(wire.host), set(qdiscs(wire.host, TAP)))
     for support in supports:
@@ -212,6 +217,7 @@ def test_after_removal_nothing_is_left(wire: Wire, supports: list[Support], limi
         limiter.remove()
 
 
+@varies_with_police
 def test_one_direction_goes_and_the_other_stays(wire: Wire, supports: list[Support], limiting: Limiting) -> None:
     for support in supports:
         limiter = limiting(wire.host, wire.ifindex, support)
@@ -224,6 +230,7 @@ def test_one_direction_goes_and_the_other_stays(wire: Wire, supports: list[Suppo
         limiter.remove()
 
 
+@varies_with_police
 def test_what_is_there_is_read_back(wire: Wire, supports: list[Support], limiting: Limiting) -> None:
     fast = RateLimit(rate_bps=10**11, burst_bytes=10**6)
     slow = RateLimit(rate_bps=1000)

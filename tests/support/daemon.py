@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-READY_SECONDS = 60.0
+from tests.support.patience import patient
+
+READY_SECONDS = patient(60.0)
 BIN = Path(sys.executable).parent
 
 #: One network on a bridge that vifd makes.
@@ -128,7 +130,7 @@ class Daemon:
     def wait_dead(self, timeout: float = 30) -> int:
         """Wait for its end and give the exit status."""
         assert self.process is not None
-        return self.process.wait(timeout)
+        return self.process.wait(patient(timeout))
 
     def stop(self) -> int:
         """Stop it as systemd does, and give the exit status."""
@@ -207,8 +209,8 @@ def taps(netns: str) -> list[Any]:
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
     """Ask until a condition holds, and give what it gave."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patient(seconds)
     while not (found := condition()):
-        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        assert time.monotonic() < end, f"not within {patient(seconds):.0f} s: {condition}"
         time.sleep(0.01)
     return found

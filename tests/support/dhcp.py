@@ -21,6 +21,7 @@ import msgspec
 
 from tests.support import kernel
 from tests.support.daemon import ip, network_namespace, wait_for
+from tests.support.patience import patient
 from vifd.dhcp.dnsmasq import Files
 from vifd.dhcp.network import DhcpNetwork
 
@@ -78,7 +79,7 @@ class DhcpFront:
 
     def wait_status(self) -> dict[str, str]:
         """Give the next status."""
-        return self._statuses.get(timeout=30)
+        return self._statuses.get(timeout=patient(30))
 
     def wait_running(self, network: str = "blue") -> int:
         """Wait until a network is served, and give its server's pid."""
@@ -118,8 +119,8 @@ class DhcpFront:
         return self._finish()
 
     def _finish(self) -> int:
-        status = self.process.wait(30)
-        self._reader.join(30)
+        status = self.process.wait(patient(30))
+        self._reader.join(patient(30))
         for file in (self.process.stdin, self.process.stdout, self._log):
             if file is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -213,7 +214,7 @@ class Guest:
 
     def hear(self, xid: bytes, seconds: float = 3.0) -> Answer | None:
         """Wait for the answer to a transaction; None: there is none."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + patient(seconds)
         while (left := end - time.monotonic()) > 0:
             self._packets.settimeout(left)
             with contextlib.suppress(TimeoutError):
@@ -254,7 +255,7 @@ class Guest:
         """Ask a DNS server for a name, and give the addresses."""
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         with kernel.inside(self.netns, lambda: socket.socket(family, socket.SOCK_DGRAM)) as sender:
-            sender.settimeout(3)
+            sender.settimeout(patient(3))
             labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
             sender.sendto(b"\x12\x34\x01\x00\x00\x01" + bytes(6) + labels + b"\0" + struct.pack("!HH", kind, 1), (server, 53))
             answer = sender.recv(2048)
@@ -286,7 +287,7 @@ def _exchange6(
     options += (_option6(2, server) if server else b"") + _option6(6, struct.pack("!HH", 23, 24))
     for _ in range(3):  # the server may have to learn the guest's MAC first
         sender.sendto(bytes([kind]) + xid + options, ("ff02::1:2", 547))
-        sender.settimeout(1)
+        sender.settimeout(patient(1))
         with contextlib.suppress(TimeoutError):
             while (payload := sender.recv(2048))[1:4] != xid:
                 pass

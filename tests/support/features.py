@@ -1,12 +1,14 @@
 """What the running kernel can do: each feature is tried in a network namespace that is thrown away.
 
 A test that needs one says so with `@pytest.mark.kernel("8021q")`, and is skipped elsewhere; one that shows what happens without
-has `@pytest.mark.kernel_without("8021q")`.
+has `@pytest.mark.kernel_without("8021q")`. What takes another way with it than without runs on both kernels:
+`@pytest.mark.kernel_varies("police")`.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 
 from tests.support.daemon import network_namespace
@@ -21,6 +23,11 @@ PROBES: dict[str, tuple[str, ...]] = {
         "ip -n {netns} link add br0 type bridge vlan_filtering 1",
         "bridge -n {netns} vlan add vid 7 dev br0 self",
     ),
+    "police": (
+        "ip -n {netns} link add br0 type bridge",
+        "tc -n {netns} qdisc add dev br0 ingress",
+        "tc -n {netns} filter add dev br0 ingress protocol all u32 match u32 0 0 action police rate 1mbit burst 10kb drop",
+    ),
 }
 
 
@@ -33,3 +40,7 @@ def why_missing(feature: str) -> str:
             if done.returncode:
                 return f"this kernel has no {feature}: {command.split('{netns} ')[-1]}: {done.stderr.strip()}"
     return ""
+
+
+if __name__ == "__main__":
+    print(json.dumps({feature: why_missing(feature) for feature in PROBES}))

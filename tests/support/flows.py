@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tests.support import kernel
 from tests.support.daemon import ip, network_namespace
+from tests.support.patience import patient
 
 HOST, GUEST = "10.99.0.1", "10.99.0.2"
 TAP, GUEST_DEVICE = "tap0", "eth0"
@@ -114,7 +115,7 @@ def udp_receiver(netns: str, address: str) -> socket.socket:
     """Give a socket that takes the flood."""
     receiver = kernel.inside(netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     receiver.bind((address, PORT))
-    receiver.settimeout(10)
+    receiver.settimeout(patient(10))
     return receiver
 
 
@@ -162,13 +163,13 @@ def tcp_bps(source: str, netns: str, address: str) -> float:
 
     with (
         kernel.inside(netns, lambda: socket.create_server((address, PORT))) as server,
-        kernel.inside(source, lambda: socket.create_connection((address, PORT), timeout=10)) as sender,
+        kernel.inside(source, lambda: socket.create_connection((address, PORT), timeout=patient(10))) as sender,
     ):
         receiver, _ = server.accept()
         thread = threading.Thread(target=send)
         thread.start()
         with receiver:
-            receiver.settimeout(10)
+            receiver.settimeout(patient(10))
             bps = _bits_a_second(receiver) * _SEGMENT_FRAME_BYTES / _SEGMENT_BYTES
             # A reset: without it the sender's queue would drain at the rate first.
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 from tests.support import frames, kernel
 from tests.support.daemon import wait_for
+from tests.support.patience import patient
 from vifclient import Client
 from vifclient.messages import Endpoint
 
 _VNET_HDR = bytes(10)
 _FRAME_BYTES = 1 << 16
 _ETH_P_ALL = 3
-_ARRIVAL_SECONDS = 10
+_ARRIVAL_SECONDS = patient(10)
 _numbers = itertools.count(1)
 
 

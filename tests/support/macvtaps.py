@@ -14,6 +14,7 @@ from typing import Any
 from tests.support import kernel
 from tests.support.asking import make, refusal
 from tests.support.daemon import Daemon, ip
+from tests.support.patience import patient
 from tests.support.wires import macvtap_preference
 from vifclient import Client
 from vifclient.messages import DriftKind, Endpoint, EndpointPreference
@@ -63,7 +64,7 @@ def frame(destination: str, source: str, payload: bytes = MAGIC) -> bytes:
 def listening(netns: str, ifname: str = "far0", *, ether_type: int = ETHER_TYPE) -> Iterator[socket.socket]:
     """A socket on the other end of the uplink."""
     one = kernel.packet_socket(netns, ifname, ether_type)
-    one.settimeout(20)
+    one.settimeout(patient(20))
     try:
         yield one
     finally:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from tests.support import kernel
 from tests.support.daemon import network_namespace
+from tests.support.patience import patient
 
 #: On the link between the host and what is outside; and an address that the outside has behind another host.
 HOST, OUTSIDE, HOST6, OUTSIDE6 = "192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"
 UPLINK, OUTSIDE_DEVICE, GUEST_DEVICE = "up0", "eth0", "eth0"
 _PORT = 9000
-_SECONDS = 0.3  # by when a packet that isn't dropped has crossed two namespaces of one machine
-_CONNECTION_SECONDS = 10
+_SECONDS = patient(0.3)  # by when a packet that isn't dropped has crossed two namespaces of one machine
+_CONNECTION_SECONDS = patient(10)
 
 
 class Cabled(NamedTuple):
@@ -120,5 +121,5 @@ def talk(source: str, netns: str, address: str, *, to: str) -> str:
 
 def ping(netns: str, address: str) -> bool:
     """Tell whether an address answers ICMP's echo."""
-    argv = ["ip", "netns", "exec", netns, "ping", "-c", "1", "-W", "1", address]
+    argv = ["ip", "netns", "exec", netns, "ping", "-c", "1", "-W", str(patient(1)), address]
     return subprocess.run(argv, check=False, capture_output=True).returncode == 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from oslo_privsep import comm
 
+from tests.support.patience import patient
 from vifd.kernel import helper, netns
 from vifd.kernel.authority import Authority, BridgeGrant
 
@@ -60,7 +61,7 @@ def ask(channel: Any, wanted: Any) -> Any:
     if isinstance(wanted, bytes):
         return channel.writer.writesock.sendall(wanted)
     name, arguments = wanted
-    return channel.send_recv((comm.Message.CALL.value, name, arguments, {}), timeout=20)
+    return channel.send_recv((comm.Message.CALL.value, name, arguments, {}), timeout=patient(20))
 
 
 def tell(answer: Any) -> None:

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.patience import patient
+
 NOBODY = 65534
 
 
@@ -26,6 +28,6 @@ def ordinary_user() -> Iterator[int]:
 def connect(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """Connect; the socket blocks for at most ten seconds."""
     connection = socket.socket(socket.AF_UNIX, kind)
-    connection.settimeout(10)
+    connection.settimeout(patient(10))
     connection.connect(str(path))
     return connection

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.daemon import Daemon, short_directory
+from tests.support.patience import patient
 from vif.v1.fd_pb2 import AcquireFdsRequest
 from vifclient import Client, QueueFds
 from vifclient.queues import receive_queues
@@ -42,7 +43,7 @@ class User:
         """End the process that connects."""
         self._control.close()
         try:
-            assert self._process.wait(10) == 0
+            assert self._process.wait(patient(10)) == 0
         finally:
             self._process.kill()
             self._process.wait()

@@ -1,0 +1,161 @@
+"""Run the tier: find out what this host's kernel can't show, run that in one boot of the machine, and tell what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from tests.support.patience import VARIABLE
+from tests.vm import machine, results, selection
+from tests.vm.emulator import Emulator
+from tests.vm.linux import Linux
+from tests.vm.machine import INSIDE, Job
+from tests.vm.selection import Selection
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+#: What a run leaves: pytest's report, the kernel's console, and the coverage's data.
+RESULTS = CHECKOUT / ".cache/vm/results"
+_TIERS = ("tests/functional", "tests/vm")
+_PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+# An emulated processor is ten to twenty times slower than the one that emulates it.
+_PATIENCE = 10
+_TEST_TIMEOUT_S = 900
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs tests, or anything, in a machine.
+
+    Args:
+        emulator: QEMU.
+        linux: The machine's kernel.
+        cpus: How many processors it has, and how many tests run at once.
+        timeout_s: How long it may take from its start to its end.
+        coverage: Whether to measure which lines the tier runs.
+    """
+
+    emulator: Emulator
+    linux: Linux
+    cpus: int
+    timeout_s: float
+    coverage: bool = False
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a command in the checkout, on this terminal; give its exit status."""
+        with machine.job_folder() as folder:
+            return self._boot(Job(folder, command, CHECKOUT, _environment(), interactive=True))
+
+    def run_tests(self, arguments: Sequence[str]) -> int:
+        """Run what pytest finds by its arguments; give its exit status."""
+        with machine.job_folder() as folder:
+            job = Job(folder, [*_PYTEST, "-v", f"--timeout={_TEST_TIMEOUT_S}", *arguments], CHECKOUT, _environment())
+            return _told(job, self._boot(job))
+
+    def run_tier(self) -> int:
+        """Run what this host's kernel can't show, and tell what ran where; 0: all that ran has passed."""
+        chosen = selection.select(collect(), missing_features())
+        with machine.job_folder() as folder:
+            (folder / "tests").write_text("\n".join(chosen.inside))
+            (folder / "groups").write_text(json.dumps(chosen.inside))
+            job = Job(folder, pytest_command(self.cpus, coverage=self.coverage), CHECKOUT, _environment())
+            start_s = time.monotonic()
+            status = _told(job, self._boot(job)) if chosen.inside else 0
+            return self._tell(folder, chosen, status, time.monotonic() - start_s)
+
+    def _tell(self, folder: Path, chosen: Selection, status: int, seconds: float) -> int:
+        report = folder / "junit.xml"
+        found = results.outcomes(chosen.inside, report.read_text() if report.exists() else "<testsuites/>")
+        if self.coverage:
+            _report_coverage(folder / "coverage")
+        for line in results.summary(chosen, found, release=self.linux.release, seconds=seconds):
+            click.echo(line)
+        return status or int(any(one.status == "failed" for one in found.values()))
+
+    def _boot(self, job: Job) -> int:
+        _compile()
+        try:
+            return machine.run(self.emulator, self.linux, job, cpus=self.cpus, timeout_s=self.timeout_s)
+        finally:
+            _keep(job.folder)
+
+
+def pytest_command(workers: int, *, coverage: bool) -> list[str]:
+    """Say how pytest runs the tests that the job's folder lists."""
+    python, *pytest = _PYTEST
+    measured = ["-m", "coverage", "run"] if coverage else []
+    return [
+        *(python, *measured, *pytest, "-v", f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={INSIDE / 'junit.xml'}"),
+        *("-p", "tests.vm.scheduling", f"--vm-groups={INSIDE / 'groups'}", f"--numprocesses={workers}", f"@{INSIDE / 'tests'}"),
+    ]
+
+
+def collect() -> list[selection.Collected]:
+    """Ask pytest for all tests that may take the machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder, "tests.json")
+        plugin = ["-p", "tests.vm.selection", f"--vm-list={listed}"]
+        command = [*_PYTEST, "--collect-only", "--quiet", "--quiet", *plugin, *_TIERS]
+        # pytest keeps what it compiles of the tests, which the machine would do slowly
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise machine.MachineError(f"pytest can't collect the tests:\n{done.stdout}{done.stderr}")
+        return selection.read(listed)
+
+
+def missing_features() -> dict[str, str]:
+    """Ask root's process what this host's kernel lacks, and why."""
+    root = [] if os.geteuid() == 0 else ["sudo", "env", "PYTHONDONTWRITEBYTECODE=1"]
+    command = [*root, sys.executable, "-m", "tests.support.features"]
+    done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    wanted = {
+        VARIABLE: str(_PATIENCE),
+        "COVERAGE_FILE": "/run/coverage/data",
+        "PYTHONUNBUFFERED": "1",  # each test's line is seen when the test is done
+        "COLUMNS": str(shutil.get_terminal_size().columns),
+        "TERM": os.environ.get("TERM", "dumb"),
+    }
+    return wanted | ({"PY_COLORS": "1"} if sys.stdout.isatty() else {})
+
+
+def _compile() -> None:
+    """Compile what Python would compile in the machine; who may not write here gives it more time."""
+    command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "vifd", "vif", "client", "tests"]
+    subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False)
+
+
+def _report_coverage(measured: Path) -> None:
+    """Put together what every process has measured, and print how much of each file ran."""
+    data = f"--data-file={RESULTS / 'coverage'}"
+    for arguments in (["combine", "--quiet", data, *map(str, measured.glob("data.*"))], ["report", data]):
+        subprocess.run([sys.executable, "-m", "coverage", *arguments], cwd=CHECKOUT, check=False)
+
+
+def _keep(folder: Path) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in ("junit.xml", "console"):
+        (RESULTS / name).unlink(missing_ok=True)
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, RESULTS / name)
+
+
+def _told(job: Job, status: int) -> int:
+    """Show the kernel's console where something has failed."""
+    if status != 0:
+        click.echo(f"--- the machine's console:\n{job.console[-8000:]}--- the end of the console", err=True)
+    return status
