@@ -63,6 +63,7 @@ class FakeHost:
         self.settings: dict[tuple[str, int], VfSettings] = {}
         self.netdevs: dict[str, Netdev] = {}
         self.addressed: set[int] = set()
+        self._opened: list[Hardware] = []
         for driver in (HOST_DRIVER, "vfio-pci"):
             self.sysfs.add_driver(driver)
         group = 10
@@ -89,7 +90,7 @@ class FakeHost:
 
     def open(self) -> Hardware:
         """Give what vifd works with, as a helper that begins has it."""
-        return Hardware(
+        hardware = Hardware(
             Inventory(self.sysfs.root),
             FakePciBus(self),
             FakeNodes(self),
@@ -100,6 +101,13 @@ class FakeHost:
             udev=self.path / "udev",
             patience=Patience(0.05, 0.05, 0.05, 0.05),
         )
+        self._opened.append(hardware)
+        return hardware
+
+    def close(self) -> None:
+        """Close all that was opened here."""
+        for hardware in self._opened:
+            hardware.close()
 
     def snapshot(self) -> object:
         """Give all that vifd could have changed."""

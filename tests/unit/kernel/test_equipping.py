@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,10 @@ BLUE, LAN, NET = BridgeGrant("br-blue"), UplinkGrant("eth0"), FunctionGrant(("et
 
 
 @pytest.fixture
-def hardware(tmp_path: Path) -> Hardware:
-    return Hardware(Inventory(tmp_path), PciBus(tmp_path), VfioNodes(tmp_path), Marks.prepare(tmp_path), Locks(), set())
+def hardware(tmp_path: Path) -> Iterator[Hardware]:
+    one = Hardware(Inventory(tmp_path), PciBus(tmp_path), VfioNodes(tmp_path), Marks.prepare(tmp_path), Locks(), set())
+    with closing(one):
+        yield one
 
 
 @pytest.fixture
@@ -89,5 +93,6 @@ def test_a_vf_that_is_left_of_a_network_can_still_be_given_back(
     tmp_path: Path, permitted: list[Cap], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vifd.kernel.sriov.hardware._WRITTEN", ())
-    Marks.prepare(tmp_path).create("0000:01:10.0", Mark(ID, "0000:01:00.0", "igbvf", "", VfSettings()))
+    with closing(Marks.prepare(tmp_path)) as marks:
+        marks.create("0000:01:10.0", Mark(ID, "0000:01:00.0", "igbvf", "", VfSettings()))
     assert isinstance(equipping.prepare_hardware(tmp_path, {"blue": BLUE}), Hardware)

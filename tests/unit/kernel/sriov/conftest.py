@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from tests.support.sriov_host import FakeHost
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
+def host(tmp_path: Path) -> Iterator[FakeHost]:
     """Two PFs, eth0 and eth1, with two VFs each."""
-    return FakeHost(tmp_path)
+    with closing(FakeHost(tmp_path)) as one:
+        yield one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -165,15 +166,16 @@ def _with(plan: Plan, **fields: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def host(tmp_path: Any) -> FakeHost:
+def host(tmp_path: Any) -> Iterator[FakeHost]:
     """A host whose second VF is a neighbour's, who lives."""
-    host = FakeHost(tmp_path, vfs=3)
-    host.sysfs.add_function("0000:00:1f.2", driver="ahci")
-    own = Functions(host.open(), FakeNic(host))
-    assert own.claim(ClaimFunction(NEIGHBOUR, "net", THEIRS, replace(PORT, mac="52:54:00:00:00:07")), AUTHORITY["net"]) == 1500
-    own.bind(BindFunction(NEIGHBOUR, "net", THEIRS, PciHostDriver.VFIO, 1007, None), None)
-    host.steps = []
-    return host
+    with closing(FakeHost(tmp_path, vfs=3)) as host:
+        host.sysfs.add_function("0000:00:1f.2", driver="ahci")
+        own = Functions(host.open(), FakeNic(host))
+        port = replace(PORT, mac="52:54:00:00:00:07")
+        assert own.claim(ClaimFunction(NEIGHBOUR, "net", THEIRS, port), AUTHORITY["net"]) == 1500
+        own.bind(BindFunction(NEIGHBOUR, "net", THEIRS, PciHostDriver.VFIO, 1007, None), None)
+        host.steps = []
+        yield host
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ BAD = ["", ".", "..", "../x", f"{VF}/..", f"{VF}\n", "x"]
 
 
 @pytest.fixture
-def marks(tmp_path: Path) -> Marks:
-    return Marks.prepare(tmp_path / "vifd")
+def marks(tmp_path: Path) -> Iterator[Marks]:
+    with closing(Marks.prepare(tmp_path / "vifd")) as one:
+        yield one
 
 
 def test_a_mark_is_read_as_it_was_written(marks: Marks) -> None:
@@ -29,8 +32,8 @@ def test_a_mark_is_read_as_it_was_written(marks: Marks) -> None:
 
 def test_of_two_that_want_one_vf_the_second_fails(tmp_path: Path, marks: Marks) -> None:
     marks.create(VF, MARK)
-    with pytest.raises(FileExistsError):
-        Marks.prepare(tmp_path / "vifd").create(VF, MARK)
+    with closing(Marks.prepare(tmp_path / "vifd")) as other, pytest.raises(FileExistsError):
+        other.create(VF, MARK)
     assert marks.find(VF) == MARK
     assert [path.name for path in (tmp_path / "vifd/functions").iterdir()] == [VF]
 
@@ -75,7 +78,8 @@ def test_only_its_owner_reads_a_mark(tmp_path: Path, marks: Marks) -> None:
 def test_what_was_left_half_made_is_swept_up(tmp_path: Path, marks: Marks) -> None:
     marks.create(VF, MARK)
     (tmp_path / "vifd/functions/.0123456789abcdef").write_text("{")
-    assert Marks.prepare(tmp_path / "vifd").addresses() == [VF]
+    with closing(Marks.prepare(tmp_path / "vifd")) as next_one:
+        assert next_one.addresses() == [VF]
     assert [path.name for path in (tmp_path / "vifd/functions").iterdir()] == [VF]
 
 
@@ -102,7 +106,7 @@ def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
 
 def test_whether_a_mark_is_left(tmp_path: Path) -> None:
     assert not has_marks(tmp_path / "vifd")
-    marks = Marks.prepare(tmp_path / "vifd")
-    assert not has_marks(tmp_path / "vifd")
-    marks.create(VF, MARK)
-    assert has_marks(tmp_path / "vifd")
+    with closing(Marks.prepare(tmp_path / "vifd")) as marks:
+        assert not has_marks(tmp_path / "vifd")
+        marks.create(VF, MARK)
+        assert has_marks(tmp_path / "vifd")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,9 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
 
 
 @pytest.fixture
-def bus(sysfs: FakeSysfs) -> PciBus:
-    return PciBus(sysfs.root)
+def bus(sysfs: FakeSysfs) -> Iterator[PciBus]:
+    with closing(PciBus(sysfs.root)) as one:
+        yield one
 
 
 def test_each_attribute_is_written_in_its_place(sysfs: FakeSysfs, bus: PciBus) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,10 @@ MARK = Mark(ID, PFS["eth0"], "igbvf", "", VfSettings())
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> FakeHost:
+def empty(tmp_path: Path) -> Iterator[FakeHost]:
     """Two PFs without VFs."""
-    return FakeHost(tmp_path, vfs=0)
+    with closing(FakeHost(tmp_path, vfs=0)) as one:
+        yield one
 
 
 def prepare(host: FakeHost, grant: FunctionGrant) -> str:
