@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
@@ -134,13 +135,28 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     os.register_at_fork(after_in_child=_Fork(front, lifeline, rulesets))
     with _watched(_START_SECONDS):
         try:
-            context.start(priv_context.Method.FORK)
+            with _without_return():
+                context.start(priv_context.Method.FORK)
         except daemon.FailedToDropPrivileges as error:  # its end was heard of before its death
             raise StartError(_DID_NOT_START) from error
     back.close()
     os.close(held)
     tools.close()
     return Channels(front, lifeline, rulesets, tools.support)
+
+
+@contextmanager
+def _without_return() -> Iterator[None]:
+    """Let a child that is forked in this block end there: what the front does next, and tidies up, is none of the helper's."""
+    front = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() == front:
+            raise
+        if not isinstance(error, ConnectionError):  # that one: the front was killed before it had read an answer
+            traceback.print_exc()
+        os._exit(1)
 
 
 @contextmanager
