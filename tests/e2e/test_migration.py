@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -13,6 +14,8 @@ from tests.e2e.traffic import Pings, Stream
 from tests.e2e.two_hosts import CLIENT_ADDRESS, Frame, Host, Machine, Site
 from tests.guest.image import Image
 from tests.support import frames, guests, kernel
+from tests.vm import CACHE, emulator
+from tests.vm.apt import Apt
 from vifclient.messages import Endpoint, EndpointState, LimitsSpec, PortSpec, RateLimit
 
 pytestmark = pytest.mark.timeout(300)
@@ -25,6 +28,17 @@ LIMITS = LimitsSpec(to_vm=RateLimit(rate_bps=10**9), from_vm=RateLimit(rate_bps=
 FIRST_OF_POOL, NEXT_OF_POOL, NEITHERS = "10.94.0.16", "10.94.0.17", "10.94.0.99"
 SLOW = 1 << 20  # bytes a second: it doesn't end
 ANNOUNCEMENT_BYTES = 60  # of vifd's, which it pads; a guest's ARP over virtio has 42
+
+
+@pytest.fixture(autouse=True)
+def qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a QEMU with which a VM moves while it runs: the emulated machine's, where this host's is too old."""
+    if not two_hosts.moves_live():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        found = emulator.ensure(CACHE, Apt(CACHE / "apt"), print)
+        if found.is_unpacked:
+            found.write_program(CACHE / "bin")
+            monkeypatch.setenv("PATH", f"{CACHE / 'bin'}:{os.environ['PATH']}")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,7 +249,6 @@ def request_like(host: Host, other: Host, endpoint_id: str) -> Endpoint:
     return host.client.get_endpoint(endpoint_id)
 
 
-@cache
 def moves_live() -> bool:
     """Tell whether a VM may run while it moves, with the QEMU that is here.
 

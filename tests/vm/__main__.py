@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 
 import click
 
 from tests.guest.packages import PackageError
-from tests.vm import emulator, linux
+from tests.vm import CACHE, emulator, linux
 from tests.vm.apt import Apt
 from tests.vm.machine import MachineError
 from tests.vm.tier import Runner
-
-CACHE = Path(__file__).resolve().parents[2] / ".cache/vm"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True})

@@ -6,6 +6,7 @@ The unpacked one runs from the cache with its own firmware, and with those libra
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -37,6 +38,11 @@ class Emulator:
     argv: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether it isn't this host's own."""
+        return self.argv[0] != PROGRAM
+
     def works(self) -> bool:
         """Tell whether it starts here and has the network card."""
         environment = os.environ | self.environment
@@ -46,6 +52,14 @@ class Emulator:
             return False
         # the exit status is 0 also where there is none
         return b"igb options:" in done.stdout
+
+    def write_program(self, folder: Path) -> None:
+        """Write a program of QEMU's own name that starts it, for whom PATH leads there."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        folder.mkdir(exist_ok=True)
+        program = folder / PROGRAM
+        program.write_text("\n".join(["#!/bin/sh", *exports, f'exec {shlex.join(self.argv)} "$@"', ""]))
+        program.chmod(0o755)
 
 
 def ensure(cache: Path, apt: Apt, report: Report) -> Emulator:
