@@ -11,6 +11,8 @@ BIN := .venv/bin
 # What needs root asks for it by itself, and leaves no file of root's in somebody's checkout.
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+# Several at once: they wait for the kernel more than they compute.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist worksteal
 HEADING = @printf '\n== %s\n'
 
 export PYTHON
@@ -59,12 +61,12 @@ test: ## Install what the tests need, then lint and run every tier
 
 test-unit: venv ## Run the tests that need nothing
 	$(HEADING) 'unit tests'
-	$(PYTEST) tests/unit
+	$(PYTEST) $(AT_ONCE) tests/unit
 
 test-functional: venv ## Run the tests with a real daemon and kernel, in network namespaces (root)
 	tests/setup test
 	$(HEADING) 'functional tests'
-	$(ROOT) $(PYTEST) tests/functional
+	$(ROOT) $(PYTEST) $(AT_ONCE) tests/functional
 
 test-e2e: guest ## Run the tests with real virtual machines (root, QEMU)
 	tests/setup test
