@@ -65,3 +65,30 @@ def has_unread(pid: int) -> bool:
     """Tell whether an answer lies in a socket of a process."""
     shown = subprocess.run(["nsenter", "-t", str(pid), "-n", "ss", "-xp"], capture_output=True, text=True, check=True).stdout
     return any(int(line.split()[2]) > 0 for line in shown.splitlines() if f"pid={pid}," in line)
+
+
+DIES_WHILE_A_LIBRARY_WORKS = """
+import signal
+from pathlib import Path
+from vifd.errors import StartError
+from vifd.kernel import helper
+
+def start(_method):
+    try:
+        signal.raise_signal(signal.SIGCHLD)
+    except Exception:
+        raise LookupError("no such option")
+
+helper.context.start = start
+try:
+    helper.start(lambda: ("", {}), Path("/nonexistent"))
+except StartError as error:
+    print(error)
+"""
+
+
+def test_a_helper_that_dies_while_a_library_works_stops_the_start_too() -> None:
+    with network_namespace() as netns:
+        argv = ["ip", "netns", "exec", netns, sys.executable, "-c", DIES_WHILE_A_LIBRARY_WORKS]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "the privileged helper did not start" in done.stdout) == (0, True), done.stderr

@@ -159,21 +159,28 @@ def _without_return() -> Iterator[None]:
         os._exit(1)
 
 
+class _ExpiredError(BaseException):
+    """The start took too long, or the helper died. No Exception: the libraries that it interrupts would make another of it."""
+
+
 @contextmanager
 def _watched(seconds: int) -> Iterator[None]:
     """Raise when a child dies, or after some seconds: oslo.privsep waits for ever for a helper that died at its first step."""
 
     def expire(*_: object) -> None:
-        raise StartError(_DID_NOT_START)
+        raise _ExpiredError
 
     before = {number: signal.signal(number, expire) for number in (signal.SIGALRM, signal.SIGCHLD)}
     signal.alarm(seconds)
     try:
-        yield
-    finally:
-        signal.alarm(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    except _ExpiredError:  # perhaps only just now
+        raise StartError(_DID_NOT_START) from None
 
 
 def calls(on_lost: Callable[[str], None]) -> Calls:
