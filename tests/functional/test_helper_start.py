@@ -20,12 +20,16 @@ except StartError as error:
 """
 
 
-def test_a_helper_that_dies_at_its_first_step_stops_the_start_at_once() -> None:
-    # Far less than the start's own limit, which a death must not wait for.
+def stops_the_start(script: str) -> None:
     with network_namespace() as netns:
-        argv = ["ip", "netns", "exec", netns, sys.executable, "-c", DIES_AT_ONCE]
+        argv = ["ip", "netns", "exec", netns, sys.executable, "-c", script]
+        # Far less than the start's own limit, which a death must not wait for.
         done = subprocess.run(argv, capture_output=True, text=True, timeout=15, check=False)
     assert (done.returncode, "the privileged helper did not start" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_helper_that_dies_at_its_first_step_stops_the_start_at_once() -> None:
+    stops_the_start(DIES_AT_ONCE)
 
 
 IS_KILLED = """
@@ -88,7 +92,4 @@ except StartError as error:
 
 
 def test_a_helper_that_dies_while_a_library_works_stops_the_start_too() -> None:
-    with network_namespace() as netns:
-        argv = ["ip", "netns", "exec", netns, sys.executable, "-c", DIES_WHILE_A_LIBRARY_WORKS]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, "the privileged helper did not start" in done.stdout) == (0, True), done.stderr
+    stops_the_start(DIES_WHILE_A_LIBRARY_WORKS)

