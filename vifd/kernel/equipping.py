@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from oslo_privsep import capabilities
@@ -40,10 +41,8 @@ def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:
     """Get ready to work with VFs, while there is the capability to; or give why none can be used."""
     if not any(isinstance(grant, FunctionGrant) for grant in authority.values()) and not has_marks(device_dir):
         return "the first network with driver sriov takes a restart of vifd: its helper has no capability to give VFs away"
-    permitted = capabilities.get_caps()[1]
-    missing = [capability.name for capability in _FUNCTION_CAPABILITIES if capability not in permitted]
-    if missing:
-        return f"driver sriov takes {' and '.join(missing)}, which vifd wasn't started with (systemd/sriov.conf)"
+    if lack := _find_lack("sriov", _FUNCTION_CAPABILITIES):
+        return lack
     try:
         return Hardware.prepare(device_dir)
     except HardwareError as error:
@@ -54,10 +53,8 @@ def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
     """Get ready to make device nodes, while there is the capability to; or give why none can be made."""
     if not has_uplinks(authority):
         return "the first network with driver direct takes a restart of vifd: its helper has no capability to make device nodes"
-    permitted = capabilities.get_caps()[1]
-    missing = [capability.name for capability in _NODE_CAPABILITIES if capability not in permitted]
-    if missing:
-        return f"driver direct takes {' and '.join(missing)}, which vifd wasn't started with (systemd/direct.conf)"
+    if lack := _find_lack("direct", _NODE_CAPABILITIES):
+        return lack
     try:
         return Nodes.prepare(device_dir)
     except NodesError as error:
@@ -67,3 +64,11 @@ def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
 def has_uplinks(authority: Authority) -> bool:
     """Tell whether there is a direct network."""
     return any(isinstance(grant, UplinkGrant) for grant in authority.values())
+
+
+def _find_lack(driver: str, needed: Iterable[capabilities.Capabilities]) -> str:
+    """Say which capabilities of a driver's vifd wasn't started with; empty: it has them all."""
+    permitted = capabilities.get_caps()[1]
+    missing = [capability.name for capability in needed if capability not in permitted]
+    words = f"driver {driver} takes {' and '.join(missing)}, which vifd wasn't started with (systemd/{driver}.conf)"
+    return words if missing else ""
