@@ -11,7 +11,7 @@ BIN := .venv/bin
 # What needs root asks for it by itself, and leaves no file of root's in somebody's checkout.
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
-# Several at once: they wait for the kernel more than they compute.
+# Several at once, where nothing is shared: the numbers of macvtaps are, by all network namespaces.
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist worksteal
 HEADING = @printf '\n== %s\n'
 
@@ -66,7 +66,7 @@ test-unit: venv ## Run the tests that need nothing
 test-functional: venv ## Run the tests with a real daemon and kernel, in network namespaces (root)
 	tests/setup test
 	$(HEADING) 'functional tests'
-	$(ROOT) $(PYTEST) $(AT_ONCE) tests/functional
+	$(ROOT) $(PYTEST) tests/functional
 
 test-e2e: guest ## Run the tests with real virtual machines (root, QEMU)
 	tests/setup test
