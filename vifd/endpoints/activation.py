@@ -136,6 +136,10 @@ class Activation:
         if self._plan_of(endpoint):
             devices = await self._room.inspect([endpoint.endpoint_id])
             if not any(device.carrier for device in devices):
+                if endpoint.port.link_up is False:
+                    raise WrongState(
+                        f"the link of endpoint {endpoint.endpoint_id} is set down: nobody can tell whether its VM runs"
+                    )
                 raise WrongState(f"nobody has the tap of endpoint {endpoint.endpoint_id} open; start its VM first")
 
     async def _tell(self, endpoint_id: str, generation: int) -> None:

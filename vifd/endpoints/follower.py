@@ -32,7 +32,10 @@ class Follower:
         self._heard: set[int] = set()  # of which devices something was heard while all are looked at
 
     def on_carrier(self, ifindex: int, carrier: bool) -> None:
-        """Note that somebody has opened a tap, or has closed it. A macvtap's carrier is its uplink's, and tells neither."""
+        """Note that somebody has opened a tap, or has closed it, or that it was set down, when nobody can tell who has it open.
+
+        A macvtap's carrier is its uplink's, and tells neither.
+        """
         if self._is_resyncing:
             self._heard.add(ifindex)
         self._set_carrier(ifindex, carrier)
@@ -41,8 +44,6 @@ class Follower:
         endpoint = self._registry.find_by_ifindex(ifindex)
         if endpoint is None or not endpoint.state.is_live or not isinstance(endpoint.location, TapDevice):
             return
-        if not carrier and endpoint.port.link_up is False:
-            return  # its link was set down; whoever has it open has it still
         state = State.READY
         if carrier:
             state = State.ACTIVE if endpoint.state is State.ACTIVE else State.ATTACHED

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.messages import endpoint_id
 from tests.support.worlds import ALICE, BOB, BRIDGE, World, asked, failure_of, released, world
@@ -175,6 +176,15 @@ async def test_a_tap_that_nobody_has_open_has_no_vm(one: World, activation: Acti
     assert isinstance(failure, WrongState)
     assert "open" in str(failure)
     assert state(one) is State.READY
+
+
+async def test_of_a_tap_that_is_set_down_nobody_can_tell_whether_it_has_one(one: World, activation: Activation) -> None:
+    endpoint = await attached(one)
+    one.registry.update(replace(endpoint, state=State.READY, port=replace(endpoint.port, link_up=False)))
+    one.room.close(ONE)  # as the kernel shows one that is set down
+    failure = await failure_of(activation.activate(ALICE, ONE))
+    assert isinstance(failure, WrongState)
+    assert "set down" in str(failure)
 
 
 async def test_a_tap_that_is_closed_while_its_network_is_told_has_no_vm(

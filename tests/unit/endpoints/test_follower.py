@@ -38,6 +38,16 @@ async def test_a_tap_that_somebody_closes_is_ready_again(one: World) -> None:
     assert state(one) is State.READY
 
 
+@pytest.mark.parametrize("is_known", [False, True], ids=["heard before it is recorded", "heard after it is recorded"])
+async def test_a_tap_that_is_set_down_is_ready_whoever_has_it_open(one: World, is_known: bool) -> None:
+    endpoint = await make(one)
+    one.follower.on_carrier(endpoint.ifindex, carrier=True)
+    endpoint = replace(endpoint, state=State.ACTIVE)
+    one.registry.update(replace(endpoint, port=replace(endpoint.port, link_up=not is_known)))
+    one.follower.on_carrier(endpoint.ifindex, carrier=False)
+    assert state(one) is State.READY
+
+
 async def test_an_event_of_a_device_that_is_nobodys_is_ignored(one: World) -> None:
     endpoint = await make(one)
     one.follower.on_carrier(endpoint.ifindex + 1, carrier=True)
