@@ -51,7 +51,7 @@ def running_daemon(*, direct: bool = False) -> Iterator[Daemon]:
             kernel.run(netns, "link", "add", "up0", "up", "type", "veth", "peer", "name", "far0")
             kernel.run(netns, "link", "set", "far0", "up")
         networks = _NETWORKS + (_DIRECT if direct else "")
-        with support.running(netns=netns, networks=networks, daemon='log_level = "warning"') as vifd:
+        with support.running(netns=netns, networks=networks, daemon='log_level = "warning"', warm=False) as vifd:
             assert vifd.process is not None
             yield Daemon(vifd.process.pid, vifd.socket, vifd.fd_socket, vifd.state)
             vifd.stop()

@@ -1,4 +1,7 @@
-"""A vifd in a network namespace of its own. A module's `NETWORKS` is its configuration; each test finds it without endpoints."""
+"""A vifd in a network namespace of its own. A module's `NETWORKS` is its configuration; each test finds it without endpoints.
+
+A module that is about starts says `WARM = False`: its daemons are started as everybody starts vifd, which takes longer.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def reachable() -> None:
 @pytest.fixture(scope="module")
 def host(request: Any) -> Iterator[Daemon]:
     """The module's daemon."""
-    with running(networks=getattr(request.module, "NETWORKS", BLUE)) as daemon:
+    with running(networks=getattr(request.module, "NETWORKS", BLUE), warm=getattr(request.module, "WARM", True)) as daemon:
         yield daemon
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.log()
@@ -54,9 +57,9 @@ def vifd(host: Daemon) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def own() -> Iterator[Daemon]:
+def own(request: Any) -> Iterator[Daemon]:
     """A daemon of the test's own, to be stopped and started."""
-    with running() as daemon:
+    with running(warm=getattr(request.module, "WARM", True)) as daemon:
         yield daemon
         print(daemon.log()[-5000:])
 

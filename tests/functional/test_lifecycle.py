@@ -23,6 +23,8 @@ from tests.support.users import User
 from vifclient import Client, VifError
 from vifclient.retry import NO_RETRY
 
+WARM = False
+
 RED = """
 [networks.red]
 driver = "bridge"

@@ -15,8 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from tests.support import forks
 from tests.support.patience import patient
 
 READY_SECONDS = patient(60.0)
@@ -70,6 +71,8 @@ class Daemon:
         daemon: more lines of [daemon].
         fake: start it with --fake.
         environment: more variables.
+        warm: have it forked by a process that has its imports behind it (`tests.support.forks`); False: start it as everybody
+            does, for a test of the start or of the process itself. What has a command or options of its own is started so anyway.
     """
 
     def __init__(
@@ -81,13 +84,14 @@ class Daemon:
         daemon: str = "",
         fake: bool = False,
         environment: dict[str, str] | None = None,
+        warm: bool = True,
     ) -> None:
         self.directory, self.netns, self.fake = directory, netns, fake
         self.socket, self.fd_socket = str(directory / "vifd.sock"), str(directory / "fd.sock")
         self.config, self.state, self.log_path = directory / "vifd.toml", directory / "state", directory / "log"
         self.devices = directory / "devices"
-        self._daemon, self._environment = daemon, environment or {}
-        self.process: subprocess.Popen[bytes] | None = None
+        self._daemon, self._environment, self._warm = daemon, environment or {}, warm
+        self.process: subprocess.Popen[bytes] | forks.Process | None = None
         self.write_config(networks)
 
     def write_config(self, networks: str) -> None:
@@ -117,7 +121,7 @@ class Daemon:
             listener.settimeout(1)
             environment = os.environ | self._environment | {"NOTIFY_SOCKET": notify}
             with self.log_path.open("ab") as log:
-                self.process = subprocess.Popen(self.argv, stderr=log, stdout=log, env=environment, **options)
+                self.process = self._launch(log, environment, options)
             for _ in range(int(READY_SECONDS)):
                 with contextlib.suppress(TimeoutError):
                     if b"READY=1" in listener.recv(4096):
@@ -126,6 +130,14 @@ class Daemon:
                     break
         self.kill()
         raise AssertionError(f"vifd did not start:\n{self.log()}")
+
+    def _launch(
+        self, log: BinaryIO, environment: dict[str, str], options: dict[str, Any]
+    ) -> subprocess.Popen[bytes] | forks.Process:
+        argv = self.argv
+        if self._warm and not options and argv[0] == str(BIN / "vifd"):
+            return forks.start(argv, environment=environment, output=log.fileno())
+        return subprocess.Popen(argv, stderr=log, stdout=log, env=environment, **options)
 
     def wait_dead(self, timeout: float = 30) -> int:
         """Wait for its end and give the exit status."""
