@@ -279,19 +279,28 @@ class Reply(NamedTuple):
 
 def parse_attributes(data: bytes) -> dict[int, bytes]:
     """Take attributes apart: type to payload, the last of equal types."""
-    return dict(parse_list(data))
+    attributes, offset, last = dict[int, bytes](), 0, len(data) - _ATTRIBUTE.size
+    unpack = _ATTRIBUTE.unpack_from  # a link has some forty of them, so each step here counts
+    while offset <= last:
+        length, kind = unpack(data, offset)
+        if length < _ATTRIBUTE.size:
+            break
+        attributes[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return attributes
 
 
 def parse_list(data: bytes) -> list[tuple[int, bytes]]:
-    """Take attributes apart, also those of equal types: type and payload of each."""
-    attributes, offset, end = list[tuple[int, bytes]](), 0, len(data)
-    while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4:
-            break
-        attributes.append((kind & _NLA_TYPE_MASK, data[offset + 4 : offset + length]))
-        offset += (length + 3) & ~3
+    """Take attributes apart of which some are of equal types: type and payload of each."""
+    attributes, offset = list[tuple[int, bytes]](), 0
+    while found := parse_attributes(data[offset : offset + _length(data, offset)]):
+        attributes += found.items()
+        offset += (_length(data, offset) + 3) & ~3
     return attributes
+
+
+def _length(data: bytes, offset: int) -> int:
+    return int(unpack_from("=H", data, offset)[0]) if offset + _ATTRIBUTE.size <= len(data) else 0
 
 
 def parse_link(data: bytes) -> Link:
