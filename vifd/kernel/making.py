@@ -121,16 +121,16 @@ class Maker:
 
     def _take_functions(self, group: Group, authority: Authority) -> None:
         """Take a group's VFs and bind them, one after the other, until one fails: each may take seconds."""
-        for run in group.runs:
-            for op in run.plan:
-                if group.refusal is not None:
-                    return
-                if isinstance(op, ops.ClaimFunction):
-                    run.claimed = op
-                    self._note_function(run, op, self._functions.claim(op, function_grant(authority, op.network)))
-                elif isinstance(op, ops.BindFunction):
-                    made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
-                    self._note_function(run, op, made)
+        steps = [(run, op) for run in group.runs for op in run.plan if isinstance(op, ops.ClaimFunction | ops.BindFunction)]
+        for run, op in steps:
+            if group.refusal is not None:
+                return
+            if isinstance(op, ops.ClaimFunction):
+                run.claimed = op
+                self._note_function(run, op, self._functions.claim(op, function_grant(authority, op.network)))
+            else:
+                made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
+                self._note_function(run, op, made)
 
     def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | int) -> None:
         """Note what came of a step with a VF: what was made of it, or its MTU."""
