@@ -9,7 +9,7 @@ import msgspec
 from vifd.endpoints.networks import Networks
 from vifd.endpoints.registry import Registry
 from vifd.kernel import ports
-from vifd.kernel.netlink import PortState
+from vifd.kernel.linkevents import PortState, parse_port
 from vifd.kernel.room import Room
 from vifd.model import Drift, DriftKind, State, TapDevice
 
@@ -56,13 +56,14 @@ class Follower:
         if endpoint is not None and endpoint.state.is_live:
             self._suspect(endpoint.endpoint_id)
 
-    def on_port(self, ifindex: int, port: PortState) -> None:
+    def on_port(self, ifindex: int, told: bytes) -> None:
         """Note what a bridge tells of a port: whenever something of it changes, by itself as well.
 
-        It doesn't say in which VLANs it is.
+        It doesn't say in which VLANs it is. Of most ports it tells while they are made, and while they go: that isn't read.
         """
         endpoint = self._registry.find_by_ifindex(ifindex)
         if endpoint is not None:
+            port = parse_port(told)
             router = None if port.multicast_router is None else ports.multicast_router(endpoint.port)
             wanted = PortState(bool(endpoint.port.isolated), ports.group_forward_mask(endpoint.port), router)
             if port != wanted or endpoint.port.vlan is not None:

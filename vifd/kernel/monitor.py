@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from logging import getLogger
 from typing import NamedTuple
 
 from vifd.kernel import learning, linkfilter, tc
-from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState, parse_events
+from vifd.kernel.linkevents import LinkEvent, parse_events
+from vifd.kernel.netlink import IFF_LOWER_UP
 
 _log = getLogger(__name__)
 _RTMGRP_LINK, _RTMGRP_TC = 1, 8
@@ -21,6 +23,7 @@ _SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _RTNLGRP_NEIGH = 270, 1, 2, 3
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _PACKET_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
+_PACKETS_A_TURN = 64
 
 
 class Listener(NamedTuple):
@@ -29,7 +32,7 @@ class Listener(NamedTuple):
     Args:
         on_carrier: with a device's index and whether it has carrier.
         on_change: with the index of a device that something else was changed of; vifd's own changes are told too.
-        on_port: with the index of a device and what its bridge says of it as a port.
+        on_port: with the index of a device and what its bridge says of it as a port, for `linkevents.parse_port`.
         on_gone: with the index and the name of a device that went away: an endpoint's, or a bridge.
         on_learned: with the index of a device that a bridge has seen a new address on, while `follow_learning` wants it.
         on_overflow: when events were lost: everything has to be looked at afresh.
@@ -37,7 +40,7 @@ class Listener(NamedTuple):
 
     on_carrier: Callable[[int, bool], None]
     on_change: Callable[[int], None]
-    on_port: Callable[[int, PortState], None]
+    on_port: Callable[[int, bytes], None]
     on_gone: Callable[[int, str], None]
     on_learned: Callable[[int], None]
     on_overflow: Callable[[], None]
@@ -96,20 +99,27 @@ class LinkMonitor:
         return self._carrier.get(ifindex, False)
 
     def _read(self) -> None:
-        """Take one packet; the loop calls again while there are more."""
+        """Take what is there, but no more than lets others have their turn; the loop calls again while there is more."""
         try:
-            packet = self._socket.recv(_PACKET_BYTES)
+            for _ in range(_PACKETS_A_TURN):
+                self._take(self._socket.recv(_PACKET_BYTES))
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(error)
-            return
-        for event in parse_events(packet):
-            self._note(event)
-        for ifindex in tc.changed_devices(packet):
-            self._tell.on_change(ifindex)
-        for ifindex in learning.ports_that_learned(packet):
-            self._tell.on_learned(ifindex)
+
+    def _take(self, packet: bytes) -> None:
+        """Tell of a packet. The kernel puts no two kinds into one."""
+        kind = int.from_bytes(packet[4:6], sys.byteorder)
+        if kind in tc.EVENTS:
+            for ifindex in tc.changed_devices(packet):
+                self._tell.on_change(ifindex)
+        elif kind == learning.RTM_NEWNEIGH:
+            for ifindex in learning.ports_that_learned(packet):
+                self._tell.on_learned(ifindex)
+        else:
+            for event in parse_events(packet):
+                self._note(event)
 
     def _lose(self, error: OSError) -> None:
         """Note that the kernel dropped events because this process was slow (ENOBUFS): what was known may be so no more."""
@@ -123,7 +133,7 @@ class LinkMonitor:
             self._carrier.pop(event.ifindex, None)
             self._tell.on_gone(event.ifindex, event.ifname.decode(errors="replace"))
             return
-        if event.port is not None:
+        if event.port:
             self._tell.on_port(event.ifindex, event.port)
             return
         carrier = bool(event.flags & IFF_LOWER_UP)

@@ -11,7 +11,6 @@ import errno
 import os
 import secrets
 import socket
-import sys
 from enum import IntEnum
 from struct import Struct, pack, unpack_from
 from typing import NamedTuple
@@ -307,60 +306,6 @@ def parse_link(data: bytes) -> Link:
     """Take a whole RTM_NEWLINK message apart."""
     _, _, ifindex, flags, _ = _IFINFO.unpack_from(data, _HEADER.size)
     return Link(ifindex, flags, parse_attributes(data[_LINK_HEADER_BYTES:]))
-
-
-class PortState(NamedTuple):
-    """What a bridge tells of a port; see `set_bridge_port`. A kernel without IGMP snooping tells of no routers."""
-
-    isolated: bool
-    group_forward_mask: int
-    multicast_router: int | None = None
-
-
-class LinkEvent(NamedTuple):
-    """A change of a link: enough of it to know whose it is and whether somebody has it open.
-
-    Args:
-        port: what its bridge tells of the port that it is there; None: it is the device that is told of.
-    """
-
-    ifindex: int
-    ifname: bytes
-    flags: int
-    deleted: bool
-    port: PortState | None = None
-
-
-def parse_events(data: bytes) -> list[LinkEvent]:
-    """Take a packet of multicast link messages apart.
-
-    IFLA_IFNAME is the first attribute of every link message (net/core/rtnetlink.c, rtnl_fill_ifinfo), so the others, a kilobyte
-    and more, aren't looked at. That a port left its bridge is left out: the device's own messages say so as well.
-    """
-    events, offset = [], 0
-    while offset + _LINK_HEADER_BYTES + 4 <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            break
-        if kind in (RTM_NEWLINK, RTM_DELLINK):
-            family, _, ifindex, flags, _ = _IFINFO.unpack_from(data, offset + _HEADER.size)
-            start = offset + _LINK_HEADER_BYTES
-            size, name_kind = _ATTRIBUTE.unpack_from(data, start)
-            name, deleted = data[start + 4 : start + size].rstrip(b"\0"), kind == RTM_DELLINK
-            if name_kind == Ifla.IFNAME and family == socket.AF_UNSPEC:
-                events.append(LinkEvent(ifindex, name, flags, deleted))
-            elif name_kind == Ifla.IFNAME and family == socket.AF_BRIDGE and not deleted:
-                events.append(LinkEvent(ifindex, name, flags, deleted, _parse_port(data[start : offset + length])))
-        offset += (length + 3) & ~3
-    return events
-
-
-def _parse_port(attributes: bytes) -> PortState:
-    port = parse_attributes(parse_attributes(attributes).get(Ifla.PROTINFO, b""))
-    mask = port.get(BridgePort.GROUP_FWD_MASK, b"")
-    router = port.get(BridgePort.MULTICAST_ROUTER, b"")
-    isolated, forwarded = any(port.get(BridgePort.ISOLATED, b"")), int.from_bytes(mask[:2], sys.byteorder)
-    return PortState(isolated, forwarded, router[0] if router else None)
 
 
 class RtnlSocket:

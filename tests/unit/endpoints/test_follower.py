@@ -3,11 +3,12 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from tests.support.links import port_attributes
 from tests.support.messages import endpoint_id
 from tests.support.worlds import World, asked, released
 from vifd.endpoints.follower import Follower
 from vifd.kernel import ports
-from vifd.kernel.netlink import PortState
+from vifd.kernel.linkevents import PortState
 from vifd.kernel.room import HelperLostError
 from vifd.model import DriftKind, Endpoint, State, TapPreference, Vlan
 
@@ -70,16 +71,20 @@ async def test_a_device_that_went_away_is_a_drift(one: World) -> None:
 async def test_a_port_that_differs_makes_its_endpoint_a_suspect(one: World) -> None:
     endpoint, suspects = await make(one), list[str]()
     follower = Follower(one.registry, one.networks, one.room, suspects.append)
+
+    def hear(port: PortState, ifindex: int = endpoint.ifindex) -> None:
+        follower.on_port(ifindex, port_attributes(port))
+
     as_it_is = PortState(isolated=bool(endpoint.port.isolated), group_forward_mask=ports.group_forward_mask(endpoint.port))
-    follower.on_port(endpoint.ifindex, as_it_is)
-    follower.on_port(endpoint.ifindex, as_it_is._replace(multicast_router=ports.multicast_router(endpoint.port)))
-    follower.on_port(endpoint.ifindex + 1, as_it_is._replace(isolated=True))
+    hear(as_it_is)
+    hear(as_it_is._replace(multicast_router=ports.multicast_router(endpoint.port)))
+    hear(as_it_is._replace(isolated=True), endpoint.ifindex + 1)
     assert suspects == []
-    follower.on_port(endpoint.ifindex, as_it_is._replace(isolated=not as_it_is.isolated))
-    follower.on_port(endpoint.ifindex, as_it_is._replace(group_forward_mask=1))
-    follower.on_port(endpoint.ifindex, as_it_is._replace(multicast_router=2))
+    hear(as_it_is._replace(isolated=not as_it_is.isolated))
+    hear(as_it_is._replace(group_forward_mask=1))
+    hear(as_it_is._replace(multicast_router=2))
     one.registry.update(replace(endpoint, port=replace(endpoint.port, vlan=Vlan(vid=5))))
-    follower.on_port(endpoint.ifindex, as_it_is)
+    hear(as_it_is)
     assert suspects == [endpoint.endpoint_id] * 4
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from vifd.kernel.monitor import LinkMonitor, Listener, open_events
-from vifd.kernel.netlink import IFF_LOWER_UP, LinkEvent, PortState
+from tests.support.links import link, port_attributes
+from vifd.kernel import learning, netlink, tc
+from vifd.kernel.linkevents import LinkEvent, PortState
+from vifd.kernel.monitor import _PACKETS_A_TURN, LinkMonitor, Listener, open_events
+from vifd.kernel.netlink import IFF_LOWER_UP
 
 UP = 1
 
@@ -26,7 +30,7 @@ class Told(LinkMonitor):
         listener = Listener(*map(noting, ("carrier", "change", "port", "gone", "learned", "overflow")))
         super().__init__(listener, open_events())
 
-    def hear(self, flags: int = UP, *, ifname: bytes = b"vdt", deleted: bool = False, port: PortState | None = None) -> Any:
+    def hear(self, flags: int = UP, *, ifname: bytes = b"vdt", deleted: bool = False, port: bytes = b"") -> Any:
         """Hear of an event; give what is told of it."""
         self.told.clear()
         self._note(LinkEvent(7, ifname, flags, deleted, port))
@@ -53,9 +57,29 @@ def test_what_changes_with_the_carrier_is_not_missed(told: Told, flags: int) -> 
 
 
 def test_a_port_says_nothing_of_carrier(told: Told) -> None:
-    state = PortState(isolated=True, group_forward_mask=0)
-    assert told.hear(UP | IFF_LOWER_UP, port=state) == [("port", 7, state)]
+    assert told.hear(UP | IFF_LOWER_UP, port=b"attributes") == [("port", 7, b"attributes")]
     assert not told.has_carrier(7)
+
+
+def test_the_packets_that_are_there_are_told_in_one_turn_and_the_rest_in_the_next(told: Told) -> None:
+    told._socket.close()
+    told._socket, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    told._socket.setblocking(False)
+    told_of = port_attributes(PortState(isolated=True, group_forward_mask=0))
+    port = netlink.request(netlink.RTM_NEWLINK, 0, link(family=socket.AF_BRIDGE)[16:32] + told_of)
+    neighbour = netlink.request(learning.RTM_NEWNEIGH, 0, learning._NDMSG.pack(socket.AF_BRIDGE, 0, 9, 2, 0, 0))
+    change = netlink.request(tc.RTM_NEWQDISC, 0, tc._TCMSG.pack(0, 8, 0, 0, 0))
+    with kernel:
+        for packet in (link(), port, neighbour, change):
+            kernel.send(packet)
+        told._read()
+        assert told.told == [("carrier", 7, True), ("change", 7), ("port", 7, told_of), ("learned", 9), ("change", 8)]
+        for _ in range(_PACKETS_A_TURN + 1):
+            kernel.send(change)
+        for count in (_PACKETS_A_TURN, 1, 0):
+            told.told.clear()
+            told._read()
+            assert told.told == [("change", 8)] * count
 
 
 def test_an_end_is_told_with_the_name(told: Told) -> None:

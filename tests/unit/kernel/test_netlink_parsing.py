@@ -1,27 +1,16 @@
 import errno
 import os
 import struct
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWLINK, RTM_NEWNEIGH
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
+from tests.support.links import link
 from vifd.kernel import netlink
-from vifd.kernel.netlink import BridgePort, Ifla, LinkEvent, PortState, TunInfo
+from vifd.kernel.netlink import Ifla, TunInfo
 
 ACK_TLVS, CAPPED = 0x200, 0x100
-
-
-def link(*attributes: Any, kind: int = RTM_NEWLINK, index: int = 7, flags: int = 0x10043, family: int = 0) -> bytes:
-    message = ifinfmsg()
-    message["index"], message["flags"], message["family"] = index, flags, family
-    message["attrs"] = [("IFLA_IFNAME", "vdtx"), *attributes]
-    message["header"]["type"] = kind
-    message.encode()
-    return bytes(message.data)
 
 
 def error(code: int, flags: int = 0, echoed: bytes = bytes(16), attributes: bytes = b"", sequence: int = 1) -> bytes:
@@ -52,52 +41,6 @@ def test_the_kind_and_flags_of_a_tap_are_read(multi_queue: int, vnet_hdr: int) -
     found = netlink.parse_link(link(("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "tun"), ("IFLA_INFO_DATA", data)]})))
     assert found.kind == "tun"
     assert (found.tun_flag(TunInfo.MULTI_QUEUE), found.tun_flag(TunInfo.VNET_HDR)) == (bool(multi_queue), bool(vnet_hdr))
-
-
-def test_events_of_a_packet_are_read_in_order() -> None:
-    packet = link(index=1) + link(index=2, kind=RTM_DELLINK, flags=0) + link(index=3)
-    assert netlink.parse_events(packet) == [
-        LinkEvent(1, b"vdtx", 0x10043, deleted=False),
-        LinkEvent(2, b"vdtx", 0, deleted=True),
-        LinkEvent(3, b"vdtx", 0x10043, deleted=False),
-    ]
-
-
-def test_a_bridge_tells_of_its_port_and_not_of_its_leaving() -> None:
-    for state in (
-        PortState(isolated=True, group_forward_mask=0xFFFD, multicast_router=1),
-        PortState(isolated=False, group_forward_mask=0),
-    ):
-        settings = netlink.attribute(BridgePort.ISOLATED, bytes([state.isolated]))
-        settings += netlink.attribute(BridgePort.GROUP_FWD_MASK, struct.pack("=H", state.group_forward_mask))
-        settings += netlink.attribute(BridgePort.MULTICAST_ROUTER, b"\1") if state.multicast_router else b""
-        message = link(("IFLA_MTU", 1500), family=7) + netlink.nested(Ifla.PROTINFO, settings)
-        message = struct.pack("=I", len(message)) + message[4:]
-        assert netlink.parse_events(message) == [LinkEvent(7, b"vdtx", 0x10043, deleted=False, port=state)]
-    assert netlink.parse_events(link(family=7, kind=RTM_DELLINK)) == []
-
-
-def test_events_of_other_things_are_left_out() -> None:
-    assert netlink.parse_events(link(kind=RTM_NEWNEIGH)) == []
-
-
-def test_an_event_is_read_whatever_comes_after_the_name() -> None:
-    (event,) = netlink.parse_events(link(("IFLA_IFALIAS", "x" * 200)))
-    assert event.ifname == b"vdtx"
-
-
-@given(st.binary(max_size=200))
-def test_no_bytes_break_the_reading_of_events(data: bytes) -> None:
-    assert all(isinstance(event, LinkEvent) for event in netlink.parse_events(data))
-
-
-@given(st.data())
-def test_no_damage_breaks_the_reading_of_events(data: st.DataObject) -> None:
-    packet = bytearray(link(("IFLA_MTU", 1400)) + link(kind=RTM_DELLINK))
-    for _ in range(data.draw(st.integers(1, 5))):
-        packet[data.draw(st.integers(0, len(packet) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(packet)))
-    assert len(netlink.parse_events(bytes(packet[:cut]))) <= 2
 
 
 @given(st.binary(max_size=200))
