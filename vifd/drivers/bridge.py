@@ -20,7 +20,8 @@ from vifd.kernel.authority import BridgeGrant
 from vifd.kernel.ops import ConfigurePort, CreateTap, EnsureBridge, Made
 from vifd.model import BridgePort, EndpointSpec, Feature, Kind, Location, Offer, Preference, TapDevice, TapPreference
 
-_TAP_FEATURES = frozenset(Feature) - {Feature.PORT_ID, Feature.PUBLIC_ADDRESSES}
+_OF_VFS = {Feature.VLAN_QOS, Feature.MIN_RATE, Feature.TRUST}
+_TAP_FEATURES = frozenset(Feature) - {Feature.PORT_ID, Feature.PUBLIC_ADDRESSES} - _OF_VFS
 _BRIDGE_FEATURES = frozenset({Feature.LIVE_MIGRATION})
 _DEFAULT_MTU_BYTES = 1500
 
