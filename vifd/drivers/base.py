@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
@@ -81,7 +82,7 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         del options
         return ""
 
-    @property
+    @functools.cached_property
     def has_system(self) -> bool:
         """Whether there is a network system that is told of endpoints."""
         return (type(self).bind, type(self).unbind) != (NetworkDriver.bind, NetworkDriver.unbind)

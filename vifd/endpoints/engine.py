@@ -22,7 +22,7 @@ from vifd.endpoints.networks import Networks
 from vifd.endpoints.planning import Held, Planner, with_another_function
 from vifd.endpoints.policy import unknown_network
 from vifd.endpoints.registry import Registry
-from vifd.endpoints.systems import bugs_told, unbind
+from vifd.endpoints.systems import bind, unbind
 from vifd.endpoints.works import Job, Works
 from vifd.errors import (
     FunctionTaken,
@@ -222,8 +222,7 @@ class Engine:
         try:
             self._works.note(jobs)
             for job in jobs:
-                with bugs_told(job.driver.name):
-                    await job.driver.bind(job.endpoint)
+                await bind(job.driver, job.endpoint)
             made = await self._make(jobs)
         except BaseException as error:
             for job in jobs:
@@ -254,8 +253,7 @@ class Engine:
             del taken[made.function]  # by nobody that vifd knows
             jobs[index] = job = with_another_function(jobs[index], taken)
             self._registry.update(job.endpoint, job.plan)
-            with bugs_told(job.driver.name):
-                await job.driver.bind(job.endpoint)
+            await bind(job.driver, job.endpoint)
         if isinstance(made, VifdError):
             raise made
         return made
@@ -351,13 +349,15 @@ class Engine:
             return [error]
         gone, errors = list[Endpoint](), list[VifdError]()
         for entry, answer in zip(entries, answers, strict=True):
-            problem = answer or await unbind(self._networks.drivers.get(entry.endpoint.network), entry.endpoint)
+            endpoint, problem = entry.endpoint, answer
+            if problem is None and self._has_system(endpoint):
+                problem = await unbind(self._networks.drivers[endpoint.network], endpoint)
             if problem is None:
-                gone.append(entry.endpoint)
+                gone.append(endpoint)
             else:
-                self._note_leftover(entry.endpoint, problem)
+                self._note_leftover(endpoint, problem)
                 errors.append(problem)
-        self._works.forget(gone)
+        self._works.forget([endpoint for endpoint in gone if self._has_system(endpoint)])
         for endpoint in gone:
             self._registry.remove(endpoint.endpoint_id)
         return errors

@@ -33,16 +33,29 @@ def bugs_told(driver: str) -> Iterator[None]:
         raise DriverFailed(f"network driver {driver} has a bug ({type(error).__name__}); vifd's log has more") from error
 
 
+async def bind(driver: NetworkDriver[Any], endpoint: Endpoint) -> None:
+    """Tell an endpoint's network system of it, if there is one.
+
+    Raises:
+        VifdError: it can't be told, or the driver has a bug.
+    """
+    if driver.has_system:
+        with bugs_told(driver.name):
+            await driver.bind(endpoint)
+
+
 async def unbind(driver: NetworkDriver[Any] | None, endpoint: Endpoint) -> VifdError | None:
-    """Tell an endpoint's network system that it is gone; None for its driver: the network isn't configured any more.
+    """Tell an endpoint's network system, if there is one, that it is gone; None for its driver: the network isn't configured
+    any more.
 
     Returns:
         Why the network system doesn't let it go.
     """
+    if driver is None or not driver.has_system:
+        return None
     try:
         with bugs_told(endpoint.network_driver):
-            if driver is not None:
-                await driver.unbind(endpoint)
+            await driver.unbind(endpoint)
     except VifdError as error:
         return error
     return None
