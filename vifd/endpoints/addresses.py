@@ -85,8 +85,8 @@ class AddressBook:
 
     # --- for drafts
 
-    def settle(self, endpoint_id: str, network: str, port: Port) -> Settled:
-        """Choose what the caller left open, and check what it asked for; see Draft.settle."""
+    def settle(self, draft: Draft, endpoint_id: str, network: str, port: Port) -> Settled:
+        """Choose what the caller left open, check what it asked for, and hold it; see Draft.settle."""
         segment = self._segment(network)
         has = self._claims.get((endpoint_id, None)) or _Claim(endpoint_id, network, (), "", ())
         asked = [parse_prefix(text) for text in port.addresses]
@@ -101,6 +101,7 @@ class AddressBook:
         claim = _claim(endpoint_id, network, port)
         _check_publics(segment, claim, has)
         self._check_free(segment, claim, has)
+        self.set_claim(draft, claim)
         return Settled(port, _ip_config(segment, prefixes) if segment.hands_out else None)
 
     def set_claim(self, draft: Draft | None, claim: _Claim) -> None:
@@ -221,9 +222,8 @@ class Draft:
             NotAllowed: a public address is not of the network's pool.
             NetworkFull: the pool is used up.
         """
-        settled = self._book.settle(endpoint_id, network, port)
+        settled = self._book.settle(self, endpoint_id, network, port)
         self._endpoint_ids.append(endpoint_id)
-        self._book.set_claim(self, _claim(endpoint_id, network, settled.port))
         return settled
 
     def drop(self) -> None:
