@@ -50,7 +50,6 @@ def is_pci_address(text: str) -> bool:
     return _PCI_ADDRESS.fullmatch(text) is not None
 
 
-@functools.lru_cache(4096)
 def device_name(kind: Kind, endpoint_id: str) -> str:
     """Give the name of an endpoint's device: 13 bytes, `vd`, a letter for the kind, ten base32 characters of the id's SHA-256."""
     return f"vd{_LETTERS[kind]}{_letters_of(endpoint_id)}"
@@ -61,14 +60,15 @@ def is_device_name(text: str) -> bool:
     return _DEVICE_NAME.fullmatch(text) is not None
 
 
-@functools.lru_cache(4096)
 def ifb_name(endpoint_id: str) -> str:
     """Give the name of the ifb that limits what an endpoint's device takes in; it has the same ten characters."""
     return f"ifb{_letters_of(endpoint_id)}"
 
 
+@functools.lru_cache(4096)
 def _letters_of(endpoint_id: str) -> str:
-    return base64.b32encode(hashlib.sha256(endpoint_id.encode()).digest())[:10].decode().lower()
+    digest = hashlib.sha256(endpoint_id.encode()).digest()[:10]  # more than ten letters take, and no padding: that takes time
+    return base64.b32encode(digest)[:10].decode().lower()
 
 
 def altname(endpoint_id: str) -> str:
