@@ -155,26 +155,27 @@ class Journal:
         """
         puts = {entry.endpoint.endpoint_id: entry.endpoint.generation for entry in entries}
         gone = [self._generations[i] for i in (*puts, *forget) if self._generations.get(i, puts.get(i)) != puts.get(i)]
-        statements: list[tuple[str, tuple[object, ...]]] = [(_DELETE, (generation,)) for generation in gone]
-        statements += [(_PUT, (entry.endpoint.generation, _encode(entry))) for entry in entries]
+        rows = [(entry.endpoint.generation, _encode(entry)) for entry in entries]
         with _unwritable():
-            self._commit(statements)
-        self._writes += len(statements)
+            self._commit([(generation,) for generation in gone], rows)
+        self._writes += len(gone) + len(rows)
         for endpoint_id in forget:
             self._generations.pop(endpoint_id, None)
         self._generations |= puts
 
-    def _commit(self, statements: Sequence[tuple[str, tuple[object, ...]]]) -> None:
-        if len(statements) == 1:
-            self._db.execute(*statements[0])  # a statement alone is a transaction
-        elif statements:
-            self._write_together(statements)
+    def _commit(self, gone: Sequence[tuple[int]], rows: Sequence[tuple[int, bytes]]) -> None:
+        if len(gone) + len(rows) > 1:
+            self._write_together(gone, rows)
+        elif gone:
+            self._db.execute(_DELETE, gone[0])  # a statement alone is a transaction
+        elif rows:
+            self._db.execute(_PUT, rows[0])
 
-    def _write_together(self, statements: Sequence[tuple[str, tuple[object, ...]]]) -> None:
+    def _write_together(self, gone: Sequence[tuple[int]], rows: Sequence[tuple[int, bytes]]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            for statement, values in statements:
-                self._db.execute(statement, values)
+            self._db.executemany(_DELETE, gone)
+            self._db.executemany(_PUT, rows)
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:  # what is grave, like a full disk, has ended it already
