@@ -22,6 +22,8 @@ from vifd.model import (
     VlanProtocol,
 )
 
+_NO_VLAN, _NO_LIMITS = Vlan(), Limits()
+
 
 def choose(
     spec: EndpointSpec, offers: Sequence[Offer], forbidden: Mapping[Kind, str]
@@ -63,31 +65,31 @@ def settle_port(port: Port, offer: Offer) -> Port:
 
 def needed_features(spec: EndpointSpec, preference: Preference) -> dict[Feature, str]:
     """Give what an endpoint must be able to do for a request, each with the option that asks for it."""
-    asked = {
-        Feature.MULTI_QUEUE: ("queues", getattr(preference, "queues", 1) > 1),
-        Feature.PORT_ID: ("port_id", spec.port_id != ""),
-    }
-    return {feature: option for feature, (option, wanted) in asked.items() if wanted} | features_of(spec.port)
+    own = {Feature.MULTI_QUEUE: "queues"} if getattr(preference, "queues", 1) > 1 else {}
+    if spec.port_id:
+        own[Feature.PORT_ID] = "port_id"
+    return own | features_of(spec.port)
 
 
 def features_of(port: Port) -> dict[Feature, str]:
     """Give what a port must be able to do, each with the option that asks for it."""
-    vlan, limits = port.vlan or Vlan(), port.limits or Limits()
-    asked = {
-        Feature.GUARD: ("port.guard", bool(port.guard_enabled)),
-        Feature.ADDRESSES: ("port.addresses", bool(port.addresses)),
-        Feature.LIMITS: ("port.limits", port.limits is not None),
-        Feature.VLAN: ("port.vlan", port.vlan is not None),
-        Feature.ISOLATION: ("port.isolated", bool(port.isolated)),
-        Feature.LINK_STATE: ("port.link_up = false", port.link_up is False),
-        Feature.MTU: ("port.mtu_bytes", port.mtu_bytes != 0),
-        Feature.TX_QUEUE_LENGTH: ("port.tx_queue_length", port.tx_queue_length != 0),
-        Feature.PUBLIC_ADDRESSES: ("port.public_addresses", bool(port.public_addresses)),
-        Feature.VLAN_QOS: ("port.vlan.qos and port.vlan.protocol", vlan.qos != 0 or vlan.protocol is not VlanProtocol.DOT1Q),
-        Feature.MIN_RATE: ("port.limits.from_vm.min_rate_bps", limits.from_vm.min_rate_bps != 0),
-        Feature.TRUST: ("port.trusted", bool(port.trusted)),
-    }
-    return {feature: option for feature, (option, wanted) in asked.items() if wanted}
+    vlan, limits = port.vlan or _NO_VLAN, port.limits or _NO_LIMITS
+    tagged = vlan.qos != 0 or vlan.protocol is not VlanProtocol.DOT1Q
+    asked = (
+        (Feature.GUARD, "port.guard", port.guard_enabled),
+        (Feature.ADDRESSES, "port.addresses", port.addresses),
+        (Feature.LIMITS, "port.limits", port.limits is not None),
+        (Feature.VLAN, "port.vlan", port.vlan is not None),
+        (Feature.ISOLATION, "port.isolated", port.isolated),
+        (Feature.LINK_STATE, "port.link_up = false", port.link_up is False),
+        (Feature.MTU, "port.mtu_bytes", port.mtu_bytes),
+        (Feature.TX_QUEUE_LENGTH, "port.tx_queue_length", port.tx_queue_length),
+        (Feature.PUBLIC_ADDRESSES, "port.public_addresses", port.public_addresses),
+        (Feature.VLAN_QOS, "port.vlan.qos and port.vlan.protocol", tagged),
+        (Feature.MIN_RATE, "port.limits.from_vm.min_rate_bps", limits.from_vm.min_rate_bps),
+        (Feature.TRUST, "port.trusted", port.trusted),
+    )
+    return {feature: option for feature, option, wanted in asked if wanted}
 
 
 def _consider(
