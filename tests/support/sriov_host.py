@@ -6,6 +6,7 @@ Every step that changes something has a name. Each can be made to fail, and the 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from tests.support.sysfs import FakeSysfs
 from vifd.kernel import names
 from vifd.kernel.netlink import Reply
 from vifd.kernel.nft.devices import Guards
+from vifd.kernel.nft.elements import Elements
 from vifd.kernel.nft.guard import NoGuard
 from vifd.kernel.sriov.hardware import Hardware, Locks, Patience
 from vifd.kernel.sriov.inventory import Function, Inventory
@@ -43,6 +45,23 @@ def no_guards() -> Guards:
     """Give the guard of a kernel that has none."""
     nothing = NoGuard("no nftables here")
     return Guards(nothing, nothing)
+
+
+class NotingGuards(Guards):
+    """The guard of a kernel that has none, that notes what it is to forget as a step."""
+
+    def __init__(self, host: FakeHost) -> None:
+        nothing = NoGuard("no nftables here")
+        super().__init__(nothing, nothing)
+        self._host = host
+
+    def put(self, ports: Mapping[int, Elements], standing: frozenset[int] = frozenset()) -> None:
+        """See Guards."""
+        super().put(ports, standing)
+        for ifindex in ports:
+            netdev = next(one for one in self._host.netdevs.values() if one.ifindex == ifindex)
+            self._host.step(f"forget guard of {netdev.ifname}")
+        self._host.done()
 
 
 def vf_address(pf: str, index: int) -> str:
@@ -350,6 +369,6 @@ class FakeNic:
         self._host.step(step)
         if step in self._host.refused_steps:
             return Reply(errno.EBUSY, "no")
-        self._host.netdevs[netdev.ifname] = netdev._replace(**fields)
+        self._host.netdevs[netdev.ifname] = self._host.netdevs[netdev.ifname]._replace(**fields)
         self._host.done()
         return Reply(0)
