@@ -11,6 +11,7 @@ import pytest
 from tests.support.messages import endpoint_id
 from tests.support.nics import REPRESENTOR_IFINDEX, NicWorld, nic_world, set_switchdev, vf, vf_asked
 from tests.support.worlds import ALICE, ROOT, failure_of
+from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Change, Changes
 from vifd.endpoints.follower import Follower
 from vifd.endpoints.mending import Mender
@@ -187,3 +188,14 @@ async def test_a_representor_that_goes_away_is_looked_at_and_no_end_of_the_vf(br
     follower.on_gone(5, "br-fast")
     assert suspects == [endpoint_id(1)] * 2
     assert bridged.registry.find(endpoint_id(1)) == made
+
+
+async def test_its_first_frame_at_the_representor_says_that_a_vm_runs(bridged: NicWorld) -> None:
+    wanted: list[bool] = []
+    activation = Activation(bridged.journal, bridged.room, bridged.registry, bridged.networks, bridged.engine.busy)
+    activation.follow(wanted.append)
+    (made,) = await bridged.make(vf_asked())
+    assert wanted[-1] is True
+    activation.on_learned(made.ifindex)
+    await activation.close()
+    assert (wanted[-1], bridged.recorded()[endpoint_id(1)].state) == (False, State.ACTIVE)
