@@ -7,6 +7,7 @@ netdevsim. The daemon has it in the place of `/sys`, in a mount namespace of its
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import stat
@@ -14,16 +15,17 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from tests.support import vfs as nics
 from tests.support.daemon import Daemon, short_directory, wait_for
 from tests.support.sysfs import FakeSysfs
 
 PF_ADDRESS = "0000:01:00.0"
 PF_ID, VF_ID = 71, 72  # of netdevsim's devices: one with the PF and the representors, then one for the netdev of each VF
 _BUS = Path("/sys/bus/netdevsim")
-_MOUNTS = """
-mount --rbind /sys "$1/real"
-mount --bind "$1/sys" /sys
+_MOUNT = """
+mount --bind "$1" /sys
 shift
 exec "$@"
 """
@@ -43,12 +45,12 @@ class Card:
     """The card.
 
     Args:
-        root: an empty directory, of the daemon's sysfs.
+        sysfs: where it is shown.
         vfs: how many VFs it has.
     """
 
-    def __init__(self, root: Path, vfs: int) -> None:
-        self.root, self.vfs = root, vfs
+    def __init__(self, sysfs: Path, vfs: int) -> None:
+        self.sysfs, self.vfs = sysfs, vfs
 
     @property
     def pf(self) -> str:
@@ -62,6 +64,13 @@ class Card:
     def netdev(self, index: int) -> str:
         """The netdev of a VF."""
         return next((device(VF_ID + index) / "net").iterdir()).name
+
+    def renew(self) -> None:
+        """Do to the VFs' netdevs what a driver does that is bound anew: they are down, and have no name and mark of anybody's."""
+        for index in range(self.vfs):
+            ifname = self.netdev(index)
+            subprocess.run(["ip", "link", "set", ifname, "down", "alias", ""], check=True)
+            subprocess.run(["ip", "link", "set", ifname, "name", f"vf{index}"], check=True)
 
     def set_mode(self, mode: str) -> None:
         """Put the switch into a mode: the representors are made, or go."""
@@ -83,9 +92,11 @@ def switchdev_card(vfs: int = 2) -> Iterator[Card]:
             stack.callback((_BUS / "del_device").write_text, str(number))
             wait_for(partial(_has_netdev, number))
         (device(PF_ID) / "sriov_numvfs").write_text(str(vfs))
-        card = Card(root, vfs)
+        card = Card(root / "sys", vfs)
         card.set_mode("switchdev")
         _build(root, vfs)
+        subprocess.run(["mount", "--bind", "/sys", root / "real"], check=True)
+        stack.callback(subprocess.run, ["umount", root / "real"], check=True)
         yield card
 
 
@@ -131,7 +142,7 @@ class CardDaemon(Daemon):
     @property
     def argv(self) -> list[str]:
         """See Daemon."""
-        return ["unshare", "--mount", "sh", "-euc", _MOUNTS, "sh", str(self._card.root), *super().argv]
+        return ["unshare", "--mount", "sh", "-euc", _MOUNT, "sh", str(self._card.sysfs), *super().argv]
 
 
 @contextlib.contextmanager
@@ -143,3 +154,37 @@ def running_with(card: Card, networks: str) -> Iterator[CardDaemon]:
             yield daemon.start()
         finally:
             daemon.kill()
+
+
+def run(*arguments: str) -> None:
+    """Run `ip`."""
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def read(*argv: str) -> Any:
+    """Read the kernel back with a program that speaks JSON."""
+    return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout or "[]")
+
+
+def link(ifname: str) -> Any:
+    """A device, as `ip` shows it."""
+    return read("ip", "-d", "-j", "link", "show", "dev", ifname)[0]
+
+
+def qdiscs(ifname: str) -> dict[str, Any]:
+    """The qdiscs of a device, by their kind."""
+    return {one["kind"]: one for one in read("tc", "-j", "qdisc", "show", "dev", ifname)}
+
+
+def guarded(ifname: str) -> bool:
+    """Whether the guard's table has anything of a device."""
+    text = subprocess.run(["nft", "list", "table", "bridge", "vifd"], check=True, capture_output=True, text=True).stdout
+    return f'"{ifname}"' in text
+
+
+def state(card: Card, index: int) -> object:
+    """All that vifd could have changed of a VF's representor."""
+    ifname = card.representor(index)
+    found = link(ifname)
+    kept = ("flags", "mtu", "master", "ifalias", "altnames", "inet6_addr_gen_mode", "txqlen", "linkinfo")
+    return {key: found.get(key) for key in kept}, sorted(qdiscs(ifname)), guarded(ifname), nics.told(card.pf, index)

@@ -6,7 +6,6 @@ The switch is netdevsim's (`tests/support/switchdev.py`).
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import socket
 import subprocess
@@ -19,8 +18,20 @@ from tests.support import vfs
 from tests.support.asking import refusal, release_all, state_of
 from tests.support.daemon import BIN, wait_for
 from tests.support.frames import ARP, REQUEST, arp
-from tests.support.switchdev import PF_ADDRESS, Card, CardDaemon, running_with, switchdev_card, vf_address
-from tests.support.vfs import FIRST_PF, KERNEL, SECOND_PF
+from tests.support.switchdev import (
+    PF_ADDRESS,
+    Card,
+    CardDaemon,
+    guarded,
+    link,
+    qdiscs,
+    read,
+    run,
+    running_with,
+    state,
+    vf_address,
+)
+from tests.support.vfs import KERNEL
 from vifclient import Client
 from vifclient.messages import (
     DriftKind,
@@ -56,16 +67,6 @@ PORT = PortSpec(mac=MAC, addresses=[ADDRESS], guard=GuardSpec(enabled=True), vla
 
 
 @pytest.fixture(scope="module")
-def card() -> Iterator[Card]:
-    """A card with two VFs; outside the emulated machine these tests are skipped."""
-    if vfs.pfs() != [FIRST_PF, SECOND_PF]:
-        pytest.skip("this isn't the emulated machine")
-    subprocess.run(["modprobe", "netdevsim"], check=True)
-    with switchdev_card() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def host(card: Card) -> Iterator[CardDaemon]:
     """A daemon that sees the card, and a bridge that keeps VLANs apart."""
     run("link", "add", BRIDGE, "type", "bridge", "vlan_filtering", "1", "forward_delay", "0")
@@ -85,6 +86,7 @@ def vifd(host: CardDaemon, card: Card) -> Iterator[CardDaemon]:
     print(host.log()[-5000:])
     with Client(host.socket, retry=NO_RETRY) as client:
         release_all(client)
+    card.renew()
     assert [state(card, index) for index in range(card.vfs)] == before
     assert list((host.devices / "functions").iterdir()) == []
 
@@ -95,43 +97,9 @@ def client(vifd: CardDaemon) -> Iterator[Client]:
         yield client
 
 
-def run(*arguments: str) -> None:
-    """Run `ip`."""
-    subprocess.run(["ip", *arguments], check=True)
-
-
-def read(*argv: str) -> Any:
-    """Read the kernel back with a program that speaks JSON."""
-    return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout or "[]")
-
-
-def link(ifname: str) -> Any:
-    """A device, as `ip` shows it."""
-    return read("ip", "-d", "-j", "link", "show", "dev", ifname)[0]
-
-
-def qdiscs(ifname: str) -> dict[str, Any]:
-    """The qdiscs of a device, by their kind."""
-    return {one["kind"]: one for one in read("tc", "-j", "qdisc", "show", "dev", ifname)}
-
-
 def port_vlans(ifname: str) -> list[Any]:
     """The VLANs of a port."""
     return [vlan for one in read("bridge", "-j", "vlan", "show", "dev", ifname) for vlan in one["vlans"]]
-
-
-def guarded(ifname: str) -> bool:
-    """Whether the guard's table has anything of a device."""
-    text = subprocess.run(["nft", "list", "table", "bridge", "vifd"], check=True, capture_output=True, text=True).stdout
-    return f'"{ifname}"' in text
-
-
-def state(card: Card, index: int) -> object:
-    """All that vifd could have changed of a VF's representor."""
-    ifname = card.representor(index)
-    found = link(ifname)
-    kept = ("ifname", "flags", "mtu", "master", "ifalias", "altnames", "inet6_addr_gen_mode", "txqlen", "address", "linkinfo")
-    return {key: found.get(key) for key in kept}, sorted(qdiscs(ifname)), guarded(ifname), vfs.told(card.pf, index)
 
 
 def make_vf(client: Client, endpoint_id: str = "", port: PortSpec = PORT) -> Endpoint:
@@ -198,7 +166,7 @@ def test_a_vfs_representor_is_a_port_of_the_bridge_as_it_was_asked_for(vifd: Car
 def test_the_vf_itself_gets_the_mac_and_nothing_that_its_representor_keeps(vifd: CardDaemon, client: Client, card: Card) -> None:
     made = make_vf(client)
     told = vfs.told(card.pf, made.pci.vf_index)
-    assert (told["address"], told.get("vlan_list"), told["rate"]["max_tx"]) == (MAC, None, 0)
+    assert (told["address"], any(told.get("vlan_list", ())), told["rate"]["max_tx"]) == (MAC, False, 0)
     assert link(made.pci.ifname)["address"] == MAC
     assert made.pci.ifname == card.netdev(made.pci.vf_index)
 
@@ -243,25 +211,16 @@ def test_its_first_frame_says_that_the_vm_runs(vifd: CardDaemon, client: Client)
 # --- not attached
 
 
-@pytest.mark.parametrize("how", ["up", "enslaved", "addressed"])
-def test_a_representor_that_somebody_uses_stays_theirs(vifd: CardDaemon, client: Client, card: Card, how: str) -> None:
+def test_a_representor_that_somebody_uses_stays_theirs(vifd: CardDaemon, client: Client, card: Card) -> None:
     ifname = card.representor(0)
-    if how == "enslaved":
-        run("link", "add", "br-theirs", "type", "bridge")
-        run("link", "set", ifname, "master", "br-theirs")
-    elif how == "addressed":
-        run("address", "add", "192.0.2.1/24", "dev", ifname)
-    else:
-        run("link", "set", ifname, "up")
+    run("link", "add", "br-theirs", "type", "bridge")
+    run("link", "set", ifname, "master", "br-theirs")
     before = state(card, 0)
     assert make_vf(client).pci.vf_index == 1
     with refusal("RESOURCE_EXHAUSTED", "NETWORK_FULL"):
         make_vf(client, port=PortSpec())
     assert state(card, 0) == before
-    run("link", "set", ifname, "down", "nomaster")
-    run("address", "flush", "dev", ifname)
-    if how == "enslaved":
-        run("link", "delete", "br-theirs")
+    run("link", "delete", "br-theirs")
 
 
 def test_a_network_without_a_bridge_says_what_it_lacks(vifd: CardDaemon, client: Client, card: Card) -> None:
@@ -352,9 +311,10 @@ def test_who_is_killed_finds_it_as_it_was_and_gives_it_back(vifd: CardDaemon, cl
 
 
 def test_what_no_record_knows_is_given_back_at_the_next_start(vifd: CardDaemon, client: Client, card: Card) -> None:
-    before = state(card, 0)
-    assert make_vf(client).pci.vf_index == 0
+    before = [state(card, index) for index in range(card.vfs)]
+    made = make_vf(client)
+    assert state(card, made.pci.vf_index) != before[made.pci.vf_index]
     vifd.kill()
     shutil.rmtree(vifd.state)
     vifd.start()
-    assert state(card, 0) == before
+    assert [state(card, index) for index in range(card.vfs)] == before
