@@ -186,14 +186,14 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
-        candidates = self._allowed()
+        candidates, pfs = self._allowed(), self._pfs()
         in_use = Counter(one.pf_address for one in candidates if one.address in taken)
-        fit = {pf.address for pf in self._pfs() if not self._mode_problem(pf)}
+        fit = {pf.address for pf in pfs if not self._mode_problem(pf)}
         free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
         free = [one for one in free if one.pf_address in fit]
         if not free:
             raise NetworkFull(self._explain_full(candidates, taken))
-        node, up = spec.instance.numa_node, {pf.address for pf in self._pfs() if pf.up}
+        node, up = spec.instance.numa_node, {pf.address for pf in pfs if pf.up}
 
         def rank(one: Function) -> tuple[bool, bool, int, int, str]:
             is_far = node not in (None, one.numa_node)

@@ -158,10 +158,12 @@ class RtnlNic:
 
     def restore(self, netdev: Netdev, endpoint_id: str, before: RepresentorMark) -> Reply:
         """See Nic."""
-        is_renamed = netdev.ifname != before.ifname
-        steps = [netlink.set_link(netdev.ifindex, netlink.text(Ifla.IFNAME, before.ifname))] if is_renamed else []
+        if netdev.ifname != before.ifname:
+            reply = self._rtnl.ask(netlink.set_link(netdev.ifindex, netlink.text(Ifla.IFNAME, before.ifname)))
+            if reply.errno not in (0, errno.EEXIST):  # another has the name by now
+                return reply
         # Alone: a device whose MTU was below IPv6's least has no IPv6 that another message could be about.
-        steps.append(netlink.set_link(netdev.ifindex, netlink.number(Ifla.MTU, before.mtu_bytes)))
+        steps = [netlink.set_link(netdev.ifindex, netlink.number(Ifla.MTU, before.mtu_bytes))]
         if ipv6.is_possible(before.mtu_bytes):
             steps.append(netlink.set_link(netdev.ifindex, netlink.ipv6_mode(before.ipv6_mode)))
         replies = self._rtnl.exchange(steps)

@@ -58,7 +58,7 @@ class Representors:
         _check(netdev, "marked", self._nic.mark(netdev, endpoint_id))
 
     def get_own(self, function: Function, mark: Mark) -> Netdev:
-        """Find the representor of an endpoint's VF. One that the driver has made anew meanwhile is marked, if nobody has it.
+        """Find the representor of an endpoint's VF, and mark it: the driver may have made it anew, if nobody has it since.
 
         Raises:
             FunctionError: there is none, or it is somebody else's.
@@ -66,10 +66,9 @@ class Representors:
         if mark.representor is None:
             raise FunctionError(f"VF {function.address} isn't attached by a representor", ops.REJECTED)
         netdev = self._get(function)
-        if netdev.alias != names.mark(mark.endpoint_id):
-            if reason := self.find_user(netdev):
-                raise FunctionError(f"VF {function.address} can't be attached: {reason}", ops.NOT_READY)
-            self.mark(netdev, mark.endpoint_id)
+        if netdev.alias != names.mark(mark.endpoint_id) and (reason := self.find_user(netdev)):
+            raise FunctionError(f"VF {function.address} can't be attached: {reason}", ops.NOT_READY)
+        self.mark(netdev, mark.endpoint_id)  # somebody may have taken one of its two names
         return netdev
 
     def give_back(self, function: Function, mark: Mark) -> None:
