@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,15 @@ def tools(card: Card, tmp_path: Path) -> Iterator[Callable[[], Tools]]:
     subprocess.run(["nft", "delete", "table", "bridge", "vifd"], check=True)
 
 
+@contextlib.contextmanager
+def executor(tools: Callable[[], Tools]) -> Iterator[Executor]:
+    """Give what carries plans out in a helper that just began."""
+    with contextlib.closing(tools()) as own:
+        one = Executor(lambda: AUTHORITY, own)
+        yield one
+        one._rtnl.close()
+
+
 def test_who_is_killed_after_any_step_leaves_nothing(
     card: Card, tools: Callable[[], Tools], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,25 +121,24 @@ def test_who_is_killed_after_any_step_leaves_nothing(
     card.renew()
 
     def make() -> None:
-        with closing(tools()) as one:
-            (answer,) = Executor(lambda: AUTHORITY, one).apply([(PLAN,)])
+        with executor(tools) as one:
+            (answer,) = one.apply([(PLAN,)])
             assert isinstance(answer, list), answer
 
-    def release() -> None:
-        with closing(tools()) as one:
-            assert Executor(lambda: AUTHORITY, one).revert([PLAN]) == [None]
-        card.renew()
+    def take_down() -> None:
+        with executor(tools) as one:
+            assert one.revert([PLAN]) == [None]
 
-    def taken_down() -> None:
-        with closing(tools()) as one:
-            Executor(lambda: AUTHORITY, one).revert([PLAN])
+    def release() -> None:
+        take_down()
+        card.renew()
 
     before, steps = state(card, 0), Steps(monkeypatch)
     making, releasing = steps.of(make), steps.of(release)
     assert state(card, 0) == before
-    for action, count in ((make, making), (taken_down, releasing)):
+    for action, count in ((make, making), (take_down, releasing)):
         for step in range(1, count + 1):
-            if action is taken_down:
+            if action is take_down:
                 make()
             steps.killed(action, step)
             release()
