@@ -17,10 +17,13 @@ from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.endpoints.leftovers import Leftovers
 from vifd.errors import FunctionTaken, HostNotReady, VifdError, WrongState
 from vifd.kernel import ops
+from vifd.kernel.authority import bridge_grant
 from vifd.kernel.sriov.inventory import Inventory
 from vifd.model import Drift, EndpointRequest, Kind, PciHostDriver, PciPreference
 
 _OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
+#: What NicRoom gives every representor.
+REPRESENTOR_IFINDEX = 900
 #: Two PFs, on a NUMA node each.
 PFS = {"ens1f0": "0000:01:00.0", "ens2f0": "0000:81:00.0"}
 
@@ -38,6 +41,17 @@ def two_nics(root: Path, vfs: int = 3) -> FakeSysfs:
         for index in range(vfs):
             sysfs.add_vf(address, index, vf(place, index), iommu_group=place * 10 + index)
     return sysfs
+
+
+def set_switchdev(sysfs: FakeSysfs) -> None:
+    """Put the switches of both PFs into mode switchdev: VF 2 of ens1f0 has representor ens1f0r2."""
+    for ifname, address in PFS.items():
+        net = sysfs.device(address) / "net"
+        ports = [(ifname, "p0"), *((f"{ifname}r{i}", f"pf0vf{i}") for i in range(len(list(net.parent.glob("virtfn*")))))]
+        for port, name in ports:
+            netdev = net / port if port == ifname else sysfs.add_netdev(address, port, up=False)
+            (netdev / "phys_port_name").write_text(f"{name}\n")
+            (netdev / "phys_switch_id").write_text(f"{address}\n")
 
 
 def sriov_driver(sysfs: FakeSysfs, time: FakeTime | None = None, **options: Any) -> SriovDriver:
@@ -86,6 +100,8 @@ class NicRoom(FakeRoom):
                     if address in self.foreign or self.claimed.get(address, endpoint_id) != endpoint_id:
                         raise FunctionTaken(address, f"VF {address} is somebody else's")
                     self.claimed[address], self.ports[endpoint_id] = endpoint_id, port
+                case ops.ConfigurePort(_, ""):
+                    made = replace(made, ifindex=REPRESENTOR_IFINDEX)
                 case ops.BindFunction(_, _, address):
                     made = replace(made, function=self._found(address))
                 case ops.ChangeFunction(endpoint_id, _, address, _, port):
@@ -103,7 +119,21 @@ class NicRoom(FakeRoom):
             raise HostNotReady(f"VF {address} is gone")
         group = found.iommu_group
         node = f"/dev/vfio/{group}"
-        return ops.FunctionMade(found.pf_ifname, found.vf_index, group, found.numa_node, node, address=address)
+        representor = self._inventory.find_representor(found)
+        return ops.FunctionMade(
+            found.pf_ifname, found.vf_index, group, found.numa_node, node, address=address, representor=representor
+        )
+
+    def _living(self, endpoint_id: str) -> ops.Device:
+        if endpoint_id not in self.claimed.values():
+            return super()._living(endpoint_id)
+        return ops.Device("", REPRESENTOR_IFINDEX, "", endpoint_id, 0, 0, "", up=False, carrier=False)
+
+    def _configure(self, operation: ops.ConfigurePort | ops.ChangePort) -> int:
+        if operation.ifname:
+            return super()._configure(operation)
+        self.ports[operation.endpoint_id] = operation.port
+        return operation.port.mtu_bytes or self.bridges[bridge_grant(self.authority, operation.network).bridge]
 
     def _check(self, plan: ops.Plan) -> list[Drift]:
         claims = [one for one in plan if isinstance(one, ops.ClaimFunction)]

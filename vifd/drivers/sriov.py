@@ -1,6 +1,7 @@
 """NICs with SR-IOV: each endpoint has a VF for itself, and its VM drives that as it would a card of its own.
 
-The NIC's switch is the network: what it can't do, like a guard by addresses, its ports haven't got.
+The NIC's switch is the network: what it can't do, like a guard by addresses, its ports haven't got. Where that switch is in mode
+switchdev, each VF has a representor on the host, and that is put on a bridge and has what a port of it has.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 from vifd.drivers import functions
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus, Taken
 from vifd.errors import NetworkFull, Violation
 from vifd.kernel import names
-from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.ops import BindFunction, ClaimFunction, Made
-from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, is_address
+from vifd.kernel.authority import BridgeGrant, FunctionGrant
+from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, EnsureBridge, Made
+from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, explain_mode, is_address
 from vifd.model import (
     EndpointSpec,
     Feature,
@@ -38,6 +40,7 @@ from vifd.model import (
 )
 
 _MBIT = 1_000_000
+_DEFAULT_MTU_BYTES = 1500
 _UNFIT_SECONDS = 60.0
 _FEATURES = frozenset(
     {
@@ -48,6 +51,18 @@ _FEATURES = frozenset(
         Feature.VLAN_QOS,
         Feature.LINK_STATE,
         Feature.TRUST,
+    }
+)
+#: Of a VF whose representor is on a bridge: what that can.
+_REPRESENTED_FEATURES = frozenset(
+    {
+        Feature.MTU,
+        Feature.LIMITS,
+        Feature.VLAN,
+        Feature.LINK_STATE,
+        Feature.GUARD,
+        Feature.ADDRESSES,
+        Feature.ISOLATION,
     }
 )
 
@@ -63,6 +78,8 @@ class SriovOptions(Struct, frozen=True):
             and ranges of them.
         exclude: VFs that are never used, likewise.
         mtu: bytes; 0: the PFs'.
+        bridge: where VFs' representors are put, for PFs whose switch is in mode switchdev; made if it is missing, else used as
+            it is. Empty: the PFs' own switches are the network.
         repair: whether what somebody else changed of an endpoint is mended, or only told.
     """
 
@@ -72,6 +89,7 @@ class SriovOptions(Struct, frozen=True):
     vfs: Annotated[int, Meta(ge=0, le=65535)] | tuple[str, ...] = 0
     exclude: tuple[str, ...] = ()
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
+    bridge: str = ""
     repair: Literal["auto", "report"] = "auto"
 
 
@@ -117,6 +135,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         problems += functions.check("exclude", options.exclude)
         if not problems and isinstance(options.vfs, tuple) and not _usable(options):
             problems.append(Violation("exclude", "leaves none of vfs"))
+        if options.bridge and (not names.is_ifname(options.bridge) or options.bridge in options.pfs):
+            problems.append(Violation("bridge", f"{options.bridge!r} can't name a bridge: give it a name that no device has"))
         return problems
 
     @classmethod
@@ -130,7 +150,13 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             exclude=functions.expand(options.exclude),
             mtu_bytes=options.mtu,
             vlan=options.vlan,
+            bridge=BridgeGrant(options.bridge, mtu_bytes=options.mtu or _DEFAULT_MTU_BYTES) if options.bridge else None,
         )
+
+    @classmethod
+    def addressing(cls, options: SriovOptions) -> Addressing:
+        """See NetworkDriver."""
+        return Addressing(options.bridge)
 
     @classmethod
     def physical_network(cls, options: SriovOptions) -> str:
@@ -143,6 +169,11 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return self.config.repair == "auto"
 
     @property
+    def bridge_name(self) -> str:
+        """See NetworkDriver."""
+        return self.config.bridge
+
+    @property
     def mtu_bytes(self) -> int:
         """See NetworkDriver."""
         return self.config.mtu
@@ -150,16 +181,19 @@ class SriovDriver(NetworkDriver[SriovOptions]):
     def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
         """See NetworkDriver."""
         problem = "" if spec is None else next(self._refusals(spec.port), "")
-        return (Offer(Kind.PCI, _FEATURES, problem or self._find_problem(spec)),)
+        features = _REPRESENTED_FEATURES if self.config.bridge else _FEATURES
+        return (Offer(Kind.PCI, features, problem or self._find_problem(spec)),)
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
-        candidates = self._allowed()
+        candidates, pfs = self._allowed(), self._pfs()
         in_use = Counter(one.pf_address for one in candidates if one.address in taken)
+        fit = {pf.address for pf in pfs if not self._mode_problem(pf)}
         free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
+        free = [one for one in free if one.pf_address in fit]
         if not free:
             raise NetworkFull(self._explain_full(candidates, taken))
-        node, up = spec.instance.numa_node, {pf.address for pf in self._pfs() if pf.up}
+        node, up = spec.instance.numa_node, {pf.address for pf in pfs if pf.up}
 
         def rank(one: Function) -> tuple[bool, bool, int, int, str]:
             is_far = node not in (None, one.numa_node)
@@ -190,7 +224,10 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         port = msgspec.structs.replace(self.complete(spec.port), mac=spec.port.mac or names.derived_mac(endpoint_id))
         claim = ClaimFunction(endpoint_id, self.network, function, port)
         bind = BindFunction(endpoint_id, self.network, function, wanted.host_driver, spec.owner.uid, spec.owner.gid)
-        return Planned((claim, bind), port)
+        if not self.config.bridge:
+            return Planned((claim, bind), port)
+        configure = ConfigurePort(endpoint_id, "", self.network, port)
+        return Planned((EnsureBridge(self.network), claim, bind, configure), port)
 
     def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
         """See NetworkDriver."""
@@ -207,6 +244,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             vfio_device_path=function.vfio_device_path,
             ifname=function.ifname,
             numa_node=function.numa_node,
+            representor=function.representor,
+            representor_ifindex=made.ifindex,
         )
 
     def physical_functions(self) -> Sequence[PfStatus]:
@@ -218,7 +257,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         if pf is None:
             return PfStatus(name, None, message=self._inventory.explain_pf(name))
         found, wanted = [self._status_of(one) for one in self._inventory.functions(pf)], self._grant.vfs
-        message = _problem_of(name, pf)
+        message = _problem_of(name, pf) or self._mode_problem(pf)
         if not message and wanted not in (0, pf.vf_count):
             message = f"PF {name} has {pf.vf_count} VFs, and vfs = {wanted} says otherwise; those that there are stay"
         return PfStatus(name, pf, found, message)
@@ -232,13 +271,13 @@ class SriovDriver(NetworkDriver[SriovOptions]):
     def _refusals(self, port: Port) -> Iterator[str]:
         """Say what of a port no VF can do, or none of this network."""
         vlan, limits = port.vlan, port.limits
-        if vlan is not None and not vlan.vid:
+        if vlan is not None and not vlan.vid and not self.config.bridge:
             yield f"a VF is in one VLAN: network {self.network} has no trunks"
         elif vlan is not None and self.config.vlan not in (0, vlan.vid):
             yield f"network {self.network} is VLAN {self.config.vlan}, and its ports are in no other; let port.vlan.vid be that"
         if self.config.mtu and port.mtu_bytes > self.config.mtu:
             yield f"MTU {port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
-        if limits is None:
+        if limits is None or self.config.bridge:
             return
         if limits.to_vm != RateLimit():
             yield "a VF's limit is for what its VM sends; leave port.limits.to_vm out"
@@ -258,6 +297,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         pfs = [pf for pf in self._pfs() if pf.vf_count]
         if not any(pf.up for pf in pfs):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
+        if all(problems := [self._mode_problem(pf) for pf in pfs]):
+            return "; ".join(problems)
         wanted = () if spec is None else [one for one in spec.acceptable if isinstance(one, PciPreference)]
         through_vfio = any(one.host_driver is PciHostDriver.VFIO for one in wanted)
         if spec is not None and through_vfio and spec.owner.gid is not None:
@@ -287,6 +328,9 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         total = len(candidates) + excluded
         return f"network {self.network} has no free VF: of {total}, {told}; release an endpoint of it, or use another network"
+
+    def _mode_problem(self, pf: PhysicalFunction) -> str:
+        return explain_mode(pf.ifname or pf.address, pf, self.config.bridge)
 
     def _pfs(self) -> list[PhysicalFunction]:
         return [pf for name in self.config.pfs if (pf := self._inventory.find_pf(name)) is not None]

@@ -167,7 +167,11 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
     if claimed is not None:
         was = None if before is None else _claim(before)
         port = None if was is None else was.port
-        return (ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port),)
+        change_vf = ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port)
+        if configured is None:
+            return (change_vf,)
+        change = ops.ChangePort(claimed.endpoint_id, configured.ifname, claimed.network, "", port, claimed.port)
+        return (ops.EnsureBridge(claimed.network), change, change_vf)
     if configured is None:
         return ()
     known = None if before is None else _configuration(before)

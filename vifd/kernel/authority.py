@@ -89,6 +89,7 @@ class FunctionGrant(Struct, frozen=True):
         exclude: VFs that are never used.
         mtu_bytes: what the network wants the PFs to carry; 0: what they do.
         vlan: the VLAN that all its ports are in; 0: any, or none.
+        bridge: where the VFs' representors are put, of PFs whose switch is in mode switchdev; None: it uses no such PF.
     """
 
     pfs: tuple[str, ...]
@@ -97,6 +98,7 @@ class FunctionGrant(Struct, frozen=True):
     exclude: tuple[str, ...] = ()
     mtu_bytes: int = 0
     vlan: int = 0
+    bridge: BridgeGrant | None = None
 
 
 Grant = BridgeGrant | UplinkGrant | FunctionGrant
@@ -175,12 +177,14 @@ def check_identity(endpoint_id: str, ifname: str, kind: Kind = Kind.TAP) -> None
 
 
 def bridge_grant(authority: Authority, network: str) -> BridgeGrant:
-    """Give what the configuration says of a network's bridge.
+    """Give what the configuration says of a network's bridge, or of that for its representors.
 
     Raises:
         PlanRejectedError: it has none.
     """
     grant = authority.get(network)
+    if isinstance(grant, FunctionGrant):
+        grant = grant.bridge
     if not isinstance(grant, BridgeGrant):
         raise PlanRejectedError(f"the configuration has no bridge for network {network!r}")
     return grant
@@ -305,12 +309,13 @@ def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant, *,
 
 
 def _check_functions(plan: ops.Plan, authority: Authority) -> None:
-    """Check a plan with a VF: that is the plan's only device."""
+    """Check a plan with a VF: that is the plan's only device, with its representor where the network has a bridge for those."""
     of_vf = [operation for operation in plan if isinstance(operation, _FunctionOperation)]
     whose = {(operation.endpoint_id, operation.address, operation.network) for operation in of_vf}
-    _require(len(of_vf) == len(plan) and len(whose) == 1, "two devices in one plan")
+    _require(len(whose) == 1, "two devices in one plan")
     grant = function_grant(authority, of_vf[0].network)
     check_function(of_vf[0].endpoint_id, of_vf[0].address)
+    _check_representor([operation for operation in plan if operation not in of_vf], of_vf, grant)
     for operation in of_vf:
         match operation:
             case ops.ClaimFunction(_, _, _, port):
@@ -323,17 +328,33 @@ def _check_functions(plan: ops.Plan, authority: Authority) -> None:
                     _check_function_port(one, grant)
 
 
+def _check_representor(others: list[ops.Operation], of_vf: list[_FunctionOperation], grant: FunctionGrant) -> None:
+    """Check what a plan with a VF has beside: its representor on the network's bridge, as the VF is to be, and nothing else."""
+    network, endpoint_id, first = of_vf[0].network, of_vf[0].endpoint_id, of_vf[0]
+    if grant.bridge is None or isinstance(first, ops.BindFunction):
+        _require(not others, "a VF with what its network has not")
+        return
+    expected = [ops.EnsureBridge(network), ops.ConfigurePort(endpoint_id, "", network, first.port)]
+    if isinstance(first, ops.ChangeFunction):
+        expected[1:] = [ops.ChangePort(endpoint_id, "", network, "", first.before, first.port)]
+    _require(others == expected, "a VF with something else than its representor")
+
+
 def _check_function_port(port: Port, grant: FunctionGrant) -> None:
     """Check that a VF can be like this: what its NIC can't keep to must not be taken for kept."""
     check_port(port)
     _require(_is_unicast(port.mac), f"MAC {port.mac!r}")
+    # Without one it would be in all: it puts tags on by itself then.
+    _require(not grant.vlan or (port.vlan is not None and port.vlan.vid == grant.vlan), "a VF outside its network's VLAN")
+    if grant.bridge is not None:
+        _require(port.vlan is None or not grant.bridge.vlan, "a port in a VLAN, on a bridge that is one")
+        _require(not port.public_addresses, "a public address that the configuration doesn't allow")
+        return
     _require(not (port.guard_enabled or port.isolated or port.addresses or port.public_addresses), "a guard at a VF")
     _require(not port.tx_queue_length, "a VF with a queue length")
     if port.vlan is not None:
         is_one = port.vlan.vid in _VIDS and not port.vlan.trunk_vids and not port.vlan.native_vid
         _require(is_one, "a VF that isn't in one VLAN")
-    # Without one it would be in all: it puts tags on by itself then.
-    _require(not grant.vlan or (port.vlan is not None and port.vlan.vid == grant.vlan), "a VF outside its network's VLAN")
     if port.limits is not None:
         limit = port.limits.from_vm
         kept = RateLimit(limit.rate_bps, min_rate_bps=limit.min_rate_bps)

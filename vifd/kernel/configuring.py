@@ -101,10 +101,11 @@ class Configurer:
         if state is None and run.uplink is None:
             return []
         attributes = netlink.text(Ifla.IFNAME, target.ifname) if run.is_renamed else b""
-        attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", "")))
+        attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", ""))) if target.mac else b""
         attributes += netlink.text(Ifla.IFALIAS, names.mark(target.endpoint_id))
         attributes += ports.attributes(target.port, run.made.mtu_bytes, state.ifindex if state else None)
-        if not run.is_new and not target.port.tx_queue_length and (target.before is None or target.before.tx_queue_length):
+        had_length = target.mac and (target.before is None or target.before.tx_queue_length)  # a representor has the driver's
+        if not run.is_new and not target.port.tx_queue_length and had_length:
             attributes += ports.default_queue_length(macvtap=run.uplink is not None)
         messages = [netlink.set_link(ifindex, attributes)]
         if run.is_new:

@@ -139,7 +139,9 @@ class Maker:
         elif isinstance(result, ops.FunctionMade):
             run.function = result
         else:
-            run.made = ops.Made(0, result)
+            run.changed = op if isinstance(op, ops.ChangeFunction) else None
+            # At a bridge the port's MTU is what that has room for.
+            run.made = ops.Made(0, result if run.bridge is None else run.bridge.mtu_bytes, run.made.bridge_name)
 
     def _create_tap(self, run: Run, op: ops.CreateTap) -> None:
         try:
@@ -192,13 +194,35 @@ class Maker:
         return found
 
     def _prepare_new(self, run: Run, op: ops.ConfigurePort) -> None:
+        if run.claimed is not None:
+            self._prepare_representor(run, op, run.claimed.address, None)
+            return
         if run.created is None:  # the plan's check has seen to it
             run.fail(op, op.ifname, 0, "a port needs a device in its plan", ops.REJECTED)
             return
         run.target = Target(op.endpoint_id, op.ifname, run.created.mac, op.port, None)
         self._check_port(run, op, op.port)
 
+    def _prepare_representor(self, run: Run, op: ops.ConfigurePort | ops.ChangePort, address: str, before: Port | None) -> None:
+        """Find the representor of a plan's VF. It is configured as a living device is, for it was there before its endpoint."""
+        found = self._functions.find_representor(op.endpoint_id, address)
+        if isinstance(found, Failure):
+            run.fail_as(op, address, found)
+            return
+        reply = self._rtnl.ask(netlink.get_link(ifindex=found.ifindex))
+        if reply.link is None:
+            run.fail(op, found.ifname, reply.errno, f"representor {found.ifname}: {reply.message}")
+            return
+        run.link = reply.link
+        run.made = ops.Made(found.ifindex, run.made.mtu_bytes, run.made.bridge_name)
+        run.target = Target(op.endpoint_id, found.ifname, "", op.port, before)
+        self._check_port(run, op, op.port)
+
     def _find_living(self, todo: list[tuple[Run, Any]]) -> None:
+        for run, op in todo:
+            if run.changed is not None:
+                self._prepare_representor(run, op, run.changed.address, op.before)
+        todo = [(run, op) for run, op in todo if run.changed is None]
         replies = look_up(self._rtnl, [op.endpoint_id for _, op in todo])
         for (run, op), reply in zip(todo, replies, strict=True):
             if not is_device_of(reply.link, op.endpoint_id):
@@ -271,8 +295,10 @@ class Maker:
         self._publics.release(run.target.port for run in made if run.has_target)
 
     def _undo_function(self, run: Run) -> None:
-        failure = self._functions.undo(run.claimed) if run.claimed is not None else None
-        if failure is not None and run.refusal is not None:
+        failure: Failure | int | None = self._functions.undo(run.claimed) if run.claimed is not None else None
+        if (op := run.changed) is not None and op.before is not None:
+            failure = self._functions.change(msgspec.structs.replace(op, before=None, port=op.before))
+        if isinstance(failure, Failure) and run.refusal is not None:
             run.refusal = msgspec.structs.replace(run.refusal, message=f"{run.refusal.message}; {failure.message}")
 
     def _discard_bridges(self, groups: list[Group]) -> None:
