@@ -60,11 +60,12 @@ class FunctionPreparer:
             words = "it has no driver, or it is in another network namespace; networks of SR-IOV take a vifd in the host's own"
             yield f"PF {name} has no netdev here: {words}"
             return
+        # before it has VFs: their driver asks their PF when it begins with them, and gives no carrier for good if that is down
+        if not netdev.up and (reply := self._nic.set_up(netdev)).errno:
+            yield f"can't set PF {name} up: {reply.message}"
         yield from _ensure_vfs(hardware, pf, grant)
         if grant.mtu_bytes > netdev.mtu_bytes:
             yield f"MTU {grant.mtu_bytes} of network {network} is more than PF {name}'s {netdev.mtu_bytes}"
-        if not netdev.up and (reply := self._nic.set_up(netdev)).errno:
-            yield f"can't set PF {name} up: {reply.message}"
 
 
 def _discard_if_gone(hardware: Hardware, address: str) -> None:

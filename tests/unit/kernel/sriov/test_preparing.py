@@ -73,6 +73,12 @@ def test_a_pf_that_is_down_is_set_up(host: FakeHost) -> None:
     assert (host.netdevs["eth0"].up, host.steps) == (True, ["up"])
 
 
+def test_a_pf_is_up_before_it_has_vfs(empty: FakeHost) -> None:
+    empty.netdevs["eth0"] = empty.netdevs["eth0"]._replace(up=False)
+    assert prepare(empty, FunctionGrant(("eth0",), vfs=3)) == ""
+    assert empty.steps == ["up", "sriov_numvfs"]
+
+
 def test_an_mtu_above_a_pfs_is_told(host: FakeHost) -> None:
     assert prepare(host, FunctionGrant(("eth0",), mtu_bytes=9000)) == "MTU 9000 of network net is more than PF eth0's 1500"
 
