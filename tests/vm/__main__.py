@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 
 import click
@@ -17,13 +18,20 @@ from tests.vm.tier import Runner
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True})
 @click.option("--prepare", is_flag=True, help="Only download and build what is missing.")
 @click.option("--shell", is_flag=True, help="Give a shell in the machine.")
-@click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Of the machine.")
+@click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Of the machine for TESTS or a shell.")
+@click.option(
+    "--machines",
+    type=click.IntRange(1),
+    default=min(os.cpu_count() or 1, 4),
+    show_default=True,
+    help="For the tier; each has one processor and 2.5 GiB.",
+)
 @click.option(
     "--minutes", type=click.FloatRange(min=0, min_open=True), default=40, show_default=True, help="What the tests may take."
 )
 @click.option("--coverage", is_flag=True, help="Say which lines the tier has run.")
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
-def main(*, prepare: bool, shell: bool, cpus: int, minutes: float, coverage: bool, tests: tuple[str, ...]) -> None:
+def main(*, prepare: bool, shell: bool, cpus: int, machines: int, minutes: float, coverage: bool, tests: tuple[str, ...]) -> None:
     """Run TESTS in an emulated machine: pytest's arguments. Without any: what this host's kernel can't show."""
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -32,6 +40,7 @@ def main(*, prepare: bool, shell: bool, cpus: int, minutes: float, coverage: boo
             emulator.ensure(CACHE, apt, print),
             linux.ensure(CACHE, apt, print),
             cpus,
+            machines,
             math.inf if shell else minutes * 60,
             coverage,
         )

@@ -10,10 +10,14 @@ import os
 import shlex
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
+
+import click
 
 from tests.guest import initramfs
 from tests.vm.emulator import Emulator
@@ -21,6 +25,8 @@ from tests.vm.linux import Linux
 
 #: What `Job.folder` is inside.
 INSIDE = Path("/run/job")
+#: What `Job.shared` is inside.
+SHARED = Path("/run/shared")
 #: The MAC addresses of the network cards, which are on one wire.
 CARDS = ("52:54:00:0a:00:01", "52:54:00:0a:01:01")
 # It takes 10 s. On a machine with much else to do it once and again doesn't come up: its clock is lost while Linux looks for one.
@@ -36,6 +42,8 @@ _KERNEL_ARGUMENTS = (
     "randomize_kstack_offset=off transparent_hugepage=always apparmor=0 selinux=0 audit=0 cryptomgr.notests nowatchdog "
     "tsc=reliable no_timer_check random.trust_cpu=on"
 )
+# without what makes a real one faster and an emulated one slower: copies byte by byte, and a protection that each of them lifts
+_CPU = "max,la57=off,erms=off,fsrm=off,smap=off"
 _POLL_S = 0.2
 
 
@@ -53,6 +61,7 @@ class Job:
         directory: Where it runs.
         environment: What it has in its environment beside the ordinary.
         interactive: Whether it reads this process's standard input, and finds a terminal.
+        shared: What it shares with other machines as well.
     """
 
     folder: Path
@@ -60,6 +69,7 @@ class Job:
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     interactive: bool = False
+    shared: Path | None = None
 
     @property
     def console(self) -> str:
@@ -81,7 +91,12 @@ class Job:
 
     def write(self, linux: Linux) -> None:
         """Put everything in the folder that the machine needs."""
-        settings = {"release": linux.release, "modules": str(linux.modules), "terminal": "yes" if self.interactive else ""}
+        settings = {
+            "release": linux.release,
+            "modules": str(linux.modules),
+            "terminal": "yes" if self.interactive else "",
+            "shared": str(SHARED) if self.shared else "",
+        }
         assignments = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         (self.folder / "start").write_bytes(_START.read_bytes())
         (self.folder / "settings").write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items()))
@@ -116,7 +131,7 @@ def argv(emulator: Emulator, linux: Linux, job: Job, cpus: int) -> list[str]:
         cpus: How many processors it has.
     """
     return [
-        *(*emulator.argv, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", "max,la57=off"),
+        *(*emulator.argv, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", _CPU),
         *("-smp", str(cpus), "-m", str(_MEMORY_MIB)),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-kernel", str(linux.vmlinux), "-initrd", str(job.folder / "initramfs"), "-append", _KERNEL_ARGUMENTS),
@@ -124,6 +139,7 @@ def argv(emulator: Emulator, linux: Linux, job: Job, cpus: int) -> list[str]:
         *("-device", "intel-iommu,intremap=on"),
         *_share("host", Path("/"), "readonly=on,multidevs=remap"),
         *_share("job", job.folder, "readonly=off"),
+        *(_share("shared", job.shared, "readonly=off") if job.shared else ()),
         # what is said and read inside is this process's standard output and input
         *("-chardev", "stdio,id=out,signal=off", "-device", "virtio-serial-pci"),
         *("-device", "virtconsole,chardev=out" if job.interactive else "virtserialport,chardev=out,name=out"),
@@ -158,7 +174,7 @@ def job_folder() -> Iterator[Path]:
 def run(emulator: Emulator, linux: Linux, job: Job, *, cpus: int, timeout_s: float) -> int:
     """Boot the machine, let it do its job, and give the command's exit status.
 
-    What the command says appears on this process's standard output while it says it.
+    What the command says appears on this process's standard output while it says it, line by line.
 
     Args:
         emulator: The QEMU.
@@ -186,16 +202,33 @@ def _boot(emulator: Emulator, linux: Linux, job: Job, cpus: int, timeout_s: floa
     """Run the machine once; say what is wrong if there is no exit status."""
     start_s = time.monotonic()
     # a pipe into which nobody writes: at the end of its input, QEMU takes the port for unplugged
-    reads = None if job.interactive else subprocess.PIPE
+    pipe = None if job.interactive else subprocess.PIPE
     command, environment = argv(emulator, linux, job, cpus), os.environ | emulator.environment
     with (
         (job.folder / "errors").open("wb") as errors,
-        subprocess.Popen(command, env=environment, stdin=reads, stderr=errors) as process,
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=errors) as process,
+        _copied(process.stdout),
     ):
         try:
             return _wait(process, job, start_s, timeout_s)
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def _copied(said: IO[bytes] | None) -> Iterator[None]:
+    """Have what is said written to this process's standard output, each line when it is whole: machines may speak at once."""
+
+    def copy() -> None:
+        for line in said or ():
+            click.echo(line, nl=False)
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _wait(process: subprocess.Popen[bytes], job: Job, start_s: float, timeout_s: float) -> str:

@@ -47,9 +47,9 @@ def report_names(test_id: str) -> tuple[str, str]:
     return ".".join(parts[:-1]), parts[-1] + bracket + parameters
 
 
-def outcomes(tests: Iterable[str], report: str) -> dict[str, Outcome]:
-    """Say what came of each test that should have run; one that the report doesn't know has failed."""
-    found = parse(report)
+def outcomes(tests: Iterable[str], reports: Iterable[str]) -> dict[str, Outcome]:
+    """Say what came of each test that should have run; one that no report knows has failed."""
+    found = {names: outcome for report in reports for names, outcome in parse(report).items()}
     return {test: found.get(report_names(test), Outcome("failed", "it did not run")) for test in tests}
 
 

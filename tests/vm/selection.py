@@ -43,8 +43,8 @@ class Collected(NamedTuple):
 
     @property
     def group(self) -> str:
-        """What runs one after the other in one process: tests that share a fixture, and all that take the hardware."""
-        return OWN if self.path.startswith(OWN) else self.path if self.shares else self.id
+        """What runs one after the other in one machine: tests that share a fixture."""
+        return self.path if self.shares else self.id
 
 
 class Selection(NamedTuple):
@@ -59,6 +59,13 @@ class Selection(NamedTuple):
     inside: dict[str, str]
     nowhere: dict[str, str]
     reasons: dict[str, Counter[str]]
+
+    def groups(self) -> list[list[str]]:
+        """Give the groups of what runs inside, those that take longest first: so the machines are done at about the same time."""
+        found: dict[str, list[str]] = {}
+        for test, group in self.inside.items():
+            found.setdefault(group, []).append(test)
+        return sorted(found.values(), key=lambda tests: (not tests[0].startswith(OWN), -len(tests)))
 
 
 def select(tests: Iterable[Collected], missing: Mapping[str, str]) -> Selection:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.support.patience import VARIABLE
 from tests.vm import machine, results, selection
 from tests.vm.emulator import Emulator
 from tests.vm.linux import Linux
-from tests.vm.machine import INSIDE, Job
+from tests.vm.machine import INSIDE, SHARED, Job
 from tests.vm.selection import Selection
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,9 @@ class Runner:
     Args:
         emulator: QEMU.
         linux: The machine's kernel.
-        cpus: How many processors it has, and how many tests run at once.
+        cpus: How many processors a single one has.
+        machines: How many the tier has, and how many of its tests run at once. Each has one processor, for emulated ones wait
+            for each other, and cards of its own.
         timeout_s: How long it may take from its start to its end.
         coverage: Whether to measure which lines the tier runs.
     """
@@ -47,56 +50,78 @@ class Runner:
     emulator: Emulator
     linux: Linux
     cpus: int
+    machines: int
     timeout_s: float
     coverage: bool = False
 
     def run(self, command: Sequence[str]) -> int:
         """Run a command in the checkout, on this terminal; give its exit status."""
+        _compile()
         with machine.job_folder() as folder:
-            return self._boot(Job(folder, command, CHECKOUT, _environment(), interactive=True))
+            return self._boot(Job(folder, command, CHECKOUT, _environment(), interactive=True), self.cpus)
 
     def run_tests(self, arguments: Sequence[str]) -> int:
         """Run what pytest finds by its arguments; give its exit status."""
+        _compile()
         with machine.job_folder() as folder:
             job = Job(folder, [*_PYTEST, "-v", f"--timeout={_TEST_TIMEOUT_S}", *arguments], CHECKOUT, _environment())
-            return _told(job, self._boot(job))
+            return _told(job, self._boot(job, self.cpus))
 
     def run_tier(self) -> int:
         """Run what this host's kernel can't show, and tell what ran where; 0: all that ran has passed."""
         chosen = selection.select(collect(), missing_features())
+        _compile()
+        start_s = time.monotonic()
         with machine.job_folder() as folder:
-            (folder / "tests").write_text("\n".join(chosen.inside))
-            (folder / "groups").write_text(json.dumps(chosen.inside))
-            job = Job(folder, pytest_command(self.cpus, coverage=self.coverage), CHECKOUT, _environment())
-            start_s = time.monotonic()
-            status = _told(job, self._boot(job)) if chosen.inside else 0
-            return self._tell(folder, chosen, status, time.monotonic() - start_s)
+            jobs = self._divide(folder, chosen.groups())
+            with ThreadPoolExecutor(self.machines) as threads:
+                statuses = [*threads.map(self._run_part, jobs)]
+            return self._tell(jobs, chosen, max(statuses, default=0), time.monotonic() - start_s)
 
-    def _tell(self, folder: Path, chosen: Selection, status: int, seconds: float) -> int:
-        report = folder / "junit.xml"
-        found = results.outcomes(chosen.inside, report.read_text() if report.exists() else "<testsuites/>")
+    def _divide(self, folder: Path, groups: list[list[str]]) -> list[Job]:
+        """Give each machine its job: to take groups of tests of those that are left."""
+        shared = folder / "shared"
+        shared.mkdir()
+        (shared / "tests").write_text("\n".join(test for group in groups for test in group))
+        (shared / "groups").write_text(json.dumps(groups))
+        (shared / "claims").mkdir()
+        jobs = []
+        for number in range(1, min(self.machines, len(groups)) + 1):
+            own = folder / str(number)
+            own.mkdir()
+            jobs.append(Job(own, pytest_command(coverage=self.coverage), CHECKOUT, _environment(), shared=shared))
+        return jobs
+
+    def _run_part(self, job: Job) -> int:
+        try:
+            return _told(job, self._boot(job, 1, RESULTS / job.folder.name))
+        except machine.MachineError as error:
+            click.echo(f"vm: {error}", err=True)
+            return 2
+
+    def _tell(self, jobs: Sequence[Job], chosen: Selection, status: int, seconds: float) -> int:
+        reports = [job.folder / "junit.xml" for job in jobs]
+        found = results.outcomes(chosen.inside, [report.read_text() for report in reports if report.exists()])
         if self.coverage:
-            _report_coverage(folder / "coverage")
+            _report_coverage([job.folder / "coverage" for job in jobs])
         for line in results.summary(chosen, found, release=self.linux.release, seconds=seconds):
             click.echo(line)
         return status or int(any(one.status == "failed" for one in found.values()))
 
-    def _boot(self, job: Job) -> int:
-        _compile()
+    def _boot(self, job: Job, cpus: int, place: Path = RESULTS) -> int:
         try:
-            return machine.run(self.emulator, self.linux, job, cpus=self.cpus, timeout_s=self.timeout_s)
+            return machine.run(self.emulator, self.linux, job, cpus=cpus, timeout_s=self.timeout_s)
         finally:
-            _keep(job.folder)
+            _keep(job.folder, place)
 
 
-def pytest_command(workers: int, *, coverage: bool) -> list[str]:
-    """Say how pytest runs the tests that the job's folder lists."""
+def pytest_command(*, coverage: bool) -> list[str]:
+    """Say how pytest runs, in one of several machines, what they share."""
     python, *pytest = _PYTEST
     measured = ["-m", "coverage", "run"] if coverage else []
-    return [
-        *(python, *measured, *pytest, "-v", f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={INSIDE / 'junit.xml'}"),
-        *("-p", "tests.vm.scheduling", f"--vm-groups={INSIDE / 'groups'}", f"--numprocesses={workers}", f"@{INSIDE / 'tests'}"),
-    ]
+    told = ["-v", "-o", "console_output_style=classic", f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={INSIDE / 'junit.xml'}"]
+    shared = [f"--vm-groups={SHARED / 'groups'}", f"--vm-claims={SHARED / 'claims'}", f"@{SHARED / 'tests'}"]
+    return [python, *measured, *pytest, *told, "-p", "no:xdist", "-p", "tests.vm.claims", *shared]
 
 
 def collect() -> list[selection.Collected]:
@@ -139,19 +164,20 @@ def _compile() -> None:
     subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=False)
 
 
-def _report_coverage(measured: Path) -> None:
+def _report_coverage(measured: Iterable[Path]) -> None:
     """Put together what every process has measured, and print how much of each file ran."""
     data = f"--data-file={RESULTS / 'coverage'}"
-    for arguments in (["combine", "--quiet", data, *map(str, measured.glob("data.*"))], ["report", data]):
+    files = [str(file) for folder in measured for file in folder.glob("data.*")]
+    for arguments in (["combine", "--quiet", data, *files], ["report", data]):
         subprocess.run([sys.executable, "-m", "coverage", *arguments], cwd=CHECKOUT, check=False)
 
 
-def _keep(folder: Path) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def _keep(folder: Path, place: Path) -> None:
+    place.mkdir(parents=True, exist_ok=True)
     for name in ("junit.xml", "console"):
-        (RESULTS / name).unlink(missing_ok=True)
+        (place / name).unlink(missing_ok=True)
         if (folder / name).exists():
-            shutil.copyfile(folder / name, RESULTS / name)
+            shutil.copyfile(folder / name, place / name)
 
 
 def _told(job: Job, status: int) -> int:

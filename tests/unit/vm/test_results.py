@@ -34,16 +34,22 @@ def test_tests_are_found_by_the_names_that_pytest_gives_them() -> None:
 
 
 def test_a_test_that_the_report_does_not_know_has_failed() -> None:
-    found = outcomes([PASSED, FAILED, SKIPPED, LOST], REPORT)
+    found = outcomes([PASSED, FAILED, SKIPPED, LOST], [REPORT])
     assert [one.status for one in found.values()] == ["passed", "failed", "skipped", "failed"]
     assert found[LOST].why == "it did not run"
+
+
+def test_a_test_is_in_the_report_of_the_machine_that_ran_it() -> None:
+    reports = [f'<testsuite>{CASE}{name}" /></testsuite>' for name in NAMES]
+    assert [one.status for one in outcomes([PASSED, FAILED, SKIPPED, LOST], reports).values()] == ["passed"] * 4
+    assert outcomes([PASSED], [])[PASSED].why == "it did not run"
 
 
 def test_the_summary_names_what_ran_what_failed_and_what_ran_nowhere() -> None:
     inside = dict.fromkeys([PASSED, FAILED, SKIPPED], "its group")
     nowhere = {"tests/functional/test_b.py::test_d": "why not"}
     chosen = Selection(inside, nowhere, {"8021q": Counter({"test_a.py": 3})})
-    told = summary(chosen, outcomes(chosen.inside, REPORT), release="6.12", seconds=125)
+    told = summary(chosen, outcomes(chosen.inside, [REPORT]), release="6.12", seconds=125)
     assert told == [
         "in the emulated machine (Linux 6.12): 1 passed, 1 failed, 1 skipped, 2:05 minutes with its boot",
         "  for 8021q: 3",

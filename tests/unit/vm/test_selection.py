@@ -31,10 +31,10 @@ def test_what_takes_another_way_with_a_feature_runs_there_too() -> None:
     assert select([LIMIT], {"police": "this kernel has no police"}).inside == {LIMIT.id: LIMIT.id}
 
 
-def test_what_shares_a_fixture_or_the_hardware_runs_in_one_process() -> None:
-    other = CARD._replace(id="tests/vm/test_others.py::test_f")
-    selection = select([VLAN, VLAN._replace(id=f"{VLAN.path}::test_g", shares=True), CARD, other], {"8021q": "none"})
-    assert list(selection.inside.values()) == [VLAN.id, VLAN.path, "tests/vm/", "tests/vm/"]
+def test_what_shares_a_fixture_runs_in_one_machine_and_the_hardwares_tests_first() -> None:
+    shared = [VLAN._replace(id=f"{VLAN.path}::test_{name}", shares=True) for name in ("g", "h")]
+    selection = select([VLAN, *shared, CARD, LIMIT], {"8021q": "none", "police": "none"})
+    assert selection.groups() == [[CARD.id], [one.id for one in shared], [VLAN.id], [LIMIT.id]]
 
 
 def test_the_plugin_writes_down_what_is_collected_and_its_marks(tmp_path: Path) -> None:
