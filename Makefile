@@ -54,9 +54,9 @@ lint: venv ## Check style, types, the direction of imports, and the API's form
 	$(BIN)/lint-imports
 	$(BIN)/buf lint protos
 
-test: ## Install what the tests need, then lint and run every tier but the emulated machine's
-	tests/setup venv test
-	$(MAKE) --no-print-directory lint test-unit test-functional test-e2e
+test: ## Install what the tests need, then lint and run every tier of tests
+	tests/setup venv test vm
+	$(MAKE) --no-print-directory lint test-unit test-functional test-e2e test-vm
 	$(HEADING) 'all passed'
 
 test-unit: venv ## Run the tests that need nothing
