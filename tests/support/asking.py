@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.patience import patient
 from vifclient import Client, VifError
 from vifclient.messages import (
     BridgePreference,
@@ -25,6 +26,7 @@ from vifclient.messages import (
 TAP = EndpointPreference(tap=TapPreference())
 BRIDGE = EndpointPreference(bridge=BridgePreference())
 BATCH = 64
+_TIMEOUT_S = patient(30)
 
 
 def new_id() -> str:
@@ -39,14 +41,15 @@ def asked(endpoint_id: str = "", *, network: str = "blue", acceptable: Any = (TA
 
 def make(client: Client, endpoint_id: str = "", **fields: Any) -> Endpoint:
     """Request an endpoint and give it."""
-    return client.request_endpoint(asked(endpoint_id, **fields)).endpoint
+    return client.request_endpoint(asked(endpoint_id, **fields), timeout_s=_TIMEOUT_S).endpoint
 
 
 def release_all(client: Client, endpoint_ids: Iterable[str] | None = None) -> None:
     """Release endpoints; without ids, all of them."""
     ids = [endpoint.endpoint_id for endpoint in client.list_endpoints()] if endpoint_ids is None else list(endpoint_ids)
     for start in range(0, len(ids), BATCH):
-        client.batch_release_endpoints([ReleaseEndpointRequest(endpoint_id=one) for one in ids[start : start + BATCH]])
+        requests = [ReleaseEndpointRequest(endpoint_id=one) for one in ids[start : start + BATCH]]
+        client.batch_release_endpoints(requests, timeout_s=_TIMEOUT_S)
 
 
 def state_of(client: Client, endpoint_id: str) -> str:
