@@ -53,12 +53,13 @@ def cards() -> None:
 def host(cards: None) -> Iterator[Daemon]:
     """A daemon of the machine's own namespace, that makes the VFs itself."""
     for pf in (FIRST_PF, SECOND_PF):
-        vfs.set_count(pf, 0)
         subprocess.run(["ip", "link", "set", pf, "down"], check=True)
     with running(netns="", networks=NETWORKS) as daemon:
         yield daemon
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.log()
+    for pf in (FIRST_PF, SECOND_PF):
+        vfs.set_count(pf, 0)
 
 
 @pytest.fixture
