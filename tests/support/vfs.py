@@ -74,8 +74,10 @@ def addresses(pf: str) -> list[str]:
 
 def driver(address: str) -> str:
     """What a VF is bound to."""
-    link = PCI / address / "driver"
-    return link.readlink().name if link.is_symlink() else ""
+    try:
+        return (PCI / address / "driver").readlink().name
+    except FileNotFoundError:
+        return ""
 
 
 def ifname(address: str) -> str:

@@ -75,8 +75,10 @@ def test_a_vf_changes_hands_and_nothing_of_the_last_owner_is_left(one: Daemon) -
 
 
 def node_owner(address: str) -> int:
-    path = vfs.node(address)
-    return path.stat().st_uid if path.exists() else -1
+    try:
+        return vfs.node(address).stat().st_uid
+    except FileNotFoundError:
+        return -1
 
 
 #: By what is to be seen of a VF: when whoever works on it is killed. What is left after any one step, `test_sriov_steps` shows.
@@ -91,18 +93,26 @@ UNBINDING: dict[str, Callable[[Daemon, str], bool]] = {
 }
 
 
-def kill_when(condition: Callable[[], bool], pid: int) -> threading.Thread:
-    """Kill a process as soon as a condition holds, or after some seconds in any case."""
+@contextlib.contextmanager
+def killed_when(condition: Callable[[], bool], pid: int) -> Iterator[None]:
+    """Have a process killed as soon as a condition holds, at the end of the block in any case: it may hold for a moment only."""
+    over = threading.Event()
 
     def watch() -> None:
-        with contextlib.suppress(AssertionError):
-            wait_for(condition, 60)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        try:
+            while not (condition() or over.wait(0.005)):
+                pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=watch)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def begin(vifd: Daemon, endpoint_id: str, *, releasing: bool) -> None:
@@ -124,9 +134,8 @@ def test_who_is_killed_at_a_step_of_binding_or_unbinding_leaves_nothing(one: Dae
     if releasing:
         begin(one, endpoint_id, releasing=False)
         assert vfs.driver(address) == "vfio-pci"
-    killer = kill_when(lambda: condition(one, address), one.helper_pid if who == "helper" else one.process.pid)
-    begin(one, endpoint_id, releasing=releasing)
-    killer.join()
+    with killed_when(lambda: condition(one, address), one.helper_pid if who == "helper" else one.process.pid):
+        begin(one, endpoint_id, releasing=releasing)
     one.wait_dead()
     one.start()
     if endpoint_id in listed(one):
