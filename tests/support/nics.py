@@ -18,7 +18,7 @@ from vifd.endpoints.leftovers import Leftovers
 from vifd.errors import FunctionTaken, HostNotReady, VifdError, WrongState
 from vifd.kernel import ops
 from vifd.kernel.sriov.inventory import Inventory
-from vifd.model import Drift, EndpointRequest, Kind, PciHostDriver, PciPreference
+from vifd.model import Drift, EndpointRequest, Kind, MacvtapPreference, PciHostDriver, PciPreference
 
 _OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
 #: Two PFs, on a NUMA node each.
@@ -77,8 +77,9 @@ class NicRoom(FakeRoom):
         return made
 
     def _run(self, plan: ops.Plan) -> ops.Made:
-        made = super()._run(plan)
-        if any(isinstance(one, _OF_FUNCTIONS) for one in plan):
+        of_functions = tuple(one for one in plan if isinstance(one, _OF_FUNCTIONS))
+        made = super()._run(of_functions or plan)
+        if of_functions:
             self.ran.append(plan)
         for operation in plan:
             match operation:
@@ -93,6 +94,19 @@ class NicRoom(FakeRoom):
                         raise WrongState(f"VF {address} is not endpoint {endpoint_id}'s")
                     self.ports[endpoint_id] = port
                     self.drifts.pop(address, None)
+                case ops.CreateMacvtap(endpoint_id, ifname, _, mac):
+                    made = replace(made, ifindex=self._take_ifindex(), device_path=f"/dev/vifd/{ifname}")
+                    fields = {
+                        "master": 0,
+                        "mtu_bytes": 1500,
+                        "mac": mac,
+                        "up": True,
+                        "carrier": False,
+                        "device_path": made.device_path,
+                    }
+                    self.devices[endpoint_id] = ops.Device(ifname, made.ifindex, Kind.MACVTAP, endpoint_id, **fields)
+                case ops.ConfigurePort(endpoint_id, _, _, port) | ops.ChangePort(endpoint_id, _, _, _, _, port) if of_functions:
+                    self.ports[endpoint_id] = port
                 case _:
                     pass
         return made
@@ -119,6 +133,8 @@ class NicRoom(FakeRoom):
 
     def _revert(self, plan: ops.Plan) -> VifdError | None:
         for one in plan:
+            if isinstance(one, ops.CreateMacvtap):
+                self.devices.pop(one.endpoint_id, None)
             if isinstance(one, ops.ClaimFunction):
                 if one.endpoint_id in self._stuck:
                     return self._stuck[one.endpoint_id]
@@ -159,6 +175,11 @@ class NicWorld(World):
     def close(self) -> None:
         """Close the journal."""
         self.journal.close()
+
+
+def macvtap_asked(number: int = 1, **fields: Any) -> EndpointRequest:
+    """Give a request for a macvtap on a VF under one of many ids."""
+    return asked(number, "fast", (MacvtapPreference(),), **fields)
 
 
 def vf_asked(number: int = 1, *, driver: PciHostDriver = PciHostDriver.VFIO, **fields: Any) -> EndpointRequest:

@@ -1,6 +1,7 @@
-"""NICs with SR-IOV: each endpoint has a VF for itself, and its VM drives that as it would a card of its own.
+"""NICs with SR-IOV: each endpoint has a VF for itself, which its VM drives as a card of its own, or by a macvtap on it.
 
-The NIC's switch is the network: what it can't do, like a guard by addresses, its ports haven't got.
+The NIC's switch is the network. What it can't do, like a guard by addresses, its ports haven't got; those with a macvtap have it
+from the host's kernel, through which their frames go.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus, Take
 from vifd.errors import NetworkFull, Violation
 from vifd.kernel import names
 from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.ops import BindFunction, ClaimFunction, Made
+from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, CreateMacvtap, EnsureNode, Made, Plan, below_macvtap
 from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, is_address
 from vifd.model import (
     EndpointSpec,
     Feature,
     Kind,
     Location,
+    MacvtapDevice,
+    MacvtapMode,
+    MacvtapPreference,
     Offer,
     PciDevice,
     PciHostDriver,
@@ -38,6 +42,7 @@ from vifd.model import (
 )
 
 _MBIT = 1_000_000
+_WHOLE_RATES = "a NIC takes rates in whole Mbit/s; let {} be a multiple of 1000000"
 _UNFIT_SECONDS = 60.0
 _FEATURES = frozenset(
     {
@@ -50,6 +55,14 @@ _FEATURES = frozenset(
         Feature.TRUST,
     }
 )
+_MACVTAP_FEATURES = _FEATURES | {
+    Feature.LIVE_MIGRATION,
+    Feature.MULTI_QUEUE,
+    Feature.FD_HANDOFF,
+    Feature.GUARD,
+    Feature.ADDRESSES,
+    Feature.TX_QUEUE_LENGTH,
+}
 
 
 class SriovOptions(Struct, frozen=True):
@@ -149,8 +162,15 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
         """See NetworkDriver."""
-        problem = "" if spec is None else next(self._refusals(spec.port), "")
-        return (Offer(Kind.PCI, _FEATURES, problem or self._find_problem(spec)),)
+        problem = self._find_problem()
+        if spec is None:
+            return (Offer(Kind.PCI, _FEATURES, problem), Offer(Kind.MACVTAP, _MACVTAP_FEATURES, problem))
+        refused = next(self._refusals(spec.port), "")
+        of_vf = refused or next(_refusals_of_nic(spec.port), "") or problem or self._find_vfio_problem(spec)
+        return (
+            Offer(Kind.PCI, _FEATURES, of_vf),
+            Offer(Kind.MACVTAP, _MACVTAP_FEATURES, refused or problem or next(_refusals_of_macvtap(spec), "")),
+        )
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
@@ -184,19 +204,41 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
         """See NetworkDriver."""
-        wanted, function = _pci(preference), spec.function
+        function, owner = spec.function, spec.owner
         if not function:
             raise ValueError(f"endpoint {endpoint_id} has no VF that could be claimed")
         port = msgspec.structs.replace(self.complete(spec.port), mac=spec.port.mac or names.derived_mac(endpoint_id))
+        if isinstance(preference, MacvtapPreference):
+            return Planned(self._plan_macvtap(endpoint_id, spec, port), port)
         claim = ClaimFunction(endpoint_id, self.network, function, port)
-        bind = BindFunction(endpoint_id, self.network, function, wanted.host_driver, spec.owner.uid, spec.owner.gid)
+        bind = BindFunction(endpoint_id, self.network, function, _pci(preference).host_driver, owner.uid, owner.gid)
         return Planned((claim, bind), port)
+
+    def _plan_macvtap(self, endpoint_id: str, spec: EndpointSpec, port: Port) -> Plan:
+        function, owner, ifname = spec.function, spec.owner, names.device_name(Kind.MACVTAP, endpoint_id)
+        return (
+            ClaimFunction(endpoint_id, self.network, function, below_macvtap(port)),
+            BindFunction(endpoint_id, self.network, function, PciHostDriver.KERNEL, owner.uid, owner.gid),
+            CreateMacvtap(endpoint_id, ifname, self.network, port.mac, MacvtapMode.PASSTHRU),
+            EnsureNode(endpoint_id, ifname, owner.uid, owner.gid),
+            ConfigurePort(endpoint_id, ifname, self.network, port),
+        )
 
     def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
         """See NetworkDriver."""
-        wanted, function = _pci(preference), made.function
-        if function is None:
+        if made.function is None:
             raise ValueError(f"nothing is known of the VF of endpoint {endpoint_id}")
+        if isinstance(preference, MacvtapPreference):
+            return MacvtapDevice(
+                ifname=names.device_name(Kind.MACVTAP, endpoint_id),
+                ifindex=made.ifindex,
+                device_path=made.device_path,
+                lower_ifname=made.function.ifname,
+                mode=MacvtapMode.PASSTHRU,
+                queues=preference.queues,
+                vnet_hdr=preference.vnet_hdr,
+            )
+        wanted, function = _pci(preference), made.function
         return PciDevice(
             address=function.address,
             pf_ifname=function.pf_ifname,
@@ -230,27 +272,18 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return FunctionStatus(one, FunctionState.TAKEN if reason else FunctionState.FREE, reason)
 
     def _refusals(self, port: Port) -> Iterator[str]:
-        """Say what of a port no VF can do, or none of this network."""
-        vlan, limits = port.vlan, port.limits
+        """Say what of a port no VF of this network can do, whatever the VM has of it."""
+        vlan = port.vlan
         if vlan is not None and not vlan.vid:
             yield f"a VF is in one VLAN: network {self.network} has no trunks"
         elif vlan is not None and self.config.vlan not in (0, vlan.vid):
             yield f"network {self.network} is VLAN {self.config.vlan}, and its ports are in no other; let port.vlan.vid be that"
         if self.config.mtu and port.mtu_bytes > self.config.mtu:
             yield f"MTU {port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
-        if limits is None:
-            return
-        if limits.to_vm != RateLimit():
-            yield "a VF's limit is for what its VM sends; leave port.limits.to_vm out"
-        if limits.from_vm.burst_bytes:
-            yield "a NIC sets the burst by itself; leave burst_bytes out"
-        if limits.from_vm.rate_pps:
-            yield "a NIC counts bits and not frames; leave rate_pps out"
-        for key in ("rate_bps", "min_rate_bps"):
-            if getattr(limits.from_vm, key) % _MBIT:
-                yield f"a NIC takes rates in whole Mbit/s; let {key} be a multiple of 1000000"
+        if port.limits is not None and port.limits.from_vm.min_rate_bps % _MBIT:
+            yield _WHOLE_RATES.format("min_rate_bps")
 
-    def _find_problem(self, spec: EndpointSpec | None) -> str:
+    def _find_problem(self) -> str:
         """Say why no VF can be handed out at all, whoever has them."""
         candidates = self._allowed()
         if not candidates:
@@ -258,11 +291,15 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         pfs = [pf for pf in self._pfs() if pf.vf_count]
         if not any(pf.up for pf in pfs):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
-        wanted = () if spec is None else [one for one in spec.acceptable if isinstance(one, PciPreference)]
-        through_vfio = any(one.host_driver is PciHostDriver.VFIO for one in wanted)
-        if spec is not None and through_vfio and spec.owner.gid is not None:
+        return ""
+
+    def _find_vfio_problem(self, spec: EndpointSpec) -> str:
+        """Say why no VF can be passed through."""
+        if not any(isinstance(one, PciPreference) and one.host_driver is PciHostDriver.VFIO for one in spec.acceptable):
+            return ""
+        if spec.owner.gid is not None:
             return "a VFIO node is opened by a user, whatever the group; leave owner.gid out"
-        if through_vfio and all(one.iommu_group < 0 for one in candidates):
+        if all(one.iommu_group < 0 for one in self._allowed()):
             return "this host has no IOMMU that is switched on, and without one no VM gets a PCI device (vifctl doctor says more)"
         return ""
 
@@ -315,6 +352,27 @@ def _problem_of(name: str, pf: PhysicalFunction) -> str:
     if not pf.up:
         return f"PF {name} is down, and with it its VFs: ip link set {pf.ifname} up"
     return "" if pf.carrier else f"PF {name} has no carrier: what its VFs send out goes nowhere"
+
+
+def _refusals_of_nic(port: Port) -> Iterator[str]:
+    """Say what of a port's limits no NIC can keep."""
+    limits = port.limits
+    if limits is None:
+        return
+    if limits.to_vm != RateLimit():
+        yield "a VF's limit is for what its VM sends; leave port.limits.to_vm out"
+    if limits.from_vm.burst_bytes:
+        yield "a NIC sets the burst by itself; leave burst_bytes out"
+    if limits.from_vm.rate_pps:
+        yield "a NIC counts bits and not frames; leave rate_pps out"
+    if limits.from_vm.rate_bps % _MBIT:
+        yield _WHOLE_RATES.format("rate_bps")
+
+
+def _refusals_of_macvtap(spec: EndpointSpec) -> Iterator[str]:
+    wanted = [one.mode for one in spec.acceptable if isinstance(one, MacvtapPreference)]
+    if any(mode not in (None, MacvtapMode.PASSTHRU) for mode in wanted):
+        yield "a macvtap on a VF has that for itself; let its mode be passthru, or leave it out"
 
 
 def _pci(preference: Preference) -> PciPreference:

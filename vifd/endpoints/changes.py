@@ -149,7 +149,11 @@ class Changes:
 def with_port(entry: Entry, port: Port) -> Entry:
     """Give an endpoint and its plan with another port."""
     replace = msgspec.structs.replace
-    plan = tuple(replace(op, port=port) if isinstance(op, ops.ConfigurePort | ops.ClaimFunction) else op for op in entry.plan)
+    of_vf = port if _configuration(entry) is None else ops.below_macvtap(port)
+    ports = {ops.ConfigurePort: port, ops.ClaimFunction: of_vf}
+    plan = tuple(
+        replace(op, port=ports[type(op)]) if isinstance(op, ops.ConfigurePort | ops.ClaimFunction) else op for op in entry.plan
+    )
     return Entry(replace(entry.endpoint, port=port), plan)
 
 
@@ -164,19 +168,22 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
         The plan; empty where the kernel has no device of it.
     """
     claimed, configured = _claim(after), _configuration(after)
+    of_vf: ops.Plan = ()
     if claimed is not None:
         was = None if before is None else _claim(before)
         port = None if was is None else was.port
-        return (ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port),)
+        of_vf = (ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port),)
     if configured is None:
-        return ()
+        return of_vf
     known = None if before is None else _configuration(before)
     is_macvtap = any(isinstance(op, ops.CreateMacvtap) for op in after.plan)
     mac = configured.port.mac if is_macvtap else names.host_mac(configured.port.mac)
     change = ops.ChangePort(
         configured.endpoint_id, configured.ifname, configured.network, mac, known.port if known else None, configured.port
     )
-    return (*(op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan | ops.EnsureNode)), change)
+    network = [op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan)]
+    node = [op for op in after.plan if isinstance(op, ops.EnsureNode)]
+    return (*network, *of_vf, *node, change)
 
 
 def _configuration(entry: Entry) -> ops.ConfigurePort | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from vifd.kernel import names, ops
+from vifd.kernel.sriov.standing import find_problem
 from vifd.model import Kind, Port, RateLimit
 
 _HOST_MAC = re.compile(r"f[ea](:[0-9a-f]{2}){5}")
@@ -24,6 +25,7 @@ _PRIORITIES, _BPS_A_MBPS = range(8), 1_000_000
 _IDS = range((1 << 32) - 1)  # (uid_t)-1 means "nobody at all" to the kernel
 _QUEUES = range(1, 257)  # MAX_TAP_QUEUES, drivers/net/tun.c
 _FunctionOperation = ops.ClaimFunction | ops.BindFunction | ops.ChangeFunction
+_StandingOperation = ops.CreateMacvtap | ops.EnsureNode | ops.ConfigurePort | ops.ChangePort
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -305,10 +307,11 @@ def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant, *,
 
 
 def _check_functions(plan: ops.Plan, authority: Authority) -> None:
-    """Check a plan with a VF: that is the plan's only device."""
+    """Check a plan with a VF: that is the plan's only device, but for a macvtap that stands on it."""
     of_vf = [operation for operation in plan if isinstance(operation, _FunctionOperation)]
+    standing = [operation for operation in plan if isinstance(operation, _StandingOperation)]
     whose = {(operation.endpoint_id, operation.address, operation.network) for operation in of_vf}
-    _require(len(of_vf) == len(plan) and len(whose) == 1, "two devices in one plan")
+    _require(len(of_vf) + len(standing) == len(plan) and len(whose) == 1, "two devices in one plan")
     grant = function_grant(authority, of_vf[0].network)
     check_function(of_vf[0].endpoint_id, of_vf[0].address)
     for operation in of_vf:
@@ -321,6 +324,22 @@ def _check_functions(plan: ops.Plan, authority: Authority) -> None:
                 _require(not isinstance(of_vf[0], ops.ClaimFunction), "a VF that this plan takes needs no change")
                 for one in (port,) if before is None else (port, before):
                     _check_function_port(one, grant)
+    for above in standing:
+        _check_standing(above, of_vf[0])
+    problem = find_problem(plan)
+    _require(not problem, problem)
+
+
+def _check_standing(operation: _StandingOperation, of_vf: _FunctionOperation) -> None:
+    """Check what a macvtap that stands on a VF is by itself; what it has to do with the VF, `find_problem` checks."""
+    _require(operation.endpoint_id == of_vf.endpoint_id, "two devices in one plan")
+    check_identity(operation.endpoint_id, operation.ifname, Kind.MACVTAP)
+    if isinstance(operation, ops.EnsureNode):
+        _check_owner(operation.owner_uid, operation.owner_gid)
+        return
+    _require(operation.network == of_vf.network, "two networks in one plan")
+    if isinstance(operation, ops.ConfigurePort | ops.ChangePort):
+        check_port(operation.port)
 
 
 def _check_function_port(port: Port, grant: FunctionGrant) -> None:

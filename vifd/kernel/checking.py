@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from vifd.kernel import bridge, limitcheck, limits, macvtap, names, netlink, ops, ports
-from vifd.kernel.authority import Authority, BridgeGrant, Grant, bridge_grant, uplink_grant
+from vifd.kernel.authority import Authority, BridgeGrant, Grant, UplinkGrant, bridge_grant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket
@@ -83,7 +83,7 @@ class Checker:
         yield from self._compare_guard_and_limits(link, created.endpoint_id, port)
 
     def _compare_macvtap(self, link: Link, created: ops.CreateMacvtap, plan: ops.Plan, authority: Authority) -> Iterator[Drift]:
-        uplink = bridge.find_link(self._rtnl, uplink_grant(authority, created.network).uplink)
+        uplink = self._find_lower(link, authority[created.network])
         vid = next((op.vid for op in plan if isinstance(op, ops.EnsureVlan)), 0)
         if vid and uplink is not None:
             is_up, name = bool(uplink.flags & IFF_UP), names.vlan_name(uplink.text(Ifla.IFNAME), vid)
@@ -106,6 +106,12 @@ class Checker:
                     yield from self._compare_guard_and_limits(link, endpoint_id, port)
                 case _:
                     pass
+
+    def _find_lower(self, link: Link, grant: Grant) -> Link | None:
+        """Give what a macvtap stands on, or the uplink below the device of its VLAN."""
+        if isinstance(grant, UplinkGrant):
+            return bridge.find_link(self._rtnl, grant.uplink)
+        return self._rtnl.ask(netlink.get_link(ifindex=link.number(Ifla.LINK))).link
 
     def _compare_publics(self, port: Port, grant: Grant) -> Iterator[Drift]:
         missing = self._publics.missing(grant, port) if port.public_addresses and isinstance(grant, BridgeGrant) else []

@@ -1,4 +1,4 @@
-"""Direct networks: macvtaps on an uplink, each with a device node of its own; runs in the privileged helper."""
+"""Macvtaps on uplinks and on VFs, each with a device node of its own; runs in the privileged helper."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class Macvtaps:
     def __init__(self, rtnl: RtnlSocket, nodes: Nodes | str) -> None:
         self._rtnl, self._nodes = rtnl, nodes
         self._uplinks: dict[str, Uplink] = {}
+
+    @property
+    def lack(self) -> str:
+        """Why no macvtap can be made, whatever it stands on; empty: it can."""
+        return self._nodes if isinstance(self._nodes, str) else ""
 
     def prepare(self, network: str, grant: UplinkGrant) -> None:
         """Check that macvtaps can be put on a network's uplink, and set that up.

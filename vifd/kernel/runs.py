@@ -44,6 +44,7 @@ class Run:
         self.uplink: Uplink | None = None
         self.device_path = ""
         self.claimed: ops.ClaimFunction | None = None
+        self.changed: ops.ChangeFunction | None = None
         self.function: ops.FunctionMade | None = None
         self.made = ops.Made()
         self.refusal: ops.Refusal | None = None

@@ -36,7 +36,9 @@ _OPTIONS = (
     click.option("--owner-uid", type=_ID, metavar="UID", help="Who opens the device. [default: you]"),
     click.option("--owner-gid", type=_ID, metavar="GID", help="A group that the opener must be in as well."),
     click.option(
-        "--macvtap-mode", type=click.Choice(MACVTAP_MODES), help="How macvtaps on one uplink reach each other. [default: bridge]"
+        "--macvtap-mode",
+        type=click.Choice(MACVTAP_MODES),
+        help="How macvtaps on one uplink reach each other. [default: bridge; on a VF passthru]",
     ),
     click.option("--pci-driver", type=click.Choice(PCI_DRIVERS), help="What a PCI function is bound to. [default: vfio]"),
     port_option(

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from vifd.kernel import ops
 from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.macvtap import Failure
+from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.sriov import use
 from vifd.kernel.sriov.binding import Binder
 from vifd.kernel.sriov.hardware import FunctionError, Hardware, wait_for
@@ -60,6 +60,10 @@ class Functions:
             port: what a netdev that it gets is to be like; None: as it is.
         """
         return self._tried(op.address, lambda: self._bind(op, port))
+
+    def find_uplink(self, op: ops.BindFunction | ops.ChangeFunction) -> Uplink | Failure:
+        """Give the netdev of an endpoint's VF, as what its macvtap stands on: sysfs says which it is, and no plan."""
+        return self._tried(op.address, lambda: self._find_uplink(op))
 
     def change(self, op: ops.ChangeFunction) -> int | Failure:
         """Bring an endpoint's VF to what its port says; if that fails, back to what it was.
@@ -123,6 +127,14 @@ class Functions:
             if made.ifname and port is not None:
                 self._configure_netdev(made.ifname, pf, port)
             return made
+
+    def _find_uplink(self, op: ops.BindFunction | ops.ChangeFunction) -> Uplink:
+        with self._own(op.endpoint_id, op.address) as (function, _):
+            netdev = self._nic.find_netdev(function.ifname)
+            if netdev is None or not self._hardware.inventory.shows(netdev.ifname, netdev.ifindex):
+                words = f"VF {op.address} has no netdev in vifd's network namespace, on which its macvtap could stand"
+                raise FunctionError(words, ops.NOT_READY, errno.ENODEV)
+            return Uplink(netdev.ifname, netdev.ifindex, netdev.mtu_bytes, netdev.mac, netdev.up)
 
     def _change(self, op: ops.ChangeFunction) -> int:
         with self._own(op.endpoint_id, op.address) as (function, _):
