@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from vifd.kernel import macvtap, netlink, ops, vlans
 from vifd.kernel.authority import UplinkGrant
 from vifd.kernel.macvtap import Failure, Uplink, UplinkError
+from vifd.kernel.marks import look_up
 from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.kernel.nodes import Nodes
 from vifd.kernel.tap import SIOCGIFINDEX, device_number
@@ -91,13 +92,14 @@ class Macvtaps:
         """
         if isinstance(self._nodes, str):
             return Failure(ops.NOT_READY, 0, self._nodes)
+        ifname = op.ifname
         if not ifindex:
-            link = self._rtnl.ask(netlink.get_link(ifname=op.ifname)).link
+            link = look_up(self._rtnl, [op.endpoint_id])[0].link  # somebody may have renamed it
             if link is None or not macvtap.is_of(link, op.endpoint_id):
-                return Failure(ops.KERNEL, errno.ENODEV, f"macvtap {op.ifname} isn't there")
-            ifindex = link.ifindex
+                return Failure(ops.KERNEL, errno.ENODEV, f"macvtap {ifname} isn't there")
+            ifname, ifindex = link.text(Ifla.IFNAME), link.ifindex
         try:
-            return self._nodes.ensure(self._nodes.number(op.ifname, ifindex), op.owner_uid, op.owner_gid)
+            return self._nodes.ensure(self._nodes.number(ifname, ifindex), op.owner_uid, op.owner_gid)
         except OSError as error:
             return Failure(ops.KERNEL, error.errno or 0, f"its device node can't be made: {os.strerror(error.errno or 0)}")
 
