@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 import pytest
 from msgspec.structs import replace
 
-from tests.support import kernel
+from tests.support import frames, kernel
 from tests.support.daemon import network_namespace
 from tests.support.messages import ID
 from tests.support.sriov_host import PFS, FakeHost, FakeNic, vf_address
 from vifd.kernel import limits, names, ops
+from vifd.kernel.announcing import open_packet_socket
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.executor import Executor, Tools
 from vifd.kernel.netlink import Reply, RtnlSocket
@@ -29,6 +31,7 @@ from vifd.kernel.sriov.nic import Netdev, RtnlNic
 from vifd.model import DriftKind, Kind, Limits, MacvtapMode, PciHostDriver, Port, RateLimit, Vlan
 
 T = TypeVar("T")
+ETH_P_ARP, ETH_P_RARP = 0x0806, 0x8035
 VF, MAC = vf_address("eth0", 0), "52:54:00:12:34:56"
 NAME, LOWER = names.device_name(Kind.MACVTAP, ID), names.device_name(Kind.PCI, ID)
 PORT = Port(
@@ -74,8 +77,8 @@ class VethNic(FakeNic):
         super().name(netdev, ifname, alias)
         return self._real.name(netdev, ifname, alias)
 
-    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool) -> Reply:
-        return self._real.configure(netdev, mac, mtu_bytes, up=up)
+    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool, silent: bool = False) -> Reply:
+        return self._real.configure(netdev, mac, mtu_bytes, up=up, silent=silent)
 
 
 class World:
@@ -92,6 +95,13 @@ class World:
 
     def drifts(self, plan: ops.Plan) -> set[DriftKind]:
         return {drift.kind for drift in self._executor.check([plan])[0]}
+
+    def announce(self, plan: ops.Plan) -> list[str]:
+        return self._executor.announce([plan])
+
+    def open_queue(self) -> int:
+        (fd,) = self._executor.open_queues(ID, 1, vnet_hdr=False)
+        return fd
 
     def link(self, ifname: str) -> Any:
         return kernel.settings(self.netns, ifname)
@@ -123,23 +133,23 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         stack.callback(shutil.rmtree, devices)
 
         def run(function: Callable[[World], T]) -> T:
-            with contextlib.closing(VethHost(tmp_path)) as host:
-                monkeypatch.setattr("vifd.kernel.executor.RtnlNic", lambda rtnl: VethNic(host, rtnl))
-                rtnl = RtnlSocket()
-                guards, nodes = open_guards(owned=False, direct=True), Nodes.prepare(devices)
-                tools = Tools(guards, NoNatTable(), limits.probe(rtnl), nodes, None, host.open())
-                rtnl.close()
-                executor = Executor(lambda: {"net": FunctionGrant(("eth0",))}, tools)
-                before = host.snapshot(), len(kernel.snapshot(netns))
-                try:
-                    return function(World(netns, host, executor))
-                finally:
-                    executor.revert([plan_of()])
-                    executor._rtnl.close()
-                    guards.close()
-                    nodes.close()
-                    assert (host.snapshot(), len(kernel.snapshot(netns))) == before
-                    assert list(devices.rglob("macvtap*")) == []
+            host = VethHost(tmp_path)  # the tools close it
+            monkeypatch.setattr("vifd.kernel.executor.RtnlNic", lambda rtnl: VethNic(host, rtnl))
+            rtnl = RtnlSocket()
+            guards, nodes = open_guards(owned=False, direct=True), Nodes.prepare(devices)
+            packets = open_packet_socket()
+            tools = Tools(guards, NoNatTable(), limits.probe(rtnl), nodes, packets, host.open())
+            rtnl.close()
+            executor = Executor(lambda: {"net": FunctionGrant(("eth0",))}, tools)
+            before = host.snapshot(), len(kernel.snapshot(netns))
+            try:
+                return function(World(netns, host, executor))
+            finally:
+                executor.revert([plan_of()])
+                executor._rtnl.close()
+                tools.close()
+                assert (host.snapshot(), len(kernel.snapshot(netns))) == before
+                assert list(devices.rglob("macvtap*")) == []
 
         yield lambda function: kernel.inside(netns, lambda: run(function))
 
@@ -156,6 +166,34 @@ def test_it_is_made_on_the_vfs_netdev_with_all_that_a_port_has(inside: Any) -> N
         assert (world.host.settings["eth0", 0].vid, world.host.settings["eth0", 0].max_rate_mbps) == (7, 0)
         assert Path(made[0].device_path).stat().st_uid == 1000
         assert world.drifts(plan_of()) == set()
+
+    inside(scenario)
+
+
+def test_the_host_says_nothing_by_either_and_the_guard_stands_between_the_vm_and_the_vf(inside: Any) -> None:
+    def scenario(world: World) -> None:
+        (made,) = world.apply(plan_of())
+        assert isinstance(made, list)
+        for ifname in (NAME, LOWER):
+            assert Path(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6").read_text() == "1\n"
+        with contextlib.closing(kernel.packet_socket(world.netns, "eth0v0far", ETH_P_ARP)) as far:
+            far.settimeout(20)
+            fd = world.open_queue()
+            os.write(fd, frames.probe("52:54:00:12:34:57", 1))
+            os.write(fd, frames.probe(MAC, 2))
+            os.close(fd)
+            assert far.recv(2048)[6:12] == frames.mac_bytes(MAC)
+
+    inside(scenario)
+
+
+def test_its_vm_is_announced_by_the_vf(inside: Any) -> None:
+    def scenario(world: World) -> None:
+        world.apply(plan_of())
+        with contextlib.closing(kernel.packet_socket(world.netns, "eth0v0far", ETH_P_RARP)) as far:
+            far.settimeout(20)
+            assert world.announce(plan_of()) == [""]
+            assert far.recv(2048)[6:12] == frames.mac_bytes(MAC)
 
     inside(scenario)
 

@@ -35,7 +35,7 @@ from vifd.model import Kind
 
 ALICE, BOB = 20001, 20002
 MAC = "52:54:00:12:34:56"
-NETWORKS = '[networks.fast]\ndriver = "sriov"\npfs = ["eth0", "eth1"]\nvfs = 7\n'
+NETWORKS = '[networks.fast]\ndriver = "sriov"\npfs = ["eth0", "eth1"]\nvfs = 7\nrepair = "report"\n'
 #: Opens a macvtap's node as a user and group without anything, and sets a queue of it up as QEMU does (linux/if_tun.h).
 _OPENER = """
 import fcntl, os, struct, sys
@@ -157,7 +157,7 @@ def test_it_changes_with_its_vf_or_not_at_all(vifd: Daemon, client: Client) -> N
         client.update_endpoint(made.endpoint_id, PortSpec(vlan=VlanSpec(vid=9), mtu_bytes=9000), ["vlan", "mtu_bytes"])
     assert vfs.told(*vf_of(made))["vlan_list"] == [{"vlan": 8}]
     client.update_endpoint(made.endpoint_id, PortSpec(), ["vlan", "mtu_bytes", "limits", "link_up"])
-    assert vfs.told(*vf_of(made))["vlan_list"] == []
+    assert vfs.told(*vf_of(made))["vlan_list"] == [{}]
     assert [(link(one)["mtu"], "UP" in link(one)["flags"]) for one in (name, lower)] == [(1500, True), (1500, True)]
     assert "tbf" not in qdiscs(name)
     assert drifts(client, made) == set()

@@ -126,17 +126,18 @@ class Maker:
             if group.refusal is not None:
                 return
             if isinstance(op, ops.BindFunction):
-                made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
+                port = run.claimed.port if run.claimed is not None else None
+                made = self._functions.bind(op, port, silent=_has_macvtap(run.plan))
                 self._note_function(run, op, made)
                 self._find_standing(run, op)
-            elif self._macvtaps.lack and any(isinstance(one, ops.CreateMacvtap) for one in run.plan):
+            elif self._macvtaps.lack and _has_macvtap(run.plan):
                 run.fail(op, op.address, 0, self._macvtaps.lack, ops.NOT_READY)
             else:
                 run.claimed = op
                 self._note_function(run, op, self._functions.claim(op, function_grant(authority, op.network)))
 
     def _change_function(self, run: Run, op: ops.ChangeFunction) -> None:
-        changed = self._functions.change(op)
+        changed = self._functions.change(op, silent=_has_macvtap(run.plan))
         self._note_function(run, op, changed)
         if not isinstance(changed, Failure):
             run.changed = op
@@ -144,7 +145,7 @@ class Maker:
 
     def _find_standing(self, run: Run, op: ops.BindFunction | ops.ChangeFunction) -> None:
         """Find the netdev of a VF on which the plan's macvtap stands, or is to stand."""
-        if run.refusal is not None or not any(isinstance(one, ops.CreateMacvtap | ops.ChangePort) for one in run.plan):
+        if run.refusal is not None or not _has_macvtap(run.plan):
             return
         found = self._functions.find_uplink(op)
         if isinstance(found, Failure):
@@ -300,7 +301,7 @@ class Maker:
 
     def _undo_change(self, run: Run, back: ops.ChangeFunction) -> Failure | None:
         """Bring a VF back to what it was, and then its macvtap, which can't have a larger MTU."""
-        changed = self._functions.change(back)
+        changed = self._functions.change(back, silent=_has_macvtap(run.plan))
         found = self._functions.find_uplink(back) if run.has_target and run.link is not None else None
         if isinstance(found, Uplink):
             run.uplink = found
@@ -314,6 +315,11 @@ class Maker:
             state = self._bridges.get(network)
             if isinstance(state, bridge.BridgeState) and state.created:
                 bridge.discard_unused(self._rtnl, state)
+
+
+def _has_macvtap(plan: ops.Plan) -> bool:
+    """Tell whether a macvtap stands on the VF of a plan, or is to."""
+    return any(isinstance(one, ops.CreateMacvtap | ops.ChangePort) for one in plan)
 
 
 def _needs_look(plan: ops.Plan) -> bool:
