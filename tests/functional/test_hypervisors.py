@@ -151,6 +151,21 @@ def test_a_guest_that_does_not_run_may_be_asked_again_for_a_device() -> None:
         assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
 
 
+def test_a_qemu_keeps_a_function_of_a_pair_back_until_its_guest_knows_of_pairs(monitor: qmp.Monitor) -> None:
+    primary, standby = pci(), tap()
+    primary.partner_endpoint_id, standby.partner_endpoint_id = ID, ID
+    alone = qemu.plug(primary, netdev_id="vf0", device_options={"bus": "rp0"})
+    of_pair = qemu.plug(
+        primary, netdev_id="vf0", device_options=qemu_pci.device_options(primary, standby_id="net0") | {"bus": "rp0"}
+    )
+    with pytest.raises(qmp.QmpError, match="no such host device"):
+        qmp.plug(monitor, alone)
+    monitor.execute("netdev_add", type="user", id="net0")
+    monitor.run(plug_of(standby).device)
+    qmp.plug(monitor, of_pair)
+    assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
+
+
 @pytest.mark.parametrize("made_by", ["qemu", "starter"])
 def test_a_qemu_is_waited_for_whoever_made_its_socket(made_by: str, tmp_path: Path) -> None:
     path, pid_file = tmp_path / "qmp", tmp_path / "pid"
