@@ -241,6 +241,25 @@ def test_what_the_macvtap_cant_be_leaves_both_as_they_were(inside: Any) -> None:
     inside(scenario)
 
 
+def test_a_macvtap_that_stands_elsewhere_is_not_changed(inside: Any) -> None:
+    def scenario(world: World) -> None:
+        world.apply(plan_of())
+        kernel.run(world.netns, "link", "delete", NAME)
+        on = ["link", "add", NAME, "link", "eth0v0far", "address", MAC, "type", "macvtap", "mode", "passthru"]
+        kernel.run(world.netns, *on)
+        kernel.run(world.netns, "link", "set", NAME, "alias", names.mark(ID))
+        before = world.link(NAME)
+        (made,) = world.apply(
+            (change_of(PORT, replace(PORT, mtu_bytes=1400))[0], change_of(PORT, replace(PORT, mtu_bytes=1400))[2])
+        )
+        assert isinstance(made, ops.Refusal), made
+        assert (made.operation, made.cause) == ("ChangePort", ops.GONE)
+        assert world.link(NAME) == before
+        assert world.link(LOWER)["mtu"] == 1500
+
+    inside(scenario)
+
+
 def test_what_others_change_of_either_is_found_and_mended(inside: Any) -> None:
     def scenario(world: World) -> None:
         (made,) = world.apply(plan_of())

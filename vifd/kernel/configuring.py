@@ -42,9 +42,8 @@ class Configurer:
         self._silence([run for run in alive if run.refusal is None])
         self._set_links([run for run in alive if run.refusal is None])
         for run in runs:
-            if (
-                run.refusal is not None and run.link is not None and run.changed is None
-            ):  # below what stands on a VF, that goes first
+            # Where it stands on a VF, that goes back first.
+            if run.refusal is not None and run.link is not None and run.changed is None:
                 self.go_back(run)
 
     def _put_filters(self, runs: Sequence[Run]) -> None:

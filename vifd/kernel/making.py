@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from vifd.kernel import bridge, ifb, limits, names, netlink, ops, owner, tap, vlans
+from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, owner, tap, vlans
 from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, function_grant
 from vifd.kernel.configuring import Configurer
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.marks import is_device_of, look_up
-from vifd.kernel.netlink import RtnlSocket
+from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.elements import NOTHING
 from vifd.kernel.publics import Publics
@@ -222,7 +222,7 @@ class Maker:
     def _find_living(self, todo: list[tuple[Run, Any]]) -> None:
         replies = look_up(self._rtnl, [op.endpoint_id for _, op in todo])
         for (run, op), reply in zip(todo, replies, strict=True):
-            if not is_device_of(reply.link, op.endpoint_id):
+            if not is_device_of(reply.link, op.endpoint_id) or not _stands_where_it_should(run, reply.link):
                 run.fail(op, op.ifname, reply.errno or errno.ENODEV, f"the device of endpoint {op.endpoint_id} is gone", ops.GONE)
                 continue
             run.link = reply.link
@@ -315,6 +315,13 @@ class Maker:
             state = self._bridges.get(network)
             if isinstance(state, bridge.BridgeState) and state.created:
                 bridge.discard_unused(self._rtnl, state)
+
+
+def _stands_where_it_should(run: Run, link: Link) -> bool:
+    """Tell whether an endpoint's device is of the kind that its network has, and on a VF on no other than the plan's."""
+    if run.uplink is None or link.kind != macvtap.KIND:
+        return run.uplink is None and link.kind != macvtap.KIND
+    return run.changed is None or link.number(Ifla.LINK) == run.uplink.ifindex
 
 
 def _has_macvtap(plan: ops.Plan) -> bool:
