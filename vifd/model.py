@@ -372,6 +372,8 @@ class PciDevice(Struct, frozen=True, tag="pci"):
         vfio_device_path: its own node, for iommufd; empty: the kernel has none, or it isn't bound to vfio-pci.
         ifname: its netdev on the host; empty: it has none.
         numa_node: -1: the host doesn't say.
+        representor: the port of its NIC's switch that is on the network's bridge; empty: the switch isn't the host's.
+        representor_ifindex: its index, 0: it has none.
     """
 
     kind: ClassVar = Kind.PCI
@@ -384,6 +386,8 @@ class PciDevice(Struct, frozen=True, tag="pci"):
     vfio_device_path: str = ""
     ifname: str = ""
     numa_node: int = -1
+    representor: str = ""
+    representor_ifindex: int = 0
 
 
 class OvsPort(Struct, frozen=True, tag="ovs_port"):
@@ -467,7 +471,9 @@ class Endpoint(Struct, frozen=True):
 
     @property
     def ifindex(self) -> int:
-        """The interface index of its device, 0 where it has none."""
+        """The interface index of its device, or of the representor of that; 0 where it has none."""
+        if isinstance(self.location, PciDevice):
+            return self.location.representor_ifindex
         return self.location.ifindex if isinstance(self.location, TapDevice | MacvtapDevice) else 0
 
 

@@ -52,6 +52,7 @@ from vif.v1.endpoint_service_pb2 import (
 )
 from vif.v1.error_pb2 import Consideration, ConsiderationOutcome
 from vif.v1.host_service_pb2 import (
+    EswitchMode,
     Feature,
     GetHostInfoResponse,
     KindOffer,
@@ -74,6 +75,7 @@ __all__ = [
     "EndpointKind",
     "EndpointPreference",
     "EndpointState",
+    "EswitchMode",
     "Feature",
     "GetHostInfoResponse",
     "GuardSpec",

@@ -16,11 +16,14 @@ from tests.support.worlds import BOOT, World, asked
 from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.endpoints.leftovers import Leftovers
 from vifd.errors import FunctionTaken, HostNotReady, VifdError, WrongState
-from vifd.kernel import ops
+from vifd.kernel import names, ops
+from vifd.kernel.authority import bridge_grant
 from vifd.kernel.sriov.inventory import Inventory
 from vifd.model import Drift, EndpointRequest, Kind, MacvtapPreference, PciHostDriver, PciPreference
 
 _OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
+#: What NicRoom gives every representor.
+REPRESENTOR_IFINDEX = 900
 #: Two PFs, on a NUMA node each.
 PFS = {"ens1f0": "0000:01:00.0", "ens2f0": "0000:81:00.0"}
 
@@ -38,6 +41,17 @@ def two_nics(root: Path, vfs: int = 3) -> FakeSysfs:
         for index in range(vfs):
             sysfs.add_vf(address, index, vf(place, index), iommu_group=place * 10 + index)
     return sysfs
+
+
+def set_switchdev(sysfs: FakeSysfs) -> None:
+    """Put the switches of both PFs into mode switchdev: VF 2 of ens1f0 has representor ens1f0r2."""
+    for ifname, address in PFS.items():
+        net = sysfs.device(address) / "net"
+        ports = [(ifname, "p0"), *((f"{ifname}r{i}", f"pf0vf{i}") for i in range(len(list(net.parent.glob("virtfn*")))))]
+        for port, name in ports:
+            netdev = net / port if port == ifname else sysfs.add_netdev(address, port, up=False)
+            (netdev / "phys_port_name").write_text(f"{name}\n")
+            (netdev / "phys_switch_id").write_text(f"{address}\n")
 
 
 def sriov_driver(sysfs: FakeSysfs, time: FakeTime | None = None, **options: Any) -> SriovDriver:
@@ -77,9 +91,8 @@ class NicRoom(FakeRoom):
         return made
 
     def _run(self, plan: ops.Plan) -> ops.Made:
-        of_functions = tuple(one for one in plan if isinstance(one, _OF_FUNCTIONS))
-        made = super()._run(of_functions or plan)
-        if of_functions:
+        made = super()._run(plan)
+        if any(isinstance(one, _OF_FUNCTIONS) for one in plan):
             self.ran.append(plan)
         for operation in plan:
             match operation:
@@ -87,6 +100,8 @@ class NicRoom(FakeRoom):
                     if address in self.foreign or self.claimed.get(address, endpoint_id) != endpoint_id:
                         raise FunctionTaken(address, f"VF {address} is somebody else's")
                     self.claimed[address], self.ports[endpoint_id] = endpoint_id, port
+                case ops.ConfigurePort(_, ""):
+                    made = replace(made, ifindex=REPRESENTOR_IFINDEX)
                 case ops.BindFunction(_, _, address):
                     made = replace(made, function=self._found(address))
                 case ops.ChangeFunction(endpoint_id, _, address, _, port):
@@ -94,19 +109,9 @@ class NicRoom(FakeRoom):
                         raise WrongState(f"VF {address} is not endpoint {endpoint_id}'s")
                     self.ports[endpoint_id] = port
                     self.drifts.pop(address, None)
-                case ops.CreateMacvtap(endpoint_id, ifname, _, mac):
-                    made = replace(made, ifindex=self._take_ifindex(), device_path=f"/dev/vifd/{ifname}")
-                    fields = {
-                        "master": 0,
-                        "mtu_bytes": 1500,
-                        "mac": mac,
-                        "up": True,
-                        "carrier": False,
-                        "device_path": made.device_path,
-                    }
-                    self.devices[endpoint_id] = ops.Device(ifname, made.ifindex, Kind.MACVTAP, endpoint_id, **fields)
-                case ops.ConfigurePort(endpoint_id, _, _, port) | ops.ChangePort(endpoint_id, _, _, _, _, port) if of_functions:
-                    self.ports[endpoint_id] = port
+                case ops.CreateMacvtap():
+                    device = self._create_macvtap(operation)
+                    made = replace(made, ifindex=device.ifindex, device_path=device.device_path)
                 case _:
                     pass
         return made
@@ -117,7 +122,31 @@ class NicRoom(FakeRoom):
             raise HostNotReady(f"VF {address} is gone")
         group = found.iommu_group
         node = f"/dev/vfio/{group}"
-        return ops.FunctionMade(found.pf_ifname, found.vf_index, group, found.numa_node, node, address=address)
+        representor = self._inventory.find_representor(found)
+        return ops.FunctionMade(
+            found.pf_ifname, found.vf_index, group, found.numa_node, node, address=address, representor=representor
+        )
+
+    def _create_macvtap(self, operation: ops.CreateMacvtap) -> ops.Device:
+        ifname, ifindex, path = operation.ifname, self._take_ifindex(), f"/dev/vifd/{operation.ifname}"
+        fields = {"master": 0, "mtu_bytes": 1500, "mac": operation.mac, "up": True, "carrier": False, "device_path": path}
+        device = ops.Device(ifname, ifindex, Kind.MACVTAP, operation.endpoint_id, **fields)
+        self.devices[operation.endpoint_id] = device
+        return device
+
+    def _living(self, endpoint_id: str) -> ops.Device:
+        if endpoint_id in self.devices or endpoint_id not in self.claimed.values():
+            return super()._living(endpoint_id)
+        return ops.Device("", REPRESENTOR_IFINDEX, "", endpoint_id, 0, 0, "", up=False, carrier=False)
+
+    def _configure(self, operation: ops.ConfigurePort | ops.ChangePort) -> int:
+        if operation.ifname == names.device_name(Kind.MACVTAP, operation.endpoint_id):
+            self.ports[operation.endpoint_id] = operation.port
+            return operation.port.mtu_bytes or 1500
+        if operation.ifname:
+            return super()._configure(operation)
+        self.ports[operation.endpoint_id] = operation.port
+        return operation.port.mtu_bytes or self.bridges[bridge_grant(self.authority, operation.network).bridge]
 
     def _check(self, plan: ops.Plan) -> list[Drift]:
         claims = [one for one in plan if isinstance(one, ops.ClaimFunction)]

@@ -6,15 +6,20 @@ Every step that changes something has a name. Each can be made to fail, and the 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from tests.support.sysfs import FakeSysfs
+from vifd.kernel import names
 from vifd.kernel.netlink import Reply
+from vifd.kernel.nft.devices import Guards
+from vifd.kernel.nft.elements import Elements
+from vifd.kernel.nft.guard import NoGuard
 from vifd.kernel.sriov.hardware import Hardware, Locks, Patience
 from vifd.kernel.sriov.inventory import Function, Inventory
-from vifd.kernel.sriov.marks import Mark, Marks
+from vifd.kernel.sriov.marks import Mark, Marks, RepresentorMark
 from vifd.kernel.sriov.nic import Netdev
 from vifd.kernel.sriov.pci import PciBus
 from vifd.kernel.sriov.settings import NO_MAC, Setting, VfSettings
@@ -34,6 +39,29 @@ _FIELDS = {
 
 class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
+
+
+def no_guards() -> Guards:
+    """Give the guard of a kernel that has none."""
+    nothing = NoGuard("no nftables here")
+    return Guards(nothing, nothing)
+
+
+class NotingGuards(Guards):
+    """The guard of a kernel that has none, that notes what it is to forget as a step."""
+
+    def __init__(self, host: FakeHost) -> None:
+        nothing = NoGuard("no nftables here")
+        super().__init__(nothing, nothing)
+        self._host = host
+
+    def put(self, ports: Mapping[int, Elements], standing: frozenset[int] = frozenset()) -> None:
+        """See Guards."""
+        super().put(ports, standing)
+        for ifindex in ports:
+            netdev = next(one for one in self._host.netdevs.values() if one.ifindex == ifindex)
+            self._host.step(f"forget guard of {netdev.ifname}")
+        self._host.done()
 
 
 def vf_address(pf: str, index: int) -> str:
@@ -58,6 +86,7 @@ class FakeHost:
         self.failing: dict[str, OSError] = {}
         self.refused: dict[Setting, int] = {}
         self.ignored: set[Setting] = set()
+        self.refused_steps: set[str] = set()
         self.open_groups: set[int] = set()
         self.node_owners: dict[int, tuple[int, int]] = {}
         self.settings: dict[tuple[str, int], VfSettings] = {}
@@ -135,6 +164,18 @@ class FakeHost:
         if not path.exists():
             self.sysfs.add_netdev(address, ifname, up=up)
         self.netdevs[ifname] = Netdev(int((path / "ifindex").read_text()), ifname, 1500, mac, up)
+
+    def set_switchdev(self, pf: str) -> list[str]:
+        """Do what a driver does whose switch goes into mode switchdev: give the representors of the PF's VFs, by number."""
+        device, names_of = self.sysfs.device(PFS[pf]), []
+        (device / "net" / pf / "phys_switch_id").write_text(f"{pf}\n")
+        (device / "net" / pf / "phys_port_name").write_text("p0\n")
+        for index in range(len(list(device.glob("virtfn*")))):
+            names_of.append(f"{pf}r{index}")
+            netdev = self.sysfs.add_netdev(PFS[pf], names_of[-1], up=False, port_name=f"pf0vf{index}")
+            (netdev / "phys_switch_id").write_text(f"{pf}\n")
+            self.add_netdev(PFS[pf], names_of[-1], up=False, mac=f"02:00:00:00:01:{index:02x}")
+        return names_of
 
     def bind(self, address: str, driver: str) -> None:
         """Do what a driver does that takes a function."""
@@ -308,8 +349,26 @@ class FakeNic:
         """See Nic."""
         return self._change(netdev, "configure", mac=mac, mtu_bytes=mtu_bytes, up=up)
 
+    def describe(self, netdev: Netdev) -> RepresentorMark:
+        """See Nic."""
+        return RepresentorMark(netdev.ifname, netdev.alias, netdev.mtu_bytes, 0)
+
+    def mark(self, netdev: Netdev, endpoint_id: str) -> Reply:
+        """See Nic."""
+        return self._change(netdev, "mark representor", alias=names.mark(endpoint_id))
+
+    def detach(self, netdev: Netdev, endpoint_id: str) -> Reply:
+        """See Nic."""
+        return self._change(netdev, "detach", up=False, master=0)
+
+    def restore(self, netdev: Netdev, endpoint_id: str, before: RepresentorMark) -> Reply:
+        """See Nic."""
+        return self._change(netdev, "restore", alias=before.alias, mtu_bytes=before.mtu_bytes)
+
     def _change(self, netdev: Netdev, step: str, **fields: object) -> Reply:
         self._host.step(step)
-        self._host.netdevs[netdev.ifname] = netdev._replace(**fields)
+        if step in self._host.refused_steps:
+            return Reply(errno.EBUSY, "no")
+        self._host.netdevs[netdev.ifname] = self._host.netdevs[netdev.ifname]._replace(**fields)
         self._host.done()
         return Reply(0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.support.switchdev import Card, switchdev_card
 from tests.vm.machine import CARDS
 
 _NETWORK = Path("/sys/class/net")
@@ -44,3 +46,12 @@ def physical_functions() -> Sequence[PhysicalFunction]:
     if None in found:
         pytest.skip("this isn't the emulated machine: run 'make test-vm'")
     return [one for one in found if one is not None]
+
+
+@pytest.fixture(scope="module")
+def card(physical_functions: Sequence[PhysicalFunction]) -> Iterator[Card]:
+    """A card with two VFs whose switch is in mode switchdev, beside the machine's own."""
+    assert physical_functions
+    subprocess.run(["modprobe", "netdevsim"], check=True)
+    with switchdev_card() as one:
+        yield one

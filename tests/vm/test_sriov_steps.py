@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import vfs
 from tests.support.messages import ID
+from tests.support.sriov_host import no_guards
 from tests.support.vfs import FIRST_PF, SECOND_PF
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure
@@ -91,7 +92,7 @@ def test_who_is_killed_after_any_step_leaves_nothing(
     rtnl = RtnlSocket()
 
     def functions() -> Functions:
-        return Functions(Hardware.prepare(tmp_path), RtnlNic(rtnl))
+        return Functions(Hardware.prepare(tmp_path), RtnlNic(rtnl), no_guards())
 
     def make() -> None:
         own = functions()

@@ -8,6 +8,8 @@ from importlib.metadata import EntryPoint, entry_points
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Any
 
+from msgspec.structs import replace
+
 from vifd.config import Config, NetworkConfig
 from vifd.dhcp.network import DhcpNetwork
 from vifd.drivers.addressing import Addressing
@@ -167,8 +169,12 @@ def create(catalog: Catalog, network: NetworkConfig) -> NetworkDriver[Any]:
 
 
 def authority(catalog: Catalog, config: Config) -> dict[str, Grant]:
-    """Say what of the kernel the configured networks need."""
+    """Say what of the kernel the configured networks need. A bridge for representors is what the network says that it is of."""
     grants = {name: catalog[network.driver].grant(network.options) for name, network in config.networks.items()}
+    bridges = {grant.bridge: grant for grant in grants.values() if isinstance(grant, BridgeGrant)}
+    for name, grant in grants.items():
+        if isinstance(grant, FunctionGrant) and grant.bridge is not None:
+            grants[name] = replace(grant, bridge=bridges.get(grant.bridge.bridge, grant.bridge))
     return {name: grant for name, grant in grants.items() if grant is not None}
 
 

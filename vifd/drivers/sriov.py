@@ -1,7 +1,8 @@
 """NICs with SR-IOV: each endpoint has a VF for itself, which its VM drives as a card of its own, or by a macvtap on it.
 
 The NIC's switch is the network. What it can't do, like a guard by addresses, its ports haven't got; those with a macvtap have it
-from the host's kernel, through which their frames go.
+from the host's kernel, through which their frames go. Where that switch is in mode switchdev, each VF has a representor on the
+host, and that is put on a bridge and has what a port of it has.
 """
 
 from __future__ import annotations
@@ -14,17 +15,27 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from vifd.drivers import functions
+from vifd.drivers import abilities, functions
+from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus, Taken
 from vifd.errors import NetworkFull, Violation
 from vifd.kernel import names
-from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, CreateMacvtap, EnsureNode, Made, Plan, below_macvtap
-from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, is_address
+from vifd.kernel.authority import BridgeGrant, FunctionGrant
+from vifd.kernel.ops import (
+    BindFunction,
+    ClaimFunction,
+    ConfigurePort,
+    CreateMacvtap,
+    EnsureBridge,
+    EnsureNode,
+    Made,
+    Plan,
+    below_macvtap,
+)
+from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, explain_mode, is_address
 from vifd.model import (
     EndpointSpec,
-    Feature,
     Kind,
     Location,
     MacvtapDevice,
@@ -36,33 +47,12 @@ from vifd.model import (
     PciPreference,
     Port,
     Preference,
-    RateLimit,
     State,
     Vlan,
 )
 
-_MBIT = 1_000_000
-_WHOLE_RATES = "a NIC takes rates in whole Mbit/s; let {} be a multiple of 1000000"
+_DEFAULT_MTU_BYTES = 1500
 _UNFIT_SECONDS = 60.0
-_FEATURES = frozenset(
-    {
-        Feature.MTU,
-        Feature.LIMITS,
-        Feature.MIN_RATE,
-        Feature.VLAN,
-        Feature.VLAN_QOS,
-        Feature.LINK_STATE,
-        Feature.TRUST,
-    }
-)
-_MACVTAP_FEATURES = _FEATURES | {
-    Feature.LIVE_MIGRATION,
-    Feature.MULTI_QUEUE,
-    Feature.FD_HANDOFF,
-    Feature.GUARD,
-    Feature.ADDRESSES,
-    Feature.TX_QUEUE_LENGTH,
-}
 
 
 class SriovOptions(Struct, frozen=True):
@@ -76,6 +66,8 @@ class SriovOptions(Struct, frozen=True):
             and ranges of them.
         exclude: VFs that are never used, likewise.
         mtu: bytes; 0: the PFs'.
+        bridge: where VFs' representors are put, for PFs whose switch is in mode switchdev; made if it is missing, else used as
+            it is. Empty: the PFs' own switches are the network.
         repair: whether what somebody else changed of an endpoint is mended, or only told.
     """
 
@@ -85,6 +77,7 @@ class SriovOptions(Struct, frozen=True):
     vfs: Annotated[int, Meta(ge=0, le=65535)] | tuple[str, ...] = 0
     exclude: tuple[str, ...] = ()
     mtu: Annotated[int, Meta(ge=68, le=65535)] = 0
+    bridge: str = ""
     repair: Literal["auto", "report"] = "auto"
 
 
@@ -130,6 +123,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         problems += functions.check("exclude", options.exclude)
         if not problems and isinstance(options.vfs, tuple) and not _usable(options):
             problems.append(Violation("exclude", "leaves none of vfs"))
+        if options.bridge and (not names.is_ifname(options.bridge) or options.bridge in options.pfs):
+            problems.append(Violation("bridge", f"{options.bridge!r} can't name a bridge: give it a name that no device has"))
         return problems
 
     @classmethod
@@ -143,7 +138,13 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             exclude=functions.expand(options.exclude),
             mtu_bytes=options.mtu,
             vlan=options.vlan,
+            bridge=BridgeGrant(options.bridge, mtu_bytes=options.mtu or _DEFAULT_MTU_BYTES) if options.bridge else None,
         )
+
+    @classmethod
+    def addressing(cls, options: SriovOptions) -> Addressing:
+        """See NetworkDriver."""
+        return Addressing(options.bridge)
 
     @classmethod
     def physical_network(cls, options: SriovOptions) -> str:
@@ -156,6 +157,11 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return self.config.repair == "auto"
 
     @property
+    def bridge_name(self) -> str:
+        """See NetworkDriver."""
+        return self.config.bridge
+
+    @property
     def mtu_bytes(self) -> int:
         """See NetworkDriver."""
         return self.config.mtu
@@ -164,22 +170,29 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         """See NetworkDriver."""
         problem = self._find_problem()
         if spec is None:
-            return (Offer(Kind.PCI, _FEATURES, problem), Offer(Kind.MACVTAP, _MACVTAP_FEATURES, problem))
-        refused = next(self._refusals(spec.port), "")
-        of_vf = refused or next(_refusals_of_nic(spec.port), "") or problem or self._find_vfio_problem(spec)
-        return (
-            Offer(Kind.PCI, _FEATURES, of_vf),
-            Offer(Kind.MACVTAP, _MACVTAP_FEATURES, refused or problem or next(_refusals_of_macvtap(spec), "")),
-        )
+            of_vf = of_macvtap = problem
+        else:
+            refused = next(self._refusals(spec.port), "")
+            of_nic = "" if self.config.bridge else next(abilities.refusals_of_nic(spec.port), "")
+            of_vf = refused or of_nic or problem or self._find_vfio_problem(spec)
+            of_macvtap = refused or problem or next(abilities.refusals_of_macvtap(spec), "")
+        if self.config.bridge:
+            of_macvtap = (
+                f"network {self.network} has a bridge for its VFs' representors; ask for a VF of it, or for a tap on that bridge"
+            )
+        features = abilities.REPRESENTED if self.config.bridge else abilities.FUNCTION
+        return (Offer(Kind.PCI, features, of_vf), Offer(Kind.MACVTAP, abilities.MACVTAP, of_macvtap))
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
-        candidates = self._allowed()
+        candidates, pfs = self._allowed(), self._pfs()
         in_use = Counter(one.pf_address for one in candidates if one.address in taken)
+        fit = {pf.address for pf in pfs if not self._mode_problem(pf)}
         free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
+        free = [one for one in free if one.pf_address in fit]
         if not free:
             raise NetworkFull(self._explain_full(candidates, taken))
-        node, up = spec.instance.numa_node, {pf.address for pf in self._pfs() if pf.up}
+        node, up = spec.instance.numa_node, {pf.address for pf in pfs if pf.up}
 
         def rank(one: Function) -> tuple[bool, bool, int, int, str]:
             is_far = node not in (None, one.numa_node)
@@ -212,7 +225,10 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             return Planned(self._plan_macvtap(endpoint_id, spec, port), port)
         claim = ClaimFunction(endpoint_id, self.network, function, port)
         bind = BindFunction(endpoint_id, self.network, function, _pci(preference).host_driver, owner.uid, owner.gid)
-        return Planned((claim, bind), port)
+        if not self.config.bridge:
+            return Planned((claim, bind), port)
+        configure = ConfigurePort(endpoint_id, "", self.network, port)
+        return Planned((EnsureBridge(self.network), claim, bind, configure), port)
 
     def _plan_macvtap(self, endpoint_id: str, spec: EndpointSpec, port: Port) -> Plan:
         function, owner, ifname = spec.function, spec.owner, names.device_name(Kind.MACVTAP, endpoint_id)
@@ -249,6 +265,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             vfio_device_path=function.vfio_device_path,
             ifname=function.ifname,
             numa_node=function.numa_node,
+            representor=function.representor,
+            representor_ifindex=made.ifindex,
         )
 
     def physical_functions(self) -> Sequence[PfStatus]:
@@ -260,7 +278,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         if pf is None:
             return PfStatus(name, None, message=self._inventory.explain_pf(name))
         found, wanted = [self._status_of(one) for one in self._inventory.functions(pf)], self._grant.vfs
-        message = _problem_of(name, pf)
+        message = _problem_of(name, pf) or self._mode_problem(pf)
         if not message and wanted not in (0, pf.vf_count):
             message = f"PF {name} has {pf.vf_count} VFs, and vfs = {wanted} says otherwise; those that there are stay"
         return PfStatus(name, pf, found, message)
@@ -274,14 +292,14 @@ class SriovDriver(NetworkDriver[SriovOptions]):
     def _refusals(self, port: Port) -> Iterator[str]:
         """Say what of a port no VF of this network can do, whatever the VM has of it."""
         vlan = port.vlan
-        if vlan is not None and not vlan.vid:
+        if vlan is not None and not vlan.vid and not self.config.bridge:
             yield f"a VF is in one VLAN: network {self.network} has no trunks"
         elif vlan is not None and self.config.vlan not in (0, vlan.vid):
             yield f"network {self.network} is VLAN {self.config.vlan}, and its ports are in no other; let port.vlan.vid be that"
         if self.config.mtu and port.mtu_bytes > self.config.mtu:
             yield f"MTU {port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
-        if port.limits is not None and port.limits.from_vm.min_rate_bps % _MBIT:
-            yield _WHOLE_RATES.format("min_rate_bps")
+        if port.limits is not None and not self.config.bridge:
+            yield from abilities.refusals_of_promise(port.limits.from_vm)
 
     def _find_problem(self) -> str:
         """Say why no VF can be handed out at all, whoever has them."""
@@ -291,6 +309,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         pfs = [pf for pf in self._pfs() if pf.vf_count]
         if not any(pf.up for pf in pfs):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
+        if all(problems := [self._mode_problem(pf) for pf in pfs]):
+            return "; ".join(problems)
         return ""
 
     def _find_vfio_problem(self, spec: EndpointSpec) -> str:
@@ -325,6 +345,9 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         total = len(candidates) + excluded
         return f"network {self.network} has no free VF: of {total}, {told}; release an endpoint of it, or use another network"
 
+    def _mode_problem(self, pf: PhysicalFunction) -> str:
+        return explain_mode(pf.ifname or pf.address, pf, self.config.bridge)
+
     def _pfs(self) -> list[PhysicalFunction]:
         return [pf for name in self.config.pfs if (pf := self._inventory.find_pf(name)) is not None]
 
@@ -352,27 +375,6 @@ def _problem_of(name: str, pf: PhysicalFunction) -> str:
     if not pf.up:
         return f"PF {name} is down, and with it its VFs: ip link set {pf.ifname} up"
     return "" if pf.carrier else f"PF {name} has no carrier: what its VFs send out goes nowhere"
-
-
-def _refusals_of_nic(port: Port) -> Iterator[str]:
-    """Say what of a port's limits no NIC can keep."""
-    limits = port.limits
-    if limits is None:
-        return
-    if limits.to_vm != RateLimit():
-        yield "a VF's limit is for what its VM sends; leave port.limits.to_vm out"
-    if limits.from_vm.burst_bytes:
-        yield "a NIC sets the burst by itself; leave burst_bytes out"
-    if limits.from_vm.rate_pps:
-        yield "a NIC counts bits and not frames; leave rate_pps out"
-    if limits.from_vm.rate_bps % _MBIT:
-        yield _WHOLE_RATES.format("rate_bps")
-
-
-def _refusals_of_macvtap(spec: EndpointSpec) -> Iterator[str]:
-    wanted = [one.mode for one in spec.acceptable if isinstance(one, MacvtapPreference)]
-    if any(mode not in (None, MacvtapMode.PASSTHRU) for mode in wanted):
-        yield "a macvtap on a VF has that for itself; let its mode be passthru, or leave it out"
 
 
 def _pci(preference: Preference) -> PciPreference:

@@ -21,7 +21,7 @@ from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, TryAgain, VifdError, WrongState
 from vifd.kernel.ops import Plan
 from vifd.kernel.room import Room
-from vifd.model import Caller, Endpoint, State, TapDevice
+from vifd.model import Caller, Endpoint, PciDevice, State, TapDevice
 
 _log = getLogger(__name__)
 _RETRY_SECONDS = 10.0
@@ -117,8 +117,10 @@ class Activation:
             self._wanted(not before)
 
     def _is_awaited(self, endpoint: Endpoint) -> bool:
-        is_tap = endpoint.location is None or isinstance(endpoint.location, TapDevice)
-        return is_tap and bool(self._plan_of(endpoint)) and endpoint.state in (State.PENDING, State.READY, State.ATTACHED)
+        location = endpoint.location
+        is_represented = isinstance(location, PciDevice) and location.representor_ifindex != 0
+        on_bridge = location is None or isinstance(location, TapDevice) or is_represented
+        return on_bridge and bool(self._plan_of(endpoint)) and endpoint.state in (State.PENDING, State.READY, State.ATTACHED)
 
     async def _activate(self, endpoint: Endpoint) -> None:
         await self._check_open(endpoint)

@@ -149,7 +149,7 @@ class Changes:
 def with_port(entry: Entry, port: Port) -> Entry:
     """Give an endpoint and its plan with another port."""
     replace = msgspec.structs.replace
-    of_vf = port if _configuration(entry) is None else ops.below_macvtap(port)
+    of_vf = ops.below_macvtap(port) if _is_macvtap(entry) else port
     ports = {ops.ConfigurePort: port, ops.ClaimFunction: of_vf}
     plan = tuple(
         replace(op, port=ports[type(op)]) if isinstance(op, ops.ConfigurePort | ops.ClaimFunction) else op for op in entry.plan
@@ -173,17 +173,22 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
         was = None if before is None else _claim(before)
         port = None if was is None else was.port
         of_vf = (ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port),)
+        if configured is not None and not _is_macvtap(after):
+            change = ops.ChangePort(claimed.endpoint_id, configured.ifname, claimed.network, "", port, claimed.port)
+            return (ops.EnsureBridge(claimed.network), change, *of_vf)
     if configured is None:
         return of_vf
     known = None if before is None else _configuration(before)
-    is_macvtap = any(isinstance(op, ops.CreateMacvtap) for op in after.plan)
-    mac = configured.port.mac if is_macvtap else names.host_mac(configured.port.mac)
+    mac = configured.port.mac if _is_macvtap(after) else names.host_mac(configured.port.mac)
     change = ops.ChangePort(
         configured.endpoint_id, configured.ifname, configured.network, mac, known.port if known else None, configured.port
     )
-    network = [op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan)]
-    node = [op for op in after.plan if isinstance(op, ops.EnsureNode)]
-    return (*network, *of_vf, *node, change)
+    ensured = (op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan | ops.EnsureNode))
+    return (*ensured, change, *of_vf)
+
+
+def _is_macvtap(entry: Entry) -> bool:
+    return any(isinstance(op, ops.CreateMacvtap) for op in entry.plan)
 
 
 def _configuration(entry: Entry) -> ops.ConfigurePort | None:

@@ -11,7 +11,7 @@ from vifd.endpoints.registry import Registry
 from vifd.kernel import ports
 from vifd.kernel.linkevents import PortState, parse_port
 from vifd.kernel.room import Room
-from vifd.model import Drift, DriftKind, State, TapDevice
+from vifd.model import Drift, DriftKind, PciDevice, State, TapDevice
 
 
 class Follower:
@@ -77,6 +77,9 @@ class Follower:
                 self._suspect(one.endpoint_id)
         endpoint = self._registry.find_by_ifindex(ifindex)
         if endpoint is None or not endpoint.state.is_live:
+            return
+        if isinstance(endpoint.location, PciDevice):  # a representor is gone, and not the device
+            self._suspect(endpoint.endpoint_id)
             return
         name = getattr(endpoint.location, "ifname", "")
         drift = Drift(

@@ -102,8 +102,10 @@ def _facts(drifts: Iterable[Drift]) -> list[tuple[DriftKind, str, str]]:
 def _moved(endpoint: Endpoint, made: ops.Made) -> Endpoint:
     """Give an endpoint as it is with the device that was made, or found."""
     location, replace = endpoint.location, msgspec.structs.replace
-    if isinstance(location, PciDevice) and made.function is not None:
-        return replace(endpoint, location=replace(location, **_of_function(made.function)))
+    if isinstance(location, PciDevice):
+        fields = {} if made.function is None else _of_function(made.function)
+        fields |= {"representor_ifindex": made.ifindex} if made.ifindex else {}
+        return replace(endpoint, location=replace(location, **fields))
     if isinstance(location, MacvtapDevice) and made.device_path and location.device_path != made.device_path:
         location = replace(location, device_path=made.device_path)
         endpoint = replace(endpoint, location=location)
@@ -114,7 +116,7 @@ def _moved(endpoint: Endpoint, made: ops.Made) -> Endpoint:
 
 def _of_function(found: ops.FunctionMade) -> dict[str, object]:
     """Give what may be another after a VF was bound anew; its address and its number stay."""
-    names = ("pf_ifname", "iommu_group", "numa_node", "vfio_path", "vfio_device_path", "ifname")
+    names = ("pf_ifname", "iommu_group", "numa_node", "vfio_path", "vfio_device_path", "ifname", "representor")
     return {name: getattr(found, name) for name in names}
 
 

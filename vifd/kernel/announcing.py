@@ -92,8 +92,8 @@ class Announcer:
         if op is None or (op.port.vlan is not None and op.port.vlan.trunk_vids):
             return ""  # which of a trunk's VLANs the VM uses, it alone knows
         grant = authority[op.network]
-        if isinstance(grant, BridgeGrant) and not grant.uplink:
-            return ""
+        if not op.ifname or (isinstance(grant, BridgeGrant) and not grant.uplink):
+            return ""  # a representor's bridge has no uplink that is vifd's to know
         link = look_up(self._rtnl, [op.endpoint_id])[0].link
         if not is_device_of(link, op.endpoint_id):
             return f"{op.ifname} is gone"

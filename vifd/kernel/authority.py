@@ -25,7 +25,6 @@ _PRIORITIES, _BPS_A_MBPS = range(8), 1_000_000
 _IDS = range((1 << 32) - 1)  # (uid_t)-1 means "nobody at all" to the kernel
 _QUEUES = range(1, 257)  # MAX_TAP_QUEUES, drivers/net/tun.c
 _FunctionOperation = ops.ClaimFunction | ops.BindFunction | ops.ChangeFunction
-_StandingOperation = ops.CreateMacvtap | ops.EnsureNode | ops.ConfigurePort | ops.ChangePort
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -91,6 +90,7 @@ class FunctionGrant(Struct, frozen=True):
         exclude: VFs that are never used.
         mtu_bytes: what the network wants the PFs to carry; 0: what they do.
         vlan: the VLAN that all its ports are in; 0: any, or none.
+        bridge: where the VFs' representors are put, of PFs whose switch is in mode switchdev; None: it uses no such PF.
     """
 
     pfs: tuple[str, ...]
@@ -99,6 +99,7 @@ class FunctionGrant(Struct, frozen=True):
     exclude: tuple[str, ...] = ()
     mtu_bytes: int = 0
     vlan: int = 0
+    bridge: BridgeGrant | None = None
 
 
 Grant = BridgeGrant | UplinkGrant | FunctionGrant
@@ -177,12 +178,14 @@ def check_identity(endpoint_id: str, ifname: str, kind: Kind = Kind.TAP) -> None
 
 
 def bridge_grant(authority: Authority, network: str) -> BridgeGrant:
-    """Give what the configuration says of a network's bridge.
+    """Give what the configuration says of a network's bridge, or of that for its representors.
 
     Raises:
         PlanRejectedError: it has none.
     """
     grant = authority.get(network)
+    if isinstance(grant, FunctionGrant):
+        grant = grant.bridge
     if not isinstance(grant, BridgeGrant):
         raise PlanRejectedError(f"the configuration has no bridge for network {network!r}")
     return grant
@@ -307,13 +310,22 @@ def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant, *,
 
 
 def _check_functions(plan: ops.Plan, authority: Authority) -> None:
-    """Check a plan with a VF: that is the plan's only device, but for a macvtap that stands on it."""
+    """Check a plan with a VF: that is the plan's only device, but for a macvtap that stands on it, or its representor where the
+    network has a bridge for those.
+    """
     of_vf = [operation for operation in plan if isinstance(operation, _FunctionOperation)]
-    standing = [operation for operation in plan if isinstance(operation, _StandingOperation)]
+    others = [operation for operation in plan if operation not in of_vf]
     whose = {(operation.endpoint_id, operation.address, operation.network) for operation in of_vf}
-    _require(len(of_vf) + len(standing) == len(plan) and len(whose) == 1, "two devices in one plan")
+    _require(len(whose) == 1, "two devices in one plan")
     grant = function_grant(authority, of_vf[0].network)
     check_function(of_vf[0].endpoint_id, of_vf[0].address)
+    problem = find_problem(plan, of_vf, bridged=grant.bridge is not None)
+    _require(not problem, problem)
+    for other in others:
+        if isinstance(other, ops.EnsureNode):
+            _check_owner(other.owner_uid, other.owner_gid)
+        elif isinstance(other, ops.ConfigurePort | ops.ChangePort):
+            check_port(other.port)
     for operation in of_vf:
         match operation:
             case ops.ClaimFunction(_, _, _, port):
@@ -324,35 +336,23 @@ def _check_functions(plan: ops.Plan, authority: Authority) -> None:
                 _require(not isinstance(of_vf[0], ops.ClaimFunction), "a VF that this plan takes needs no change")
                 for one in (port,) if before is None else (port, before):
                     _check_function_port(one, grant)
-    for above in standing:
-        _check_standing(above, of_vf[0])
-    problem = find_problem(plan)
-    _require(not problem, problem)
-
-
-def _check_standing(operation: _StandingOperation, of_vf: _FunctionOperation) -> None:
-    """Check what a macvtap that stands on a VF is by itself; what it has to do with the VF, `find_problem` checks."""
-    _require(operation.endpoint_id == of_vf.endpoint_id, "two devices in one plan")
-    check_identity(operation.endpoint_id, operation.ifname, Kind.MACVTAP)
-    if isinstance(operation, ops.EnsureNode):
-        _check_owner(operation.owner_uid, operation.owner_gid)
-        return
-    _require(operation.network == of_vf.network, "two networks in one plan")
-    if isinstance(operation, ops.ConfigurePort | ops.ChangePort):
-        check_port(operation.port)
 
 
 def _check_function_port(port: Port, grant: FunctionGrant) -> None:
     """Check that a VF can be like this: what its NIC can't keep to must not be taken for kept."""
     check_port(port)
     _require(_is_unicast(port.mac), f"MAC {port.mac!r}")
+    # Without one it would be in all: it puts tags on by itself then.
+    _require(not grant.vlan or (port.vlan is not None and port.vlan.vid == grant.vlan), "a VF outside its network's VLAN")
+    if grant.bridge is not None:
+        _require(port.vlan is None or not grant.bridge.vlan, "a port in a VLAN, on a bridge that is one")
+        _require(not port.public_addresses, "a public address that the configuration doesn't allow")
+        return
     _require(not (port.guard_enabled or port.isolated or port.addresses or port.public_addresses), "a guard at a VF")
     _require(not port.tx_queue_length, "a VF with a queue length")
     if port.vlan is not None:
         is_one = port.vlan.vid in _VIDS and not port.vlan.trunk_vids and not port.vlan.native_vid
         _require(is_one, "a VF that isn't in one VLAN")
-    # Without one it would be in all: it puts tags on by itself then.
-    _require(not grant.vlan or (port.vlan is not None and port.vlan.vid == grant.vlan), "a VF outside its network's VLAN")
     if port.limits is not None:
         limit = port.limits.from_vm
         kept = RateLimit(limit.rate_bps, min_rate_bps=limit.min_rate_bps)

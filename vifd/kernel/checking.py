@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from vifd.kernel import bridge, limitcheck, limits, macvtap, names, netlink, ops, ports
 from vifd.kernel.authority import Authority, BridgeGrant, Grant, UplinkGrant, bridge_grant
 from vifd.kernel.direct import Macvtaps
-from vifd.kernel.marks import is_device_of, look_up
+from vifd.kernel.marks import is_device_of, is_representor_of, look_up
 from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.owner import NOBODY, owner_of
@@ -39,7 +39,7 @@ class Checker:
         Returns:
             For each plan, what differs.
         """
-        devices = [next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), None) for plan in plans]
+        devices = [_device_of(plan) for plan in plans]
         replies = iter(look_up(self._rtnl, [op.endpoint_id for op in devices if op is not None]))
         links = [None if op is None else next(replies).link for op in devices]
         networks = {op.network for plan in plans for op in plan if isinstance(op, ops.EnsureBridge)}
@@ -52,7 +52,9 @@ class Checker:
             state, drifts = bridges[network] if network else (None, ())
             found = list(drifts)
             if created is not None:
-                if not is_device_of(link, created.endpoint_id):
+                if isinstance(created, ops.ClaimFunction):
+                    found += self._compare_representor(link, created, state, vids)
+                elif not is_device_of(link, created.endpoint_id):
                     words = f"{created.ifname} is gone; repair the endpoint, or release it"
                     found.append(_drift(DriftKind.DEVICE_MISSING, created.ifname, "", words))
                 elif isinstance(created, ops.CreateMacvtap):
@@ -81,6 +83,20 @@ class Checker:
             yield from _compare_port(link, port)
             yield from _compare_vlan(master, port, vids)
         yield from self._compare_guard_and_limits(link, created.endpoint_id, port)
+
+    def _compare_representor(
+        self, link: Link | None, claim: ops.ClaimFunction, master: Link | None, vids: Mapping[int, Mapping[int, bool | None]]
+    ) -> Iterator[Drift]:
+        """Compare what a VF is attached through. Its name and what else is the VF's is told with that."""
+        if not is_representor_of(link, claim.endpoint_id):
+            words = f"VF {claim.address} has no representor with this endpoint's mark: is its PF's switch in mode switchdev?"
+            yield _drift(DriftKind.NETWORK_MISSING, "a representor", "", words)
+            return
+        yield from _compare_state(link, claim.port, master)
+        if master is not None and link.number(Ifla.MASTER) == master.ifindex:
+            yield from _compare_port(link, claim.port)
+            yield from _compare_vlan(master, claim.port, vids.get(link.ifindex, {}))
+        yield from self._compare_guard_and_limits(link, claim.endpoint_id, claim.port)
 
     def _compare_macvtap(self, link: Link, created: ops.CreateMacvtap, plan: ops.Plan, authority: Authority) -> Iterator[Drift]:
         uplink = self._find_lower(link, authority[created.network])
@@ -135,12 +151,23 @@ class Checker:
             yield _drift(DriftKind.LIMITS, difference.expected, difference.actual, words)
 
 
+def _device_of(plan: ops.Plan) -> ops.CreateTap | ops.CreateMacvtap | ops.ClaimFunction | None:
+    """Give what makes or takes a plan's device; a VF counts where it is attached through its representor."""
+    has_port = any(isinstance(op, ops.ConfigurePort) for op in plan)
+    claim = next((op for op in plan if has_port and isinstance(op, ops.ClaimFunction)), None)
+    return next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), claim)
+
+
 def _compare_link(link: Link, created: ops.CreateTap | ops.CreateMacvtap, port: Port, master: Link | None) -> Iterator[Drift]:
     name, mac = link.text(Ifla.IFNAME), link.attributes.get(Ifla.ADDRESS, b"").hex(":")
     if name != created.ifname:
         yield _drift(DriftKind.NAME, created.ifname, name, f"{created.ifname} was renamed to {name}")
     if mac != created.mac:
         yield _drift(DriftKind.MAC, created.mac, mac, f"it has the MAC {mac}")
+    yield from _compare_state(link, port, master)
+
+
+def _compare_state(link: Link, port: Port, master: Link | None) -> Iterator[Drift]:
     if master is not None and link.number(Ifla.MASTER) != master.ifindex:
         on = _name_of(link.number(Ifla.MASTER))
         bridge_name = master.text(Ifla.IFNAME)

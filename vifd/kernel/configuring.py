@@ -43,7 +43,7 @@ class Configurer:
         self._set_links([run for run in alive if run.refusal is None])
         for run in runs:
             # Where it stands on a VF, that goes back first.
-            if run.refusal is not None and run.link is not None and run.changed is None:
+            if run.refusal is not None and run.link is not None and (run.changed is None or run.uplink is None):
                 self.go_back(run)
 
     def _put_filters(self, runs: Sequence[Run]) -> None:
@@ -102,10 +102,11 @@ class Configurer:
         if state is None and run.uplink is None:
             return []
         attributes = netlink.text(Ifla.IFNAME, target.ifname) if run.is_renamed else b""
-        attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", "")))
+        attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(target.mac.replace(":", ""))) if target.mac else b""
         attributes += netlink.text(Ifla.IFALIAS, names.mark(target.endpoint_id))
         attributes += ports.attributes(target.port, run.made.mtu_bytes, state.ifindex if state else None)
-        if not run.is_new and not target.port.tx_queue_length and (target.before is None or target.before.tx_queue_length):
+        had_length = target.mac and (target.before is None or target.before.tx_queue_length)  # a representor has the driver's
+        if not run.is_new and not target.port.tx_queue_length and had_length:
             attributes += ports.default_queue_length(macvtap=run.uplink is not None)
         messages = [netlink.set_link(ifindex, attributes)]
         if run.is_new:

@@ -63,7 +63,10 @@ def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
 
 def has_macvtaps(authority: Authority) -> bool:
     """Tell whether there is a network that has macvtaps: on an uplink, or on VFs."""
-    return any(isinstance(grant, UplinkGrant | FunctionGrant) for grant in authority.values())
+    return any(
+        isinstance(grant, UplinkGrant) or (isinstance(grant, FunctionGrant) and grant.bridge is None)
+        for grant in authority.values()
+    )
 
 
 def _find_lack(what: str, unit: str, needed: Iterable[capabilities.Capabilities]) -> str:

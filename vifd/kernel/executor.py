@@ -16,6 +16,7 @@ from vifd.kernel.announcing import Announcer
 from vifd.kernel.authority import (
     Authority,
     BridgeGrant,
+    FunctionGrant,
     PlanRejectedError,
     UplinkGrant,
     check_function,
@@ -25,7 +26,7 @@ from vifd.kernel.authority import (
 from vifd.kernel.checking import Checker
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.making import Devices, Maker
-from vifd.kernel.marks import is_device_of, look_up
+from vifd.kernel.marks import is_device_of, is_port_of, look_up
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket, TunInfo
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.elements import NOTHING
@@ -88,7 +89,7 @@ class Executor:
         self._rtnl = RtnlSocket()
         self._macvtaps = Macvtaps(self._rtnl, tools.nodes)
         nic = RtnlNic(self._rtnl)
-        self._functions, self._preparer = Functions(tools.hardware, nic), FunctionPreparer(tools.hardware, nic)
+        self._functions, self._preparer = Functions(tools.hardware, nic, tools.guard), FunctionPreparer(tools.hardware, nic)
         self._function_checker = FunctionChecker(tools.hardware, nic)
         self._maker = Maker(self._rtnl, tools.guard, tools.support, Devices(self._macvtaps, self._functions), self._publics)
         self._checker = Checker(self._rtnl, tools.guard, tools.support, self._macvtaps, self._publics)
@@ -186,14 +187,14 @@ class Executor:
         return changed
 
     def _sweep(self) -> None:
-        """Forget what the guard's table has of devices that are gone, and delete ifbs whose device is gone."""
+        """Forget what the guard's table has of devices that are gone, and delete ifbs of those."""
         ports = sorted(self._guard.ports)
         links = self._rtnl.exchange([netlink.get_link(ifindex=ifindex) for ifindex in ports])
         gone = {i for i, reply in zip(ports, links, strict=True) if reply.errno == errno.ENODEV}
         self._guard.put(dict.fromkeys(gone, NOTHING))
         marked = ifb.find_marked()
-        taps = look_up(self._rtnl, list(marked))
-        idle = [i for (e, i), reply in zip(marked.items(), taps, strict=True) if not is_device_of(reply.link, e)]
+        ports_of = look_up(self._rtnl, list(marked))
+        idle = [i for (e, i), reply in zip(marked.items(), ports_of, strict=True) if not is_port_of(reply.link, e)]
         self._rtnl.exchange([netlink.delete_link(ifindex) for ifindex in idle])
 
     def prepare(self) -> dict[str, str]:
@@ -207,13 +208,16 @@ class Executor:
         self._sweep()
         publics = self._nat.publics
         problems = nat.prepare(self._rtnl, self._nat, self._authority())
-        for network, grant in self._authority().items():
+        # Networks of VFs last: a bridge that one has in common with another network is the other's to make.
+        grants = sorted(self._authority().items(), key=lambda one: isinstance(one[1], FunctionGrant))
+        for network, grant in grants:
             try:
                 if isinstance(grant, UplinkGrant):
                     self._macvtaps.prepare(network, grant)
-                elif isinstance(grant, BridgeGrant):
-                    bridge.prepare(self._rtnl, network, grant, publics)
-                elif problem := self._preparer.prepare(network, grant):
+                    continue
+                if (bridged := grant if isinstance(grant, BridgeGrant) else grant.bridge) is not None:
+                    bridge.prepare(self._rtnl, network, bridged, publics)
+                if isinstance(grant, FunctionGrant) and (problem := self._preparer.prepare(network, grant)):
                     problems[network] = problem
             except (bridge.BridgeError, macvtap.UplinkError) as error:
                 problems[network] = str(error)
@@ -233,7 +237,7 @@ class Executor:
     def inspect(self, endpoint_ids: Iterable[str]) -> list[ops.Device]:
         """Tell what is there of some endpoints' devices; endpoints that have none are left out."""
         found = zip(endpoint_ids, look_up(self._rtnl, list(endpoint_ids)), strict=True)
-        return [self._device(reply.link) for endpoint_id, reply in found if is_device_of(reply.link, endpoint_id)]
+        return [self._device(reply.link) for endpoint_id, reply in found if is_port_of(reply.link, endpoint_id)]
 
     def find_marked(self) -> list[ops.Device]:
         """Tell every tap and macvtap of this namespace and every VF with an endpoint's mark, of all: for the start alone."""

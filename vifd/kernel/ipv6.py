@@ -35,6 +35,14 @@ def is_possible(mtu_bytes: int) -> bool:
     return mtu_bytes >= _MIN_MTU_BYTES and _runs()
 
 
+def address_mode(ifname: str) -> int:
+    """Tell how a device makes its link-local address (linux/if_link.h, IN6_ADDR_GEN_MODE_*); 0, the default, without IPv6."""
+    try:
+        return int((_CONF / ifname / "addr_gen_mode").read_text())
+    except OSError:
+        return 0
+
+
 def set_all(ifname: str, mtu_bytes: int, settings: Mapping[str, str]) -> None:
     """Set what ip-sysctl.rst describes, where a device can have IPv6 at all.
 

@@ -160,7 +160,9 @@ class Maker:
         elif isinstance(result, ops.FunctionMade):
             run.function = result
         else:
-            run.made = ops.Made(0, result)
+            run.changed = op if isinstance(op, ops.ChangeFunction) else None
+            # At a bridge the port's MTU is what that has room for.
+            run.made = ops.Made(0, result if run.bridge is None else run.bridge.mtu_bytes, run.made.bridge_name)
 
     def _create_tap(self, run: Run, op: ops.CreateTap) -> None:
         try:
@@ -213,13 +215,35 @@ class Maker:
         return found
 
     def _prepare_new(self, run: Run, op: ops.ConfigurePort) -> None:
+        if run.claimed is not None and run.created is None:
+            self._prepare_representor(run, op, run.claimed.address, None)
+            return
         if run.created is None:  # the plan's check has seen to it
             run.fail(op, op.ifname, 0, "a port needs a device in its plan", ops.REJECTED)
             return
         run.target = Target(op.endpoint_id, op.ifname, run.created.mac, op.port, None)
         self._check_port(run, op, op.port)
 
+    def _prepare_representor(self, run: Run, op: ops.ConfigurePort | ops.ChangePort, address: str, before: Port | None) -> None:
+        """Find the representor of a plan's VF. It is configured as a living device is, for it was there before its endpoint."""
+        found = self._functions.find_representor(op.endpoint_id, address)
+        if isinstance(found, Failure):
+            run.fail_as(op, address, found)
+            return
+        reply = self._rtnl.ask(netlink.get_link(ifindex=found.ifindex))
+        if reply.link is None:
+            run.fail(op, found.ifname, reply.errno, f"representor {found.ifname}: {reply.message}")
+            return
+        run.link = reply.link
+        run.made = ops.Made(found.ifindex, run.made.mtu_bytes, run.made.bridge_name)
+        run.target = Target(op.endpoint_id, found.ifname, "", op.port, before)
+        self._check_port(run, op, op.port)
+
     def _find_living(self, todo: list[tuple[Run, Any]]) -> None:
+        for run, op in todo:
+            if run.changed is not None and run.uplink is None:
+                self._prepare_representor(run, op, run.changed.address, op.before)
+        todo = [(run, op) for run, op in todo if run.changed is None or run.uplink is not None]
         replies = look_up(self._rtnl, [op.endpoint_id for _, op in todo])
         for (run, op), reply in zip(todo, replies, strict=True):
             if not is_device_of(reply.link, op.endpoint_id) or not _stands_where_it_should(run, reply.link):
@@ -302,7 +326,8 @@ class Maker:
     def _undo_change(self, run: Run, back: ops.ChangeFunction) -> Failure | None:
         """Bring a VF back to what it was, and then its macvtap, which can't have a larger MTU."""
         changed = self._functions.change(back, silent=_has_macvtap(run.plan))
-        found = self._functions.find_uplink(back) if run.has_target and run.link is not None else None
+        stands = run.uplink is not None and run.has_target and run.link is not None
+        found = self._functions.find_uplink(back) if stands else None
         if isinstance(found, Uplink):
             run.uplink = found
             self._configurer.go_back(run)
@@ -326,7 +351,9 @@ def _stands_where_it_should(run: Run, link: Link) -> bool:
 
 def _has_macvtap(plan: ops.Plan) -> bool:
     """Tell whether a macvtap stands on the VF of a plan, or is to."""
-    return any(isinstance(one, ops.CreateMacvtap | ops.ChangePort) for one in plan)
+    return any(
+        isinstance(one, ops.CreateMacvtap | ops.ChangePort) and one.ifname for one in plan
+    )  # a representor has no name here
 
 
 def _needs_look(plan: ops.Plan) -> bool:

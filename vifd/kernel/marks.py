@@ -8,6 +8,7 @@ from typing import TypeGuard
 
 from vifd.kernel import macvtap, names, netlink
 from vifd.kernel.netlink import Ifla, Link, Reply, RtnlSocket
+from vifd.kernel.sriov.inventory import is_representor_name
 from vifd.model import Kind
 
 
@@ -30,3 +31,15 @@ def is_device_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
 def is_tap_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
     """Tell whether a device is the tap that vifd made for an endpoint."""
     return link is not None and link.kind == "tun" and link.text(Ifla.IFALIAS) == names.mark(endpoint_id)
+
+
+def is_representor_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
+    """Tell whether a device is the representor of a VF that vifd has marked for an endpoint: it isn't vifd's to delete."""
+    if link is None or not is_representor_name(link.text(Ifla.PHYS_PORT_NAME)):
+        return False
+    return link.text(Ifla.IFALIAS) == names.mark(endpoint_id)
+
+
+def is_port_of(link: Link | None, endpoint_id: str) -> TypeGuard[Link]:
+    """Tell whether a device is what an endpoint is attached through, whoever made it."""
+    return is_device_of(link, endpoint_id) or is_representor_of(link, endpoint_id)

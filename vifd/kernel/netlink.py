@@ -21,7 +21,7 @@ _ATTRIBUTE = Struct("=HH")  # struct nlattr: len, type
 _LINK_HEADER_BYTES = _HEADER.size + _IFINFO.size
 
 NLMSG_ERROR = 2
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK, RTM_NEWLINKPROP = 16, 17, 18, 19, 108
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK, RTM_NEWLINKPROP, RTM_DELLINKPROP = 16, 17, 18, 19, 108, 109
 NLM_F_ACK, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 4, 8, 0x100, 0x200, 0x400
 _NLM_F_REQUEST, _NLM_F_ACK_TLVS, _NLM_F_CAPPED, _NLM_F_APPEND = 1, 0x200, 0x100, 0x800
 _NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
@@ -58,6 +58,7 @@ class Ifla(IntEnum):
     AF_SPEC = 26
     GROUP = 27
     EXT_MASK = 29
+    PHYS_PORT_NAME = 38
     PROP_LIST = 52
     ALT_IFNAME = 53
 
@@ -110,8 +111,13 @@ def nested(kind: int, payload: bytes) -> bytes:
     return attribute(kind | _NLA_F_NESTED, payload)
 
 
+def ipv6_mode(mode: int) -> bytes:
+    """Pack how a device makes its IPv6 link-local address (linux/if_link.h, IN6_ADDR_GEN_MODE_*)."""
+    return nested(Ifla.AF_SPEC, nested(_AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([mode]))))
+
+
 #: IFLA_AF_SPEC that keeps the kernel from giving a device an IPv6 link-local address: a port of a bridge is no host of its own.
-NO_IPV6_ADDRESS = nested(Ifla.AF_SPEC, nested(_AF_INET6, attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))))
+NO_IPV6_ADDRESS = ipv6_mode(_IN6_ADDR_GEN_MODE_NONE)
 
 
 def create_link(kind: str, attributes: bytes, data: bytes = b"") -> bytes:
@@ -192,6 +198,12 @@ def add_altname(ifindex: int, name: str) -> bytes:
     flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL | _NLM_F_APPEND
     names = nested(Ifla.PROP_LIST, text(Ifla.ALT_IFNAME, name))
     return request(RTM_NEWLINKPROP, flags, _IFINFO.pack(0, 0, ifindex, 0, 0) + names)
+
+
+def delete_altname(ifindex: int, name: str) -> bytes:
+    """Pack an RTM_DELLINKPROP that takes an alternative name from a device."""
+    names = nested(Ifla.PROP_LIST, text(Ifla.ALT_IFNAME, name))
+    return request(RTM_DELLINKPROP, NLM_F_ACK, _IFINFO.pack(0, 0, ifindex, 0, 0) + names)
 
 
 def get_link(*, ifname: str = "", altname: str = "", ifindex: int = 0, vfs: bool = False) -> bytes:

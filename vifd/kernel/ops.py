@@ -122,7 +122,7 @@ class ConfigurePort(Struct, frozen=True, tag="configure_port", forbid_unknown_fi
 
     Args:
         endpoint_id: the endpoint.
-        ifname: the device.
+        ifname: the device; empty: the representor of the plan's VF, which the helper finds by itself.
         network: the network.
         port: what it is to be like; its MTU 0: the network's.
     """
@@ -133,7 +133,7 @@ class ConfigurePort(Struct, frozen=True, tag="configure_port", forbid_unknown_fi
     port: Port
 
     def __str__(self) -> str:
-        return f"put {self.ifname} on network {self.network} with {describe_port(self.port)}"
+        return f"put {self.ifname or 'its representor'} on network {self.network} with {describe_port(self.port)}"
 
 
 class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=True):
@@ -141,9 +141,9 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
 
     Args:
         endpoint_id: the endpoint.
-        ifname: the device.
+        ifname: the device; empty: the representor of the plan's VF.
         network: the network.
-        mac: the MAC of the host's side (`names.host_mac`); a macvtap's is the VM's.
+        mac: the MAC of the host's side (`names.host_mac`); a macvtap's is the VM's, a representor's stays (empty).
         before: what it is like; None: that isn't known, for somebody has changed it.
         port: what it is to be like.
     """
@@ -156,7 +156,7 @@ class ChangePort(Struct, frozen=True, tag="change_port", forbid_unknown_fields=T
     port: Port
 
     def __str__(self) -> str:
-        return f"change {self.ifname} on network {self.network} to {describe_port(self.port)}"
+        return f"change {self.ifname or 'its representor'} on network {self.network} to {describe_port(self.port)}"
 
 
 class ClaimFunction(Struct, frozen=True, tag="claim_function", forbid_unknown_fields=True):
@@ -243,13 +243,13 @@ STAGES: tuple[type[Operation], ...] = (
     EnsureVlan,
     ClaimFunction,
     BindFunction,
-    ChangeFunction,
     CreateTap,
     CreateMacvtap,
     EnsureNode,
     EnsureOwner,
     ConfigurePort,
     ChangePort,
+    ChangeFunction,
 )
 
 Plan = tuple[Operation, ...]
@@ -269,13 +269,14 @@ class FunctionMade(Struct, frozen=True):
     vfio_device_path: str = ""
     ifname: str = ""
     address: str = ""
+    representor: str = ""
 
 
 class Made(Struct, frozen=True):
     """What a plan came to; 0 and empty where there is none.
 
     Args:
-        ifindex: the device's index.
+        ifindex: the device's index; of a plan with a VF its representor's.
         mtu_bytes: the MTU in effect.
         bridge_name: the bridge's name; a macvtap's: that of what it stands on.
         device_path: the path of the device's node.

@@ -19,7 +19,7 @@ class Target(NamedTuple):
     """What a device is to be like: a new one's whole state, or what changes of a living one.
 
     Args:
-        mac: of the host's side.
+        mac: of the host's side; empty: it stays, for the device is there without its endpoint too.
         before: what it is like; None: it is new, or that isn't known.
     """
 

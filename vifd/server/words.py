@@ -71,6 +71,7 @@ def _set_location(message: endpoint_pb2.Endpoint, value: model.Location, netns_p
             fields |= {"mode": _MODES[value.mode], "netns_path": netns_path}
         case model.PciDevice():
             fields["host_driver"] = _HOST_DRIVERS[value.host_driver]
+            del fields["representor_ifindex"]
             fields = {name: field for name, field in fields.items() if field != -1}  # what the host doesn't say is unset
         case model.VhostUserSocket():
             fields["hypervisor_role"] = _ROLES[value.hypervisor_role]
@@ -172,6 +173,9 @@ def _physical_function(value: PfStatus) -> host_service_pb2.PhysicalFunction:
         return message
     message.ifname, message.address, message.total_vfs = pf.ifname, pf.address, pf.total_vfs
     message.up, message.carrier = pf.up, pf.carrier
+    if pf.vf_count:
+        mode = host_service_pb2.EswitchMode
+        message.eswitch_mode = mode.ESWITCH_MODE_SWITCHDEV if pf.switchdev else mode.ESWITCH_MODE_LEGACY
     if pf.numa_node >= 0:
         message.numa_node = pf.numa_node
     return message

@@ -1,6 +1,7 @@
 """What keeps SR-IOV from working on this host: found in sysfs, and in what vifd says of its networks."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from vif.v1.host_service_pb2 import VIRTUAL_FUNCTION_STATE_QUARANTINED
 from vifclient.messages import GetHostInfoResponse, Network, PhysicalFunction
 
 _DRIVER = "sriov"
+_PORT = re.compile(r"(c\d+)?(pf\d+)?(vf|sf)\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,9 @@ def _check_network(places: Places, network: Network) -> Iterator[Finding]:
             yield Finding(f"PF {pf.ifname}", pf.message or "it isn't there", advice)
             continue
         yield from _check_pf(places, pf.ifname or pf.address, pf.address, pf)
+        if pf.message and pf.carrier and pf.virtual_functions:  # what else could be wrong with it, `_check_pf` says
+            advice = f"let network {network.name} and the card say the same: vifd.toml, then systemctl reload vifd; or the card"
+            yield Finding(f"PF {pf.ifname}", pf.message, advice)
         for function in pf.virtual_functions:
             if function.state == VIRTUAL_FUNCTION_STATE_QUARANTINED:
                 advice = "end what has it open; vifd tries again by itself, and gives it to nobody before"
@@ -131,7 +136,7 @@ def _check_pf(places: Places, name: str, address: str, told: PhysicalFunction | 
     if _read(device / "sriov_drivers_autoprobe") == "0":
         advice = f"echo 1 > {device / 'sriov_drivers_autoprobe'}, before its VFs are made"
         yield Finding(subject, "the kernel binds no driver to its VFs (sriov_drivers_autoprobe is 0)", advice)
-    ifname = told.ifname if told is not None else next(_list(device / "net"), "")
+    ifname = told.ifname if told is not None else _ifname(device)
     if not ifname:
         advice = "load the card's driver, or move the device back from the network namespace that it is in"
         yield Finding(subject, "it has no network device here", advice)
@@ -167,7 +172,13 @@ def _pf_addresses(places: Places) -> Sequence[str]:
 
 
 def _name_of(places: Places, address: str) -> str:
-    return next(_list(places.sysfs / "bus/pci/devices" / address / "net"), address)
+    return _ifname(places.sysfs / "bus/pci/devices" / address) or address
+
+
+def _ifname(device: Path) -> str:
+    """Name the network device of a PF, beside which the ports of its switch may be (Documentation/networking/switchdev.rst)."""
+    netdevs = [device / "net" / name for name in _list(device / "net")]
+    return next((one.name for one in netdevs if not _PORT.fullmatch(_read(one / "phys_port_name"))), "")
 
 
 def _list(directory: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from vifclient.messages import (
     Endpoint,
     EndpointKind,
     EndpointState,
+    EswitchMode,
     GetHostInfoResponse,
     KindOffer,
     Network,
@@ -178,7 +179,7 @@ class Tables:
 
     def _functions(self, info: GetHostInfoResponse) -> None:
         """Print a row for each PF, and one for each VF; nothing where no network has any."""
-        pfs = _table("NETWORK", "PF", "ADDRESS", "NUMA", "LINK", "VFS")
+        pfs = _table("NETWORK", "PF", "ADDRESS", "NUMA", "LINK", "ESWITCH", "VFS")
         vfs = _table("PF", "VF", "ADDRESS", "IOMMU", "DRIVER", "STATE", "ENDPOINT")
         for table, column in ((pfs, "PROBLEM"), (vfs, "WHY")):
             table.add_column(column, overflow="fold")
@@ -256,7 +257,9 @@ def _pf_row(network: Network, pf: PhysicalFunction) -> list[str]:
     link = "up" if pf.carrier else "no carrier" if pf.up else "down"
     numa = str(pf.numa_node) if pf.HasField("numa_node") else "-"
     row = [place, pf.ifname or "-", pf.address or "-"]
-    return [*row, numa, link, f"{len(pf.virtual_functions)}/{pf.total_vfs}"] if pf.address else [*row, "-", "-", "-"]
+    mode = words.enum_word(EswitchMode.DESCRIPTOR, pf.eswitch_mode) if pf.eswitch_mode else "-"
+    count = f"{len(pf.virtual_functions)}/{pf.total_vfs}"
+    return [*row, numa, link, mode, count] if pf.address else [*row, *"----"]
 
 
 def _vf_row(pf: PhysicalFunction, one: VirtualFunction) -> list[str]:

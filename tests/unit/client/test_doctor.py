@@ -74,6 +74,13 @@ def test_a_finding_is_told_with_what_to_do(doctor: Doctor, sysfs: FakeSysfs) -> 
     assert advice == f"  echo 1 > {sysfs.root}/bus/pci/devices/{PF}/sriov_drivers_autoprobe, before its VFs are made"
 
 
+def test_a_card_that_doesnt_fit_its_network_is_told(doctor: Doctor, fast: Network) -> None:
+    fast.physical_functions[0].message = "the switch of PF ens1f0 is in mode switchdev: name the bridge"
+    ((subject, problem, advice),) = doctor.findings()
+    assert (subject, problem) == ("PF ens1f0", fast.physical_functions[0].message)
+    assert "let network fast and the card say the same" in advice
+
+
 def test_no_iommu(doctor: Doctor, sysfs: FakeSysfs) -> None:
     for address in VFS:
         sysfs.remove(address)
@@ -166,6 +173,7 @@ def test_without_vifd_it_looks_at_what_the_kernel_shows(
 ) -> None:
     monkeypatch.setenv("VIFD_SOCKET", str(tmp_path / "none.sock"))
     sysfs.add_pf("0000:02:00.0", "ens2f0", up=False)
+    sysfs.add_netdev("0000:02:00.0", "a0", up=True, port_name="pf0vf0")  # a port of the card's switch is not the card
     sysfs.add_vf("0000:02:00.0", 0, "0000:02:10.0", iommu_group=9)
     sysfs.add_pf("0000:03:00.0")
     found = Doctor(vifctl, sysfs, tmp_path).findings()

@@ -18,6 +18,7 @@ from vifclient.messages import (
     Endpoint,
     EndpointKind,
     EndpointState,
+    EswitchMode,
     GetHostInfoResponse,
     GuardSpec,
     Instance,
@@ -229,6 +230,7 @@ PF = PhysicalFunction(
     up=True,
     carrier=True,
     total_vfs=7,
+    eswitch_mode=EswitchMode.ESWITCH_MODE_SWITCHDEV,
     virtual_functions=[
         VirtualFunction(address="0000:01:10.0", iommu_group=0, driver="vfio-pci", state=2, endpoint_id=ENDPOINT.endpoint_id),
         VirtualFunction(address="0000:01:10.2", vf_index=1, state=3, message="libvirt has it"),
@@ -243,11 +245,11 @@ def test_a_host_tells_of_its_pfs_and_vfs() -> None:
     fast = Network(name="fast", network_driver="sriov", physical_network="core", physical_functions=[PF, gone, down])
     tables.host(GetHostInfoResponse(networks=[fast]))
     lines = [line.split() for line in plain_lines(file)]
-    start = lines.index(["NETWORK", "PF", "ADDRESS", "NUMA", "LINK", "VFS", "PROBLEM"])
+    start = lines.index(["NETWORK", "PF", "ADDRESS", "NUMA", "LINK", "ESWITCH", "VFS", "PROBLEM"])
     assert lines[start + 1 :] == [
-        ["fast", "(core)", "ens1f0", "0000:01:00.0", "0", "up", "2/7"],
-        ["fast", "(core)", "ens9f0", "-", "-", "-", "-", "PF", "ens9f0", "isn't", "there"],
-        ["fast", "(core)", "-", "0000:05:00.0", "-", "down", "0/8"],
+        ["fast", "(core)", "ens1f0", "0000:01:00.0", "0", "up", "switchdev", "2/7"],
+        ["fast", "(core)", "ens9f0", "-", "-", "-", "-", "-", "PF", "ens9f0", "isn't", "there"],
+        ["fast", "(core)", "-", "0000:05:00.0", "-", "down", "-", "0/8"],
         [],
         ["PF", "VF", "ADDRESS", "IOMMU", "DRIVER", "STATE", "ENDPOINT", "WHY"],
         ["ens1f0", "0", "0000:01:10.0", "0", "vfio-pci", "in", "use", ENDPOINT.endpoint_id],

@@ -14,7 +14,7 @@ from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
 from vifd.drivers.sriov import SriovDriver
 from vifd.errors import ConfigError, StartError
-from vifd.kernel.authority import BridgeGrant
+from vifd.kernel.authority import BridgeGrant, FunctionGrant
 
 DRIVER = """
     from msgspec import Struct
@@ -260,6 +260,19 @@ def test_two_networks_that_say_different_things_of_a_pf_or_want_one_vf_are_refus
 def test_networks_with_pfs_of_their_own_have_nothing_to_divide() -> None:
     text = "".join(f'[networks.{name}]\ndriver = "sriov"\npfs = ["eth{name}"]\n' for name in "ab")
     catalog.check_together(catalog.load(), parse(text))
+
+
+def test_a_bridge_for_representors_is_what_the_network_says_that_it_is_of() -> None:
+    fast = '[networks.{}]\ndriver = "sriov"\npfs = ["{}"]\nbridge = "{}"\n'
+    text = fast.format("fast", "eth7", "br-blue") + fast.format("alone", "eth8", "br-alone")
+    text += '[networks.blue]\ndriver = "bridge"\nbridge = "br-blue"\nuplink = "eth7"\nmtu = 9000\n'
+    config = parse(text)
+    catalog.check_together(catalog.load(), config)
+    grants = catalog.authority(catalog.load(), config)
+    fast_grant, alone = grants["fast"], grants["alone"]
+    assert isinstance(fast_grant, FunctionGrant)
+    assert isinstance(alone, FunctionGrant)
+    assert (fast_grant.bridge, alone.bridge) == (grants["blue"], BridgeGrant("br-alone"))
 
 
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:

@@ -6,14 +6,23 @@ import pytest
 
 from tests.support.lives import FakeTime
 from tests.support.messages import ID
-from tests.support.nics import PFS, sriov_driver, two_nics, vf
+from tests.support.nics import PFS, set_switchdev, sriov_driver, two_nics, vf
 from tests.support.sysfs import FakeSysfs
 from vifd.drivers.functions import FunctionState
 from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.errors import NetworkFull
 from vifd.kernel import names
-from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, CreateMacvtap, EnsureNode, FunctionMade, Made
+from vifd.kernel.authority import BridgeGrant, FunctionGrant, check_plan
+from vifd.kernel.ops import (
+    BindFunction,
+    ClaimFunction,
+    ConfigurePort,
+    CreateMacvtap,
+    EnsureBridge,
+    EnsureNode,
+    FunctionMade,
+    Made,
+)
 from vifd.model import (
     EndpointSpec,
     Feature,
@@ -70,6 +79,8 @@ def problem(driver: SriovDriver, wanted: EndpointSpec | None, kind: Kind = Kind.
         ({"vfs": ("eth1",)}, "vfs"),
         ({"exclude": ("0000:01:10.2-0000:01:10.0",)}, "exclude"),
         ({"vfs": ("0000:01:10.0",), "exclude": ("0000:01:10.0-0000:01:10.6",)}, "exclude"),
+        ({"bridge": "a/b"}, "bridge"),
+        ({"bridge": "eth1"}, "bridge"),
     ],
 )
 def test_what_is_wrong_with_the_keys_is_named(options: dict[str, object], key: str) -> None:
@@ -95,6 +106,8 @@ def test_the_helper_may_touch_the_vfs_that_the_configuration_names() -> None:
     listed = SriovOptions(("eth1",), vfs=("0000:01:10.0-0000:01:10.2",), exclude=("0000:01:10.1",))
     grant = SriovDriver.grant(listed)
     assert (grant.vfs, grant.addresses, grant.exclude) == (0, ("0000:01:10.0", "0000:01:10.2"), ("0000:01:10.1",))
+    bridged = SriovOptions(("eth1",), bridge="br0", mtu=9000)
+    assert SriovDriver.grant(bridged).bridge == BridgeGrant("br0", mtu_bytes=9000)
 
 
 # --- offers
@@ -347,6 +360,67 @@ def test_a_vf_is_where_the_helper_says(sysfs: FakeSysfs) -> None:
     assert sriov_driver(sysfs).locate(ID, preference, made) == PciDevice(
         vf(0, 1), "ens1f0", 1, PciHostDriver.VFIO, 9, "/dev/vfio/9", "/dev/vfio/devices/vfio3", numa_node=0
     )
+
+
+# --- representors
+
+
+@pytest.fixture
+def switchdev(sysfs: FakeSysfs) -> FakeSysfs:
+    """PFs whose switches are in mode switchdev."""
+    set_switchdev(sysfs)
+    return sysfs
+
+
+def test_with_a_bridge_a_vf_can_what_a_port_of_it_can(switchdev: FakeSysfs) -> None:
+    offer, macvtap = sriov_driver(switchdev, bridge="br0").offers(None)
+    assert "has a bridge for its VFs' representors" in macvtap.unavailable
+    assert {Feature.GUARD, Feature.ADDRESSES, Feature.ISOLATION, Feature.LIMITS, Feature.VLAN} <= offer.features
+    assert {Feature.VLAN_QOS, Feature.MIN_RATE, Feature.TRUST, Feature.LIVE_MIGRATION}.isdisjoint(offer.features)
+    limits = Limits(RateLimit(1, 1, 1), RateLimit(7))
+    assert problem(sriov_driver(switchdev, bridge="br0"), spec(port=Port(limits=limits, vlan=Vlan(trunk_vids=(7, 8))))) == ""
+
+
+def test_its_plan_puts_the_representor_on_the_bridge_last_and_names_none(switchdev: FakeSysfs) -> None:
+    driver = sriov_driver(switchdev, bridge="br0", vlan=7)
+    planned = driver.plan(ID, spec(function=vf(0, 1)), KERNEL)
+    ensure, claim, _, configure = planned.plan
+    assert (ensure, claim.port) == (EnsureBridge("fast"), planned.port)
+    assert configure == ConfigurePort(ID, "", "fast", planned.port)
+    check_plan(planned.plan, {"fast": SriovDriver.grant(driver.config)})
+    assert driver.bridge_name == driver.addressing(driver.config).segment == "br0"
+
+
+def test_the_answer_names_it(switchdev: FakeSysfs) -> None:
+    made = Made(7, 1500, "br0", function=FunctionMade("ens1f0", 1, 9, address=vf(0, 1), representor="ens1f0r1"))
+    found = sriov_driver(switchdev, bridge="br0").locate(ID, KERNEL, made)
+    assert isinstance(found, PciDevice)
+    assert (found.representor, found.representor_ifindex) == ("ens1f0r1", 7)
+
+
+def test_a_bridge_and_a_switch_of_the_host_belong_together(sysfs: FakeSysfs) -> None:
+    legacy = problem(sriov_driver(sysfs, bridge="br0"), None)
+    assert "PF ens1f0 isn't in mode switchdev" in legacy
+    assert "devlink dev eswitch set pci/0000:81:00.0 mode switchdev" in legacy
+    assert "isn't in mode switchdev" in sriov_driver(sysfs, bridge="br0").physical_functions()[0].message
+    set_switchdev(sysfs)
+    assert "name the bridge" in problem(sriov_driver(sysfs), None)
+    assert sriov_driver(sysfs, bridge="br0").physical_functions()[0].message == ""
+
+
+def test_of_pfs_in_different_modes_the_fitting_one_is_used(sysfs: FakeSysfs) -> None:
+    set_switchdev(sysfs)
+    for netdev in (sysfs.device(PFS["ens1f0"]) / "net").glob("ens1f0r*"):
+        (netdev / "phys_port_name").unlink()
+    driver = sriov_driver(sysfs, bridge="br0")
+    assert problem(driver, None) == ""
+    assert [driver.pick(spec(), {vf(1, one): State.READY for one in range(used)}) for used in range(3)] == [
+        vf(1, 0),
+        vf(1, 1),
+        vf(1, 2),
+    ]
+    with pytest.raises(NetworkFull):
+        driver.pick(spec(), {vf(1, one): State.READY for one in range(3)})
 
 
 # --- what a host has

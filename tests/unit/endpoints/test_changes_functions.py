@@ -10,9 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import endpoint_id
-from tests.support.nics import NicWorld, macvtap_asked, nic_world, vf, vf_asked
+from tests.support.nics import REPRESENTOR_IFINDEX, NicWorld, macvtap_asked, nic_world, set_switchdev, vf, vf_asked
 from tests.support.worlds import ALICE, ROOT, failure_of
+from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Change, Changes
+from vifd.endpoints.follower import Follower
 from vifd.endpoints.mending import Mender
 from vifd.errors import KernelRefused, NotAllowed, Unsupported, VifdError, WrongState
 from vifd.kernel import ops
@@ -55,7 +57,7 @@ async def test_a_change_of_a_vf_is_in_the_kernel_the_journal_and_the_answer(nics
 async def test_a_macvtap_changes_with_its_vf_and_is_found_again_by_the_next_start(nics: NicWorld) -> None:
     (made,) = await nics.make(macvtap_asked(port=Port(limits=LIMITS)))
     changed = await changes_of(nics).update(ALICE, change(mtu_bytes=1400, vlan=Vlan(7, qos=3), addresses=("192.0.2.1",)))
-    of_vf, node, of_macvtap = nics.nics.ran[-1]
+    node, of_macvtap, of_vf = nics.nics.ran[-1]
     before, after = ops.below_macvtap(made.port), ops.below_macvtap(changed.port)
     assert of_vf == ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), before, after)
     assert (after.mtu_bytes, after.vlan, after.addresses, after.limits) == (1400, Vlan(7, qos=3), (), None)
@@ -69,9 +71,9 @@ async def test_a_macvtap_changes_with_its_vf_and_is_found_again_by_the_next_star
     restarted.close()
     assert (endpoint.port, endpoint.location) == (changed.port, changed.location)
     assert nics.nics.ran[-1] == (
-        ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), None, after),
         node,
         replace(of_macvtap, before=None, port=changed.port),
+        ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), None, after),
     )
 
 
@@ -163,3 +165,61 @@ async def test_a_change_that_the_nic_refuses_changes_nothing(nics: NicWorld) -> 
     assert isinstance(await failure_of(changes_of(nics).update(ALICE, change(limits=LIMITS))), KernelRefused)
     assert nics.registry.find(endpoint_id(1)) == made
     assert nics.recorded()[endpoint_id(1)] == made
+
+
+# --- with a representor
+
+
+@pytest.fixture
+def bridged(tmp_path: Path) -> Iterator[NicWorld]:
+    with nic_world(tmp_path, bridge="br-fast") as made:
+        set_switchdev(made.sysfs)
+        yield made
+
+
+async def test_a_vf_is_named_with_its_representor_and_found_by_that(bridged: NicWorld) -> None:
+    (made,) = await bridged.make(vf_asked())
+    assert isinstance(made.location, PciDevice)
+    assert (made.location.representor, made.port.guard_enabled, made.port.mtu_bytes) == ("ens1f0r0", True, 1500)
+    assert bridged.registry.find_by_ifindex(REPRESENTOR_IFINDEX) == made
+
+
+async def test_a_change_is_one_of_the_representor_and_of_the_vf(bridged: NicWorld) -> None:
+    await bridged.make(vf_asked())
+    (claim,) = [one for one in bridged.registry.plan_of(endpoint_id(1)) if isinstance(one, ops.ClaimFunction)]
+    changed = await changes_of(bridged).update(ALICE, change(isolated=True, vlan=Vlan(8)))
+    assert bridged.nics.ran[-1] == (
+        ops.EnsureBridge("fast"),
+        ops.ChangePort(endpoint_id(1), "", "fast", "", claim.port, changed.port),
+        ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), claim.port, changed.port),
+    )
+
+
+async def test_a_representor_that_is_another_is_told_as_it_is_then(bridged: NicWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bridged.make(vf_asked())
+    bridged.nics.drifts[vf(0, 0)] = [Drift(DriftKind.MASTER, "br-fast", "", "it is on no bridge")]
+    monkeypatch.setattr("tests.support.nics.REPRESENTOR_IFINDEX", 901)
+    _, endpoint = await mender_of(bridged).check(ALICE, endpoint_id(1), repair=True)
+    assert (endpoint.ifindex, endpoint.state) == (901, State.READY)
+    assert bridged.recorded()[endpoint_id(1)].location == endpoint.location
+
+
+async def test_a_representor_that_goes_away_is_looked_at_and_no_end_of_the_vf(bridged: NicWorld) -> None:
+    (made,) = await bridged.make(vf_asked())
+    suspects = list[str]()
+    follower = Follower(bridged.registry, bridged.networks, bridged.room, suspects.append)
+    follower.on_gone(made.ifindex)
+    follower.on_gone(5, "br-fast")
+    assert suspects == [endpoint_id(1)] * 2
+    assert bridged.registry.find(endpoint_id(1)) == made
+
+
+async def test_its_first_frame_at_the_representor_says_that_a_vm_runs(bridged: NicWorld) -> None:
+    wanted: list[bool] = []
+    activation = Activation(bridged.journal, bridged.room, bridged.registry, bridged.networks, bridged.engine.busy)
+    activation.follow(wanted.append)
+    (made,) = await bridged.make(vf_asked())
+    assert wanted[-1] is True
+    activation.on_learned(made.ifindex)
+    await activation.close()
+    assert (wanted[-1], bridged.recorded()[endpoint_id(1)].state) == (False, State.ACTIVE)

@@ -36,7 +36,17 @@ LOCATIONS: list[tuple[model.Location, dict[str, Any]]] = [
     ),
     (
         model.PciDevice(
-            "0000:03:10.2", "eth0", 0, model.PciHostDriver.KERNEL, 9, "/dev/vfio/9", "/dev/vfio/devices/vfio3", "eth0v0", 0
+            "0000:03:10.2",
+            "eth0",
+            0,
+            model.PciHostDriver.KERNEL,
+            9,
+            "/dev/vfio/9",
+            "/dev/vfio/devices/vfio3",
+            "eth0v0",
+            0,
+            "eth0_0",
+            7,
         ),
         {
             "address": "0000:03:10.2",
@@ -48,6 +58,7 @@ LOCATIONS: list[tuple[model.Location, dict[str, Any]]] = [
             "vfio_device_path": "/dev/vfio/devices/vfio3",
             "ifname": "eth0v0",
             "numa_node": 0,
+            "representor": "eth0_0",
         },
     ),
     (
@@ -266,6 +277,16 @@ def test_pfs_and_vfs_are_told_with_who_has_them() -> None:
     taken = host_service_pb2.VirtualFunction(address="0000:03:10.2", vf_index=1, state=3, message="why")
     assert one.virtual_functions[1] == taken
     assert other == host_service_pb2.PhysicalFunction(ifname="eth8", message="it isn't there")
+
+
+@pytest.mark.parametrize(
+    ("vf_count", "switchdev", "mode"), [(2, True, "SWITCHDEV"), (2, False, "LEGACY"), (0, False, "UNSPECIFIED")]
+)
+def test_the_mode_of_a_pfs_switch_is_told(vf_count: int, switchdev: bool, mode: str) -> None:
+    pf = PhysicalFunction("0000:03:00.0", "eth7", 0, 8, vf_count, up=True, carrier=True, switchdev=switchdev)
+    driver = SriovDriver("fast", SriovOptions(("eth7",)))
+    (told,) = words.network(NetworkInfo("fast", driver, [], 0, [PfStatus("eth7", pf)])).physical_functions
+    assert host_service_pb2.EswitchMode.Name(told.eswitch_mode) == f"ESWITCH_MODE_{mode}"
 
 
 def test_a_network_is_told_with_what_it_offers() -> None:

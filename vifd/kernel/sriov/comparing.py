@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from vifd.kernel import names, ops
 from vifd.kernel.sriov.hardware import FunctionError, Hardware
 from vifd.kernel.sriov.inventory import Function
+from vifd.kernel.sriov.marks import Mark
 from vifd.kernel.sriov.nic import Netdev, Nic
 from vifd.kernel.sriov.pci import VFIO
-from vifd.kernel.sriov.settings import Setting, wanted
-from vifd.kernel.sriov.telling import Teller
+from vifd.kernel.sriov.settings import Setting
+from vifd.kernel.sriov.telling import Teller, told
 from vifd.kernel.sriov.vfio import is_vfio
 from vifd.model import Drift, DriftKind, Kind, PciHostDriver, Port
 
@@ -57,7 +58,8 @@ class FunctionChecker:
 
     def _compare(self, hardware: Hardware, claim: ops.ClaimFunction, bind: ops.BindFunction | None) -> Iterator[Drift]:
         function = hardware.inventory.find(claim.address)
-        if function is None or hardware.marks.find_of(claim.address, claim.endpoint_id) is None:
+        mark = hardware.marks.find_of(claim.address, claim.endpoint_id)
+        if function is None or mark is None:
             what = "was taken away" if function is None else "is not marked for this endpoint any more"
             words = f"VF {claim.address} {what}; repair the endpoint, or release it"
             yield Drift(DriftKind.DEVICE_MISSING, claim.address, "", words)
@@ -65,14 +67,19 @@ class FunctionChecker:
         pf = Teller(hardware, self._nic).get_pf(function)
         if not pf.up:
             yield Drift(DriftKind.NETWORK_MISSING, "up", "down", f"PF {pf.ifname} is down; set it up")
-        yield from self._compare_settings(pf, function, claim.port)
+        yield from self._compare_settings(pf, function, mark, claim.port)
+        if mark.representor is not None:
+            name, ifname = mark.representor.ifname, hardware.inventory.find_representor(function)
+            if ifname not in ("", name):  # whether it is there, who compares ports says
+                yield Drift(DriftKind.NAME, name, ifname, f"representor {name} was renamed to {ifname}")
         if bind is not None and bind.host_driver is PciHostDriver.VFIO:
             yield from _compare_vfio(hardware, function, bind)
         elif bind is not None:
             yield from self._compare_netdev(pf, function, claim)
 
-    def _compare_settings(self, pf: Netdev, function: Function, port: Port) -> Iterator[Drift]:
-        found, expected = self._nic.read_vf(pf, function.vf_index), wanted(port)
+    def _compare_settings(self, pf: Netdev, function: Function, mark: Mark, port: Port) -> Iterator[Drift]:
+        found = self._nic.read_vf(pf, function.vf_index)
+        expected = told(mark, found, port)
         for setting in found.differences(expected):
             actual = found.in_words(setting)
             yield Drift(_KINDS[setting], expected.in_words(setting), actual, f"the {setting} of the VF is {actual}")

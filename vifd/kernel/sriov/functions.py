@@ -11,22 +11,37 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from vifd.kernel import ops
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure, Uplink
+from vifd.kernel.nft.devices import Guards
 from vifd.kernel.sriov import use
 from vifd.kernel.sriov.binding import Binder
 from vifd.kernel.sriov.hardware import FunctionError, Hardware, wait_for
 from vifd.kernel.sriov.inventory import Function, allows
 from vifd.kernel.sriov.marks import Mark
 from vifd.kernel.sriov.nic import Netdev, Nic
-from vifd.kernel.sriov.settings import wanted
-from vifd.kernel.sriov.telling import Teller
+from vifd.kernel.sriov.representors import Representors
+from vifd.kernel.sriov.telling import Teller, told
 from vifd.model import Port
 
 T = TypeVar("T")
+
+
+class Representor(NamedTuple):
+    """A representor that is an endpoint's.
+
+    Args:
+        ifindex: its index.
+        ifname: the name that it is to have: the one that it was found with.
+    """
+
+    ifindex: int
+    ifname: str
 
 
 class Functions:
@@ -35,10 +50,11 @@ class Functions:
     Args:
         hardware: what there is to work with; or why there is nothing.
         nic: rtnetlink.
+        guard: what keeps VMs from pretending to be others, where representors are.
     """
 
-    def __init__(self, hardware: Hardware | str, nic: Nic) -> None:
-        self._prepared, self._nic = hardware, nic
+    def __init__(self, hardware: Hardware | str, nic: Nic, guard: Guards) -> None:
+        self._prepared, self._nic, self._guard = hardware, nic, guard
 
     def claim(self, op: ops.ClaimFunction, grant: FunctionGrant) -> int | Failure:
         """Take a VF that nobody has.
@@ -78,6 +94,10 @@ class Functions:
         """
         return self._tried(op.address, lambda: self._change(op, silent=silent))
 
+    def find_representor(self, endpoint_id: str, address: str) -> Representor | Failure:
+        """Find the representor of an endpoint's VF, whatever a plan says of it."""
+        return self._tried(address, lambda: self._find_representor(endpoint_id, address))
+
     def release(self, endpoint_id: str, address: str) -> Failure | None:
         """Give a VF back, if it is this endpoint's (still).
 
@@ -109,18 +129,24 @@ class Functions:
             _check_pf(pf, op.port)
             function = self._get(op.address)
             mark = self._hardware.marks.find(op.address)
+            representor = self._representors.find_wanted(function, grant)
             reason = use.find_user(self._hardware, self._nic, function) if mark is None else f"endpoint {mark.endpoint_id} has it"
+            if representor is not None:
+                reason = reason or self._representors.find_user(representor)
             if reason:
                 raise FunctionError(f"VF {op.address} is taken: {reason}", ops.TAKEN)
             before = self._teller.read(pf, function)
             override = self._hardware.bus.override(op.address)
-            driver = function.driver
+            port = None if representor is None else self._nic.describe(representor)
+            mark = Mark(op.endpoint_id, function.pf_address, function.driver, override, before, port)
             try:
-                self._hardware.marks.create(op.address, Mark(op.endpoint_id, function.pf_address, driver, override, before))
+                self._hardware.marks.create(op.address, mark)
             except FileExistsError as error:
                 raise FunctionError(f"VF {op.address} is taken: another vifd has it", ops.TAKEN) from error
+            if representor is not None:
+                self._representors.mark(representor, op.endpoint_id)
             self._hardware.bus.unbind(op.address)  # what is bound to a driver learns of its MAC only when it is bound anew
-            self._teller.tell(pf, function, wanted(op.port))
+            self._teller.tell(pf, function, told(mark, before, op.port))
             return op.port.mtu_bytes or pf.mtu_bytes
 
     def _bind(self, op: ops.BindFunction, port: Port | None, *, silent: bool) -> ops.FunctionMade:
@@ -131,7 +157,13 @@ class Functions:
             self._teller.check(pf, function, known)  # a driver that begins with a VF may have it forget
             if made.ifname and port is not None:
                 self._configure_netdev(made.ifname, pf, port, silent=silent)
-            return made
+            representor = "" if mark.representor is None else mark.representor.ifname
+            return msgspec.structs.replace(made, representor=representor)
+
+    def _find_representor(self, endpoint_id: str, address: str) -> Representor:
+        with self._own(endpoint_id, address) as (function, mark):
+            netdev = self._representors.get_own(function, mark)
+            return Representor(netdev.ifindex, mark.representor.ifname if mark.representor is not None else netdev.ifname)
 
     def _find_uplink(self, op: ops.BindFunction | ops.ChangeFunction) -> Uplink:
         with self._own(op.endpoint_id, op.address) as (function, _):
@@ -142,22 +174,22 @@ class Functions:
             return Uplink(netdev.ifname, netdev.ifindex, netdev.mtu_bytes, netdev.mac, netdev.up)
 
     def _change(self, op: ops.ChangeFunction, *, silent: bool) -> int:
-        with self._own(op.endpoint_id, op.address) as (function, _):
+        with self._own(op.endpoint_id, op.address) as (function, mark):
             pf = self._teller.get_pf(function)
             _check_pf(pf, op.port)
             try:
-                self._bring(function, pf, op.port, silent=silent)
+                self._bring(function, pf, mark, op.port, silent=silent)
             except FunctionError as error:
                 if op.before is not None:
                     try:
-                        self._bring(function, pf, op.before, silent=silent)
+                        self._bring(function, pf, mark, op.before, silent=silent)
                     except FunctionError as left:  # a check finds what is left of it
                         raise FunctionError(f"{error}; and it can't go back: {left}", ops.KERNEL, error.errno) from error
                 raise
             return op.port.mtu_bytes or pf.mtu_bytes
 
-    def _bring(self, function: Function, pf: Netdev, port: Port, *, silent: bool) -> None:
-        self._teller.tell(pf, function, wanted(port))
+    def _bring(self, function: Function, pf: Netdev, mark: Mark, port: Port, *, silent: bool) -> None:
+        self._teller.tell(pf, function, told(mark, self._teller.read(pf, function), port))
         if function.ifname:
             self._configure_netdev(function.ifname, pf, port, silent=silent)
 
@@ -200,13 +232,14 @@ class Functions:
 
     def _clean(self, function: Function, mark: Mark) -> None:
         hardware, address = self._hardware, function.address
+        self._representors.give_back(function, mark)  # first, so that what has the VF open still reaches nobody
         hardware.nodes.take_back(function)
         self._wait_until_closed(function)
         hardware.bus.unbind(address)
         hardware.bus.set_override(address, "")
         self._reset(address)
         pf = self._teller.get_pf(function)
-        self._teller.forget(pf, function, mark.settings)
+        self._teller.forget(pf, function, mark)
         if mark.driver and hardware.bus.has_driver(mark.driver):
             hardware.bus.probe(address, mark.driver)
             if not wait_for(lambda: hardware.bus.driver(address) == mark.driver, hardware.patience.device):
@@ -236,6 +269,10 @@ class Functions:
     @property
     def _teller(self) -> Teller:
         return Teller(self._hardware, self._nic)
+
+    @property
+    def _representors(self) -> Representors:
+        return Representors(self._hardware, self._nic, self._guard)
 
     @contextmanager
     def _own(self, endpoint_id: str, address: str) -> Iterator[tuple[Function, Mark]]:

@@ -16,6 +16,8 @@ from vifd.kernel.authority import FunctionGrant
 
 #: What a switch calls the port of a VF or of a scalable function (Documentation/networking/devlink/devlink-port.rst): no PF's.
 _REPRESENTOR = re.compile(r"(c\d+)?(pf\d+)?(vf|sf)\d+")
+#: The same of a VF of this host: one with a controller's number is of another host's, that the card is in as well.
+_OF_VF = re.compile(r"(pf\d+)?vf(\d+)")
 _IFF_UP = 1
 _VF_LINK, _UPPER = "virtfn", "upper_"
 
@@ -31,6 +33,7 @@ class PhysicalFunction(Struct, frozen=True):
         vf_count: how many it has.
         up: whether its netdev is set up.
         carrier: whether that has a link.
+        switchdev: whether its switch is in mode switchdev: the host has a representor for a VF. Without VFs nobody can tell.
     """
 
     address: str
@@ -40,6 +43,7 @@ class PhysicalFunction(Struct, frozen=True):
     vf_count: int
     up: bool
     carrier: bool
+    switchdev: bool = False
 
 
 class Function(Struct, frozen=True):
@@ -102,6 +106,7 @@ class Inventory:
             vf_count=_read_number(device / "sriov_numvfs", 0),
             up=bool(ifname) and bool(_read_number(netdev / "flags", 0) & _IFF_UP),
             carrier=bool(ifname) and _read_number(netdev / "carrier", 0) == 1,
+            switchdev=any(_vf_of(one) is not None for one in _list(device / "net")),
         )
 
     def explain_pf(self, name: str) -> str:
@@ -126,6 +131,17 @@ class Inventory:
         # Which number a VF has on its PF, that alone says, in the names of its links.
         index = next((index for index, device in self._vfs(pf.name).items() if device.name == address), -1)
         return self._function(self._device(address), index, _find_ifname(self._device(pf.name))) if index >= 0 else None
+
+    def find_representor(self, function: Function) -> str:
+        """Find the netdev of the port that a VF has at its NIC's switch; empty: there is none in this namespace.
+
+        By sysfs, which anybody may read: devlink tells it the mode of a switch to CAP_NET_ADMIN alone, and some drivers' switches
+        have an id in every mode (net/devlink/port.c, devlink_compat_phys_port_name_get and devlink_compat_switch_id_get).
+        """
+        netdevs = self._device(function.pf_address) / "net"
+        switch = _read(netdevs / function.pf_ifname / "phys_switch_id") if function.pf_ifname else ""
+        found = (path for path in _list(netdevs) if _vf_of(path) == function.vf_index)
+        return next((path.name for path in found if switch and _read(path / "phys_switch_id") == switch), "")
 
     def allowed(self, grant: FunctionGrant) -> list[Function]:
         """List the VFs that a network may use: those of its PFs that are here, but for the excluded ones."""
@@ -187,6 +203,33 @@ def allows(grant: FunctionGrant, address: str) -> bool:
 def _find_ifname(device: Path) -> str:
     """Give the netdev of a PCI function. A PF whose switch is in mode switchdev has its VFs' representors beside its own."""
     return next((path.name for path in _list(device / "net") if not _is_representor(path)), "")
+
+
+def explain_mode(name: str, pf: PhysicalFunction, bridge: str) -> str:
+    """Say why the mode of a PF's switch isn't what a network needs; empty: it is, or the PF has no VFs yet.
+
+    Args:
+        name: what to call the PF.
+        pf: the PF.
+        bridge: the bridge that the network has for representors; empty: none.
+    """
+    if pf.switchdev and not bridge:
+        return f"the switch of PF {name} is in mode switchdev: name the bridge that the representors of its VFs go to (bridge)"
+    if bridge and pf.vf_count and not pf.switchdev:
+        command = f"devlink dev eswitch set pci/{pf.address} mode switchdev"
+        return f"the switch of PF {name} isn't in mode switchdev, so no representor can go to bridge {bridge}: {command}"
+    return ""
+
+
+def is_representor_name(port_name: str) -> bool:
+    """Tell whether a switch calls the port of a VF of this host so."""
+    return _OF_VF.fullmatch(port_name) is not None
+
+
+def _vf_of(netdev: Path) -> int | None:
+    """Give the number of the VF whose representor a netdev is; None: it is no VF's of this host."""
+    found = _OF_VF.fullmatch(_read(netdev / "phys_port_name"))
+    return int(found[2]) if found is not None else None
 
 
 def _is_representor(netdev: Path) -> bool:

@@ -26,7 +26,23 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAXIMUM_BYTES = 4096
 
 
-class Mark(Struct, frozen=True, forbid_unknown_fields=True):
+class RepresentorMark(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of a VF's representor as it was found.
+
+    Args:
+        ifname: its name, which it keeps.
+        alias: its ifalias.
+        mtu_bytes: its MTU.
+        ipv6_mode: how it makes its IPv6 link-local address (linux/if_link.h, IN6_ADDR_GEN_MODE_*).
+    """
+
+    ifname: str
+    alias: str
+    mtu_bytes: int
+    ipv6_mode: int
+
+
+class Mark(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is known of a VF that vifd has taken.
 
     Args:
@@ -35,6 +51,7 @@ class Mark(Struct, frozen=True, forbid_unknown_fields=True):
         driver: what it was bound to; empty: nothing.
         driver_override: which driver alone might have it; empty: any.
         settings: what its PF had been told of it.
+        representor: what its endpoint is attached through; None: the VF alone.
     """
 
     endpoint_id: str
@@ -42,6 +59,7 @@ class Mark(Struct, frozen=True, forbid_unknown_fields=True):
     driver: str
     driver_override: str
     settings: VfSettings
+    representor: RepresentorMark | None = None
 
 
 class MarksError(Exception):

@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 
 from pyroute2 import IPRoute
 
-from vifd.kernel import ipv6, netlink
+from vifd.kernel import ifb, ipv6, limits, names, netlink
 from vifd.kernel.netlink import IFF_UP, Ifla, Reply, RtnlSocket
+from vifd.kernel.sriov.marks import RepresentorMark
 from vifd.kernel.sriov.settings import Setting, VfSettings, read_vf, set_vf
 
 
@@ -57,6 +58,18 @@ class Nic(Protocol):
 
     def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool, silent: bool = False) -> Reply:
         """Give a netdev its MAC and MTU, and set it up, or down; the host has no IPv6 address by it; if silent, no IPv6."""
+
+    def describe(self, netdev: Netdev) -> RepresentorMark:
+        """Give what `restore` brings a representor back to."""
+
+    def mark(self, netdev: Netdev, endpoint_id: str) -> Reply:
+        """Say of a representor whose it is."""
+
+    def detach(self, netdev: Netdev, endpoint_id: str) -> Reply:
+        """Set a representor down, take it off its bridge, and its limits off it."""
+
+    def restore(self, netdev: Netdev, endpoint_id: str, before: RepresentorMark) -> Reply:
+        """Bring a representor that is down back to what it was, its mark last."""
 
 
 class RtnlNic:
@@ -125,3 +138,45 @@ class RtnlNic:
             except ipv6.SettingError as error:
                 return Reply(error.errno, str(error))
         return reply if reply.errno else self._rtnl.ask(netlink.set_link(netdev.ifindex, b"", up=up))
+
+    def describe(self, netdev: Netdev) -> RepresentorMark:
+        """See Nic."""
+        return RepresentorMark(netdev.ifname, netdev.alias, netdev.mtu_bytes, ipv6.address_mode(netdev.ifname))
+
+    def mark(self, netdev: Netdev, endpoint_id: str) -> Reply:
+        """See Nic."""
+        named = self._rtnl.ask(netlink.add_altname(netdev.ifindex, names.altname(endpoint_id)))
+        if named.errno not in (0, errno.EEXIST):
+            return named
+        return self._rtnl.ask(netlink.set_link(netdev.ifindex, netlink.text(Ifla.IFALIAS, names.mark(endpoint_id))))
+
+    def detach(self, netdev: Netdev, endpoint_id: str) -> Reply:
+        """See Nic."""
+        # Down first: without a bridge, the host would take what the VM sends for its own.
+        alone = netlink.set_link(netdev.ifindex, netlink.number(Ifla.MASTER, 0))
+        steps = [netlink.set_link(netdev.ifindex, b"", up=False), alone]
+        replies = self._rtnl.exchange([*steps, *limits.removal(netdev.ifindex, ingress=True, egress=True)])
+        spare = ifb.find(self._rtnl, [endpoint_id])
+        self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in spare.values()])
+        failed = [one for i, one in enumerate(replies) if one.errno and (i < len(steps) or one.errno not in limits.ABSENT)]
+        return failed[0] if failed else replies[0]
+
+    def restore(self, netdev: Netdev, endpoint_id: str, before: RepresentorMark) -> Reply:
+        """See Nic."""
+        if netdev.ifname != before.ifname:
+            reply = self._rtnl.ask(netlink.set_link(netdev.ifindex, netlink.text(Ifla.IFNAME, before.ifname)))
+            if reply.errno not in (0, errno.EEXIST):  # another has the name by now
+                return reply
+        # Alone: a device whose MTU was below IPv6's least has no IPv6 that another message could be about.
+        steps = [netlink.set_link(netdev.ifindex, netlink.number(Ifla.MTU, before.mtu_bytes))]
+        if ipv6.is_possible(before.mtu_bytes):
+            steps.append(netlink.set_link(netdev.ifindex, netlink.ipv6_mode(before.ipv6_mode)))
+        replies = self._rtnl.exchange(steps)
+        if failed := next((reply for reply in replies if reply.errno), None):
+            return failed
+        renamed = self._rtnl.ask(netlink.delete_altname(netdev.ifindex, names.altname(endpoint_id)))
+        # EINVAL: somebody has taken the name from it (net/core/rtnetlink.c, rtnl_alt_ifname).
+        if renamed.errno not in (0, errno.EINVAL, errno.ENOENT):
+            return renamed
+        alias = netlink.text(Ifla.IFALIAS, before.alias) if before.alias else netlink.attribute(Ifla.IFALIAS, b"")
+        return self._rtnl.ask(netlink.set_link(netdev.ifindex, alias))

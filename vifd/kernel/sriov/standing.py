@@ -1,23 +1,52 @@
-"""Macvtaps on VFs, as plans have them: a macvtap stands on the plan's own VF, has it for itself, and is the same port."""
+"""What plans with a VF have beside it: a macvtap that stands on it and is the same port, or its representor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from vifd.kernel import ops
-from vifd.model import MacvtapMode, PciHostDriver, Port
+from vifd.kernel import names, ops
+from vifd.model import Kind, MacvtapMode, PciHostDriver, Port
 
 T = TypeVar("T", bound=ops.Operation)
+FunctionOperation = ops.ClaimFunction | ops.BindFunction | ops.ChangeFunction
+_StandingOperation = ops.CreateMacvtap | ops.EnsureNode | ops.ConfigurePort | ops.ChangePort
 
 
-def find_problem(plan: ops.Plan) -> str:
+def find_problem(plan: ops.Plan, of_vf: Sequence[FunctionOperation], *, bridged: bool) -> str:
     """Say what is wrong with what a plan with a VF does beside that; empty: nothing.
 
     Args:
-        plan: its operations are each there at most once; those with VFs are of one endpoint and network.
+        plan: its operations are each there at most once.
+        of_vf: those with the VF; they are of one endpoint and network.
+        bridged: whether the network has a bridge for representors of its VFs.
     """
-    return next(_problems(plan), "")
+    others = [operation for operation in plan if not isinstance(operation, FunctionOperation)]
+    if bridged:
+        return _problem_of_representor(others, of_vf)
+    return next(_problems_of_identity(others, of_vf[0]), "") or next(_problems(plan), "")
+
+
+def _problem_of_representor(others: Sequence[ops.Operation], of_vf: Sequence[FunctionOperation]) -> str:
+    """Say what a plan has beside its VF that isn't its representor on the network's bridge, as the VF is to be."""
+    network, endpoint_id, first = of_vf[0].network, of_vf[0].endpoint_id, of_vf[0]
+    if isinstance(first, ops.BindFunction):
+        return "a VF with what its network has not" if others else ""
+    expected: list[ops.Operation] = [ops.EnsureBridge(network), ops.ConfigurePort(endpoint_id, "", network, first.port)]
+    if isinstance(first, ops.ChangeFunction):
+        expected[1:] = [ops.ChangePort(endpoint_id, "", network, "", first.before, first.port)]
+    return "" if list(others) == expected else "a VF with something else than its representor"
+
+
+def _problems_of_identity(others: Sequence[ops.Operation], of_vf: FunctionOperation) -> Iterator[str]:
+    """Say what is no macvtap of the VF's endpoint and network; whose the endpoint's id is, is checked already."""
+    for operation in others:
+        if not isinstance(operation, _StandingOperation) or operation.endpoint_id != of_vf.endpoint_id:
+            yield "two devices in one plan"
+        elif operation.ifname != names.device_name(Kind.MACVTAP, of_vf.endpoint_id):
+            yield f"{operation.ifname!r} is not the name of {of_vf.endpoint_id}'s macvtap"
+        elif not isinstance(operation, ops.EnsureNode) and operation.network != of_vf.network:
+            yield "two networks in one plan"
 
 
 def _problems(plan: ops.Plan) -> Iterator[str]:

@@ -9,8 +9,10 @@ import msgspec
 from vifd.kernel import names, ops
 from vifd.kernel.sriov.hardware import FunctionError, Hardware, wait_for
 from vifd.kernel.sriov.inventory import Function
+from vifd.kernel.sriov.marks import Mark
 from vifd.kernel.sriov.nic import Netdev, Nic
-from vifd.kernel.sriov.settings import NO_MAC, Setting, VfSettings
+from vifd.kernel.sriov.settings import NO_MAC, Setting, VfSettings, wanted
+from vifd.model import Port
 
 _REASONS = {
     (Setting.VLAN, errno.EPROTONOSUPPORT): "its NIC tags 802.1q alone",
@@ -72,20 +74,23 @@ class Teller:
             words = f"PF {pf.ifname} takes the {setting} of a VF and doesn't keep it: it is {found.in_words(setting)}"
             raise FunctionError(f"{words} instead of {wanted.in_words(setting)}", ops.NOT_READY)
 
-    def forget(self, pf: Netdev, function: Function, before: VfSettings) -> None:
+    def forget(self, pf: Netdev, function: Function, mark: Mark) -> None:
         """Bring what a PF knows of a VF to what it is for a VF that nobody has.
 
         Args:
             pf: the PF.
             function: the VF.
-            before: what it knew before vifd had it. Where a driver has no spoof check at all, it is as it was.
+            mark: says what it knew before vifd had it. Where a driver has no spoof check at all, it is as it was.
 
         Raises:
             FunctionError: the PF refuses, or doesn't keep to it.
             OSError: it doesn't say.
         """
+        found, before = self.read(pf, function), mark.settings
         blank = VfSettings(spoof_check=None if before.spoof_check is None else True)
-        if Setting.MAC in self.read(pf, function).differences(blank):
+        if mark.representor is not None:
+            blank = msgspec.structs.replace(found, mac=NO_MAC)
+        if Setting.MAC in found.differences(blank):
             reply = self._nic.set_vf(pf, function.vf_index, Setting.MAC, blank)
             if reply.errno or self.read(pf, function).mac != NO_MAC:
                 # Some take no MAC of zeroes: then what it had, or one that is nobody's.
@@ -112,3 +117,15 @@ class Teller:
         if not wait_for(has_carrier, self._hardware.patience.carrier):
             words = f"PF {pf.ifname} has no link, without which it takes no rate for a VF; see to its cable"
             raise FunctionError(words, ops.NOT_READY)
+
+
+def told(mark: Mark, found: VfSettings, port: Port) -> VfSettings:
+    """Give what a PF is to know of a VF that is an endpoint's.
+
+    Args:
+        mark: the VF's. Of one with a representor it is told the MAC alone: the rest is the representor's to keep, and drivers
+            refuse it.
+        found: what it knows.
+        port: what the VF is to be like.
+    """
+    return wanted(port) if mark.representor is None else msgspec.structs.replace(found, mac=port.mac)

@@ -29,7 +29,28 @@ def find_user(hardware: Hardware, nic: Nic, function: Function) -> str:
         return _find_vfio_user(hardware, function)
     if not function.ifname:
         return f"it is bound to {function.driver} and has no netdev here: another network namespace or a program has it"
-    return _find_netdev_user(hardware, nic, function.ifname)
+    return find_netdev_user(hardware, nic, function.ifname)
+
+
+def find_netdev_user(hardware: Hardware, nic: Nic, ifname: str, what: str = "netdev") -> str:
+    """Say what somebody does with a netdev that isn't vifd's; empty: nothing.
+
+    Args:
+        hardware: what there is to look at.
+        nic: rtnetlink.
+        ifname: the netdev.
+        what: what to call it.
+    """
+    netdev = nic.find_netdev(ifname)
+    if netdev is None:
+        return f"its {what} {ifname} goes away just now"
+    if netdev.up:
+        return f"its {what} {ifname} is up"
+    if netdev.master:
+        return f"its {what} {ifname} belongs to a bridge, a bond or another such device"
+    if upper := hardware.inventory.find_upper(ifname):
+        return f"{upper} stands on its {what} {ifname}"
+    return f"its {what} {ifname} has an address" if nic.has_addresses(netdev.ifindex) else ""
 
 
 def _find_vfio_user(hardware: Hardware, function: Function) -> str:
@@ -41,16 +62,3 @@ def _find_vfio_user(hardware: Hardware, function: Function) -> str:
     except OSError as error:
         words = NOT_PERMITTED if error.errno == errno.EPERM else f"it can't be opened: {os.strerror(error.errno or 0)}"
         raise FunctionError(words, ops.NOT_READY, error.errno or 0) from error
-
-
-def _find_netdev_user(hardware: Hardware, nic: Nic, ifname: str) -> str:
-    netdev = nic.find_netdev(ifname)
-    if netdev is None:
-        return f"its netdev {ifname} goes away just now"
-    if netdev.up:
-        return f"its netdev {ifname} is up"
-    if netdev.master:
-        return f"its netdev {ifname} belongs to a bridge, a bond or another such device"
-    if upper := hardware.inventory.find_upper(ifname):
-        return f"{upper} stands on its netdev {ifname}"
-    return f"its netdev {ifname} has an address" if nic.has_addresses(netdev.ifindex) else ""

@@ -99,7 +99,7 @@ def _location(session: Session) -> None:
     for field in ("ifname", "bridge_name", "port_name", "address", "socket_path", "device_path"):
         if field in location.DESCRIPTOR.fields_by_name and field not in may_be_empty:
             expect_true(field, getattr(location, field), condition=bool(getattr(location, field)), expected="a name")
-    for field in ("ifname", "bridge_name"):
+    for field in ("ifname", "bridge_name", "representor"):
         name = getattr(location, field, "")
         expect_true(field, name, condition=len(name.encode()) <= _NAME_BYTES, expected="at most 15 bytes")
     if "queues" in location.DESCRIPTOR.fields_by_name:

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import ID, endpoint_id
-from tests.support.sriov_host import FakeHost, FakeNic, vf_address
+from tests.support.sriov_host import FakeHost, FakeNic, no_guards, vf_address
 from vifd.kernel import names
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.ops import BindFunction, ClaimFunction, FunctionMade
@@ -28,7 +28,7 @@ NAME = names.device_name(Kind.PCI, ID)
 
 
 def make(host: FakeHost, bind: BindFunction = BIND) -> None:
-    own = Functions(host.open(), FakeNic(host))
+    own = Functions(host.open(), FakeNic(host), no_guards())
     assert own.claim(CLAIM, FunctionGrant(("eth0",))) == 1500
     assert isinstance(own.bind(bind, PORT), FunctionMade)
 
@@ -106,7 +106,7 @@ def test_a_netdev_that_its_user_moved_elsewhere_is_no_drift(host: FakeHost) -> N
 
 
 def test_a_vf_that_is_anothers_by_now_is_missing(host: FakeHost) -> None:
-    own = Functions(host.open(), FakeNic(host))
+    own = Functions(host.open(), FakeNic(host), no_guards())
     own.claim(replace(CLAIM, endpoint_id=endpoint_id(1)), FunctionGrant(("eth0",)))
     (drift,) = drifts(host)
     assert drift.kind is DriftKind.DEVICE_MISSING

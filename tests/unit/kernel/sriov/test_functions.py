@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import ID, endpoint_id
-from tests.support.sriov_host import PFS, FakeHost, FakeNic, Killed, vf_address
+from tests.support.sriov_host import PFS, FakeHost, FakeNic, Killed, no_guards, vf_address
 from vifd.kernel import names, ops
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure
@@ -32,7 +32,7 @@ CHANGE = ChangeFunction(ID, "net", VF, PORT, replace(PORT, vlan=Vlan(8), link_up
 
 def functions(host: FakeHost) -> Functions:
     """What a helper has that just began."""
-    return Functions(host.open(), FakeNic(host))
+    return Functions(host.open(), FakeNic(host), no_guards())
 
 
 def make(host: FakeHost, claim: ClaimFunction = CLAIM, bind: BindFunction = BIND) -> FunctionMade | Failure:
@@ -428,7 +428,7 @@ def test_a_mac_that_cant_be_zeroed_is_somebody_elses_no_more(host: FakeHost) -> 
 
 
 def test_where_there_is_nothing_to_work_with_nothing_is_an_endpoints() -> None:
-    own = Functions("the first SR-IOV network takes a restart", FakeNic(None))
+    own = Functions("the first SR-IOV network takes a restart", FakeNic(None), no_guards())
     assert refused(own.claim(CLAIM, GRANT)) == "the first SR-IOV network takes a restart"
     assert own.release(ID, VF) is None
 

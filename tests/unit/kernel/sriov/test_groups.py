@@ -9,15 +9,13 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import endpoint_id
-from tests.support.sriov_host import FakeHost, FakeNic, vf_address
+from tests.support.sriov_host import FakeHost, FakeNic, no_guards, vf_address
 from vifd.kernel import ops
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.limits import Support
 from vifd.kernel.making import Devices, Maker
 from vifd.kernel.netlink import RtnlSocket
-from vifd.kernel.nft.devices import Guards
-from vifd.kernel.nft.guard import NoGuard
 from vifd.kernel.nft.nat import NoNatTable
 from vifd.kernel.ops import BindFunction, ChangeFunction, ClaimFunction, Made, Plan, Refusal
 from vifd.kernel.publics import Publics
@@ -32,9 +30,9 @@ FIRST, SECOND, THIRD = vf_address("eth0", 0), vf_address("eth0", 1), vf_address(
 @pytest.fixture
 def maker(host: FakeHost) -> Iterator[Maker]:
     """What carries plans out, on a kernel that has nothing but VFs."""
-    rtnl, nothing = RtnlSocket(), NoGuard("no nftables here")
-    devices = Devices(Macvtaps(rtnl, "no nodes here"), Functions(host.open(), FakeNic(host)))
-    yield Maker(rtnl, Guards(nothing, nothing), Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
+    rtnl, guards = RtnlSocket(), no_guards()
+    devices = Devices(Macvtaps(rtnl, "no nodes here"), Functions(host.open(), FakeNic(host), guards))
+    yield Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
     rtnl.close()
 
 

@@ -12,15 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import ID, endpoint_id
-from tests.support.sriov_host import PFS, FakeHost, FakeNic, vf_address
+from tests.support.sriov_host import PFS, FakeHost, FakeNic, no_guards, vf_address
 from vifd.kernel import names, ops
 from vifd.kernel.authority import BridgeGrant, FunctionGrant, UplinkGrant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.limits import Support
 from vifd.kernel.making import Devices, Maker
 from vifd.kernel.netlink import RtnlSocket
-from vifd.kernel.nft.devices import Guards
-from vifd.kernel.nft.guard import NoGuard
 from vifd.kernel.nft.nat import NoNatTable
 from vifd.kernel.ops import (
     BindFunction,
@@ -218,7 +216,7 @@ def host(tmp_path: Any) -> Iterator[FakeHost]:
     """A host whose second VF is a neighbour's, who lives."""
     with closing(FakeHost(tmp_path, vfs=3)) as host:
         host.sysfs.add_function("0000:00:1f.2", driver="ahci")
-        own = Functions(host.open(), FakeNic(host))
+        own = Functions(host.open(), FakeNic(host), no_guards())
         port = replace(PORT, mac="52:54:00:00:00:07")
         assert own.claim(ClaimFunction(NEIGHBOUR, "net", THEIRS, port), AUTHORITY["net"]) == 1500
         own.bind(BindFunction(NEIGHBOUR, "net", THEIRS, PciHostDriver.VFIO, 1007, None), None)
@@ -229,9 +227,9 @@ def host(tmp_path: Any) -> Iterator[FakeHost]:
 @pytest.fixture
 def maker(host: FakeHost) -> Iterator[Maker]:
     """What carries plans out, on a kernel that has nothing but VFs."""
-    rtnl, nothing = RtnlSocket(), NoGuard("no nftables here")
-    devices = Devices(Macvtaps(rtnl, ""), Functions(host.open(), FakeNic(host)))
-    yield Maker(rtnl, Guards(nothing, nothing), Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
+    rtnl, guards = RtnlSocket(), no_guards()
+    devices = Devices(Macvtaps(rtnl, ""), Functions(host.open(), FakeNic(host), guards))
+    yield Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
     rtnl.close()
 
 
@@ -265,7 +263,7 @@ def test_a_hundred_hostile_plans_take_no_effect(host: FakeHost, maker: Maker, se
 @pytest.mark.parametrize("address", [a for a in ADDRESSES if a != THEIRS])
 def test_nothing_is_given_back_that_isnt_an_endpoints(host: FakeHost, address: str) -> None:
     before = host.snapshot()
-    own = Functions(host.open(), FakeNic(host))
+    own = Functions(host.open(), FakeNic(host), no_guards())
     own.release(NEIGHBOUR, address)
     own.release(ID, THEIRS)
     assert (host.steps, host.snapshot()) == ([], before)

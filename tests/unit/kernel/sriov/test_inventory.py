@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.sysfs import FakeSysfs
 from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, is_address
+from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, explain_mode, is_address
 
 PF, VF0, VF1 = "0000:01:00.0", "0000:01:10.0", "0000:01:10.2"
 
@@ -88,6 +88,42 @@ def test_a_representor_is_no_netdev_of_the_pf(sysfs: FakeSysfs, inventory: Inven
     found = inventory.find_pf(PF)
     assert found is not None
     assert found.ifname == "eth0"
+
+
+def add_port(sysfs: FakeSysfs, ifname: str, port_name: str, switch: str = "5a", pf: str = PF) -> None:
+    """Add a port of a card's switch."""
+    netdev = sysfs.device(pf) / "net" / ifname
+    if not netdev.exists():
+        sysfs.add_netdev(pf, ifname, up=False)
+    (netdev / "phys_port_name").write_text(f"{port_name}\n")
+    (netdev / "phys_switch_id").write_text(f"{switch}\n")
+
+
+def test_a_representor_is_found_by_its_pf_its_switch_and_its_number(sysfs: FakeSysfs, inventory: Inventory) -> None:
+    for ifname, port_name in (("eth0", "p0"), ("a1", "pf0vf1"), ("a10", "pf0vf10"), ("b0", "c1pf0vf0"), ("c0", "pf0sf0")):
+        add_port(sysfs, ifname, port_name)
+    first, second = (inventory.find(address) for address in (VF0, VF1))
+    assert first is not None
+    assert second is not None
+    assert (inventory.find_representor(first), inventory.find_representor(second)) == ("", "a1")
+    add_port(sysfs, "d0", "pf0vf0", "other")
+    assert inventory.find_representor(first) == ""
+    add_port(sysfs, "d0", "pf0vf0")
+    assert inventory.find_representor(first) == "d0"
+
+
+def test_a_switch_that_has_an_id_but_no_representor_is_in_legacy_mode(sysfs: FakeSysfs, inventory: Inventory) -> None:
+    add_port(sysfs, "eth0", "p0")
+    add_port(sysfs, "b0", "c1pf0vf0")
+    found = inventory.find_pf("eth0")
+    assert found is not None
+    assert (found.switchdev, explain_mode("eth0", found, "")) == (False, "")
+    assert "isn't in mode switchdev" in explain_mode("eth0", found, "br0")
+    add_port(sysfs, "a1", "pf0vf1")
+    found = inventory.find_pf("eth0")
+    assert found is not None
+    assert (found.switchdev, explain_mode("eth0", found, "br0")) == (True, "")
+    assert "name the bridge" in explain_mode("eth0", found, "")
 
 
 @pytest.mark.parametrize(

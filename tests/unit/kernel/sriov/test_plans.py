@@ -10,13 +10,15 @@ from tests.support.plans import configure
 from tests.support.sriov_host import vf_address
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant, FunctionGrant, PlanRejectedError, UplinkGrant, check_plan
-from vifd.kernel.ops import BindFunction, ChangeFunction, ClaimFunction, CreateTap, EnsureBridge, Plan
+from vifd.kernel.ops import BindFunction, ChangeFunction, ChangePort, ClaimFunction, ConfigurePort, CreateTap, EnsureBridge, Plan
 from vifd.model import Kind, Limits, PciHostDriver, Port, RateLimit, Vlan, VlanProtocol
 
 VF = vf_address("eth0", 0)
 AUTHORITY = {
     "net": FunctionGrant(("eth0",)),
     "seven": FunctionGrant(("eth0",), vlan=7),
+    "wide": FunctionGrant(("eth0",), bridge=BridgeGrant("br-wide")),
+    "apart": FunctionGrant(("eth0",), bridge=BridgeGrant("br-apart", "eth9", vlan=9)),
     "blue": BridgeGrant("br-blue"),
     "lan": UplinkGrant("eth1"),
 }
@@ -112,3 +114,73 @@ def test_what_no_vf_can_be_is_rejected_also_as_what_it_was(port: Port, words: st
 @pytest.mark.parametrize("port", [PORT, replace(PORT, vlan=Vlan(8))])
 def test_a_networks_vlan_is_that_of_its_vfs(port: Port) -> None:
     assert rejected(replace(CLAIM, network="seven", port=port)) == "a VF outside its network's VLAN"
+
+
+# --- with a representor
+
+GUARDED = Port(
+    PORT.mac,
+    guard_enabled=True,
+    isolated=True,
+    addresses=("192.0.2.7",),
+    vlan=Vlan(trunk_vids=(7, 8)),
+    limits=Limits(from_vm=RateLimit(rate_pps=1), to_vm=RateLimit(rate_bps=1)),
+)
+ENSURE = EnsureBridge("wide")
+TAKE, TIE = ClaimFunction(ID, "wide", VF, GUARDED), replace(BIND, network="wide")
+PUT = ConfigurePort(ID, "", "wide", GUARDED)
+MOVE, TELL = ChangePort(ID, "", "wide", "", PORT, GUARDED), ChangeFunction(ID, "wide", VF, PORT, GUARDED)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [(ENSURE, TAKE, TIE, PUT), (ENSURE, MOVE, TELL), (TIE,), (ENSURE, replace(MOVE, before=None), replace(TELL, before=None))],
+)
+def test_a_vf_of_a_network_with_a_bridge_has_what_a_port_has(plan: Plan) -> None:
+    check_plan(plan, AUTHORITY)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        (TAKE, TIE),
+        (ENSURE, TAKE, TIE),
+        (TAKE, TIE, PUT),
+        (TELL,),
+        (MOVE, TELL),
+        (ENSURE, TIE),
+        (ENSURE, TAKE, TIE, replace(PUT, ifname="eth1")),
+        (ENSURE, TAKE, TIE, replace(PUT, ifname=names.device_name(Kind.TAP, ID))),
+        (ENSURE, TAKE, TIE, replace(PUT, port=replace(GUARDED, guard_enabled=False))),
+        (ENSURE, TAKE, TIE, replace(PUT, endpoint_id=endpoint_id(1))),
+        (ENSURE, TAKE, TIE, replace(PUT, network="blue")),
+        (replace(ENSURE, network="blue"), TAKE, TIE, PUT),
+        (ENSURE, replace(MOVE, ifname="eth1"), TELL),
+        (ENSURE, replace(MOVE, mac="fe:54:00:12:34:56"), TELL),
+        (ENSURE, replace(MOVE, before=GUARDED), TELL),
+        (ENSURE, replace(MOVE, port=PORT), TELL),
+        (ENSURE, TAKE, TIE, PUT, MOVE),
+        (ENSURE, TAKE, CreateTap(ID, names.device_name(Kind.TAP, ID), "fe:54:00:12:34:56", 1000, None, 1, vnet_hdr=True), PUT),
+    ],
+)
+def test_it_has_nothing_else(plan: Plan) -> None:
+    assert rejected(*plan) in ("a VF with something else than its representor", "a VF with what its network has not")
+
+
+@pytest.mark.parametrize(
+    ("network", "port", "words"),
+    [
+        ("wide", replace(GUARDED, mac="01:00:5e:00:00:01"), "the VM's MAC"),
+        ("wide", replace(GUARDED, public_addresses=("198.51.100.7",)), "a public address"),
+        ("wide", replace(GUARDED, vlan=Vlan(4095)), "a VLAN that is not 1 to 4094"),
+        ("apart", replace(GUARDED, vlan=Vlan(7)), "on a bridge that is one"),
+    ],
+)
+def test_its_port_is_checked_as_every_other(network: str, port: Port, words: str) -> None:
+    take, put = replace(TAKE, network=network, port=port), replace(PUT, network=network, port=port)
+    assert words in rejected(EnsureBridge(network), take, replace(TIE, network=network), put)
+
+
+@pytest.mark.parametrize("port", [replace(PUT, ifname=""), replace(MOVE, network="blue"), replace(PUT, network="blue")])
+def test_no_plan_without_a_vf_has_a_representor(port: ConfigurePort | ChangePort) -> None:
+    assert rejected(EnsureBridge(port.network), port)

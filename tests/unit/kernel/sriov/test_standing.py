@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.messages import ID, endpoint_id
-from tests.support.sriov_host import FakeHost, FakeNic, vf_address
+from tests.support.sriov_host import FakeHost, FakeNic, no_guards, vf_address
 from vifd.kernel import names, ops
 from vifd.kernel.authority import FunctionGrant, PlanRejectedError, UplinkGrant, check_plan
 from vifd.kernel.direct import Macvtaps
@@ -16,8 +16,6 @@ from vifd.kernel.limits import Support
 from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.making import Devices, Maker
 from vifd.kernel.netlink import RtnlSocket
-from vifd.kernel.nft.devices import Guards
-from vifd.kernel.nft.guard import NoGuard
 from vifd.kernel.nft.nat import NoNatTable
 from vifd.kernel.ops import (
     BindFunction,
@@ -58,13 +56,13 @@ PLAN = (CLAIM, BIND, CREATE, NODE, CONFIGURE)
 AFTER = replace(PORT, vlan=None, mtu_bytes=1400, link_up=False)
 OF_VF = ChangeFunction(ID, "net", VF, below_macvtap(PORT), below_macvtap(AFTER))
 OF_MACVTAP = ChangePort(ID, NAME, "net", MAC, PORT, AFTER)
-CHANGE = (OF_VF, NODE, OF_MACVTAP)
+CHANGE = (NODE, OF_MACVTAP, OF_VF)
 TAP = CreateTap(ID, names.device_name(Kind.TAP, ID), "fe:54:00:12:34:56", 1000, None, 1, vnet_hdr=True)
 OTHER = endpoint_id(7)
 
 
 @pytest.mark.parametrize(
-    "plan", [PLAN, PLAN[:4], CHANGE, (OF_VF, OF_MACVTAP), (replace(OF_VF, before=None), NODE, replace(OF_MACVTAP, before=None))]
+    "plan", [PLAN, PLAN[:4], CHANGE, CHANGE[1:], (NODE, replace(OF_MACVTAP, before=None), replace(OF_VF, before=None))]
 )
 def test_what_a_driver_would_plan_passes(plan: Plan) -> None:
     check_plan(plan, AUTHORITY)
@@ -112,7 +110,7 @@ def test_a_macvtap_stands_on_the_plans_own_vf_alone(plan: Plan, words: str) -> N
     ],
 )
 def test_a_macvtap_and_its_vf_are_one_port(port: Port, words: str) -> None:
-    for plan in ((*PLAN[:4], replace(CONFIGURE, port=port)), (replace(OF_VF, port=OF_VF.before), replace(OF_MACVTAP, port=port))):
+    for plan in ((*PLAN[:4], replace(CONFIGURE, port=port)), (replace(OF_MACVTAP, port=port), replace(OF_VF, port=OF_VF.before))):
         with pytest.raises(PlanRejectedError, match=words):
             check_plan(plan, AUTHORITY)
 
@@ -121,10 +119,10 @@ def test_a_macvtap_and_its_vf_are_one_port(port: Port, words: str) -> None:
     ("plan", "words"),
     [
         ((OF_MACVTAP,), "EnsureBridge|no bridge"),
-        ((OF_VF, replace(OF_MACVTAP, before=None)), "a macvtap that changes without its VF"),
+        ((replace(OF_MACVTAP, before=None), OF_VF), "a macvtap that changes without its VF"),
         ((BIND, OF_MACVTAP), "a macvtap that changes without its VF"),
-        ((OF_VF, replace(OF_MACVTAP, mac="52:54:00:12:34:57")), "MAC '52:54:00:12:34:57'"),
-        ((OF_VF, replace(OF_MACVTAP, before=replace(PORT, vlan=Vlan(8)))), "a macvtap and its VF that differ"),
+        ((replace(OF_MACVTAP, mac="52:54:00:12:34:57"), OF_VF), "MAC '52:54:00:12:34:57'"),
+        ((replace(OF_MACVTAP, before=replace(PORT, vlan=Vlan(8))), OF_VF), "a macvtap and its VF that differ"),
     ],
 )
 def test_a_macvtap_changes_with_its_vf(plan: Plan, words: str) -> None:
@@ -179,11 +177,9 @@ def rtnl() -> Iterator[RtnlSocket]:
 
 
 def maker(host: FakeHost, macvtaps: Macvtaps, rtnl: RtnlSocket) -> Maker:
-    nothing = NoGuard("no nftables here")
-    devices = Devices(macvtaps, Functions(host.open(), FakeNic(host)))
-    return Maker(
-        rtnl, Guards(nothing, nothing), Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable())
-    )
+    guards = no_guards()
+    devices = Devices(macvtaps, Functions(host.open(), FakeNic(host), guards))
+    return Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
 
 
 def test_it_stands_on_the_netdev_that_sysfs_shows_of_the_vf_and_goes_before_the_vf_does(host: FakeHost, rtnl: RtnlSocket) -> None:
@@ -218,7 +214,7 @@ def test_where_no_node_can_be_made_no_vf_is_touched(host: FakeHost, rtnl: RtnlSo
 
 
 def test_a_netdev_that_is_another_namespaces_is_none(host: FakeHost, rtnl: RtnlSocket) -> None:
-    one = Functions(host.open(), FakeNic(host))
+    one = Functions(host.open(), FakeNic(host), no_guards())
     assert one.claim(CLAIM, AUTHORITY["net"]) == 1500
     one.bind(BIND, CLAIM.port)
     found = one.find_uplink(BIND)
@@ -229,7 +225,7 @@ def test_a_netdev_that_is_another_namespaces_is_none(host: FakeHost, rtnl: RtnlS
 
 
 def test_a_change_that_its_macvtap_cant_follow_is_undone_at_the_vf(host: FakeHost, rtnl: RtnlSocket) -> None:
-    one = Functions(host.open(), FakeNic(host))
+    one = Functions(host.open(), FakeNic(host), no_guards())
     one.claim(CLAIM, AUTHORITY["net"])
     one.bind(BIND, CLAIM.port)
     before = host.snapshot()
