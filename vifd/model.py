@@ -149,10 +149,14 @@ class TapPreference(Struct, frozen=True, tag="tap"):
 
 
 class MacvtapPreference(Struct, frozen=True, tag="macvtap"):
-    """Accepts a macvtap."""
+    """Accepts a macvtap.
+
+    Args:
+        mode: None: the network's choice.
+    """
 
     kind: ClassVar = Kind.MACVTAP
-    mode: MacvtapMode = MacvtapMode.BRIDGE
+    mode: MacvtapMode | None = None
     queues: int = 1
     vnet_hdr: bool = True
 

@@ -29,7 +29,7 @@ from tests.unit.client.hypervisors.examples import (
     without_link,
 )
 from vifclient import Client
-from vifclient.hypervisors import cloud_hypervisor, firecracker, libvirt, qemu, qmp
+from vifclient.hypervisors import cloud_hypervisor, firecracker, libvirt, qemu, qemu_pci, qmp
 from vifclient.messages import Endpoint, EndpointPreference, PciHostDriver, RequestEndpointRequest, VlanSpec
 
 QEMU = ["qemu-system-x86_64", "-machine", "q35", "-nodefaults", "-display", "none", "-S"]
@@ -76,6 +76,23 @@ def test_a_qemu_says_what_it_can_do() -> None:
     shown = subprocess.run([QEMU[0], "--version"], capture_output=True, text=True, check=True).stdout
     assert ".".join(map(str, capabilities.version)) in shown
     assert kinds(qemu.acceptable(shared_memory=True, capabilities=capabilities)) == kinds(qemu.acceptable(shared_memory=True))
+
+
+def test_a_qemu_has_the_options_of_pci_functions(monitor: qmp.Monitor) -> None:
+    def properties(device: str) -> set[str]:
+        return {one["name"] for one in monitor.execute("device-list-properties", typename=device)}
+
+    primary, standby = pci(), tap()
+    primary.pci.vfio_device_path, primary.partner_endpoint_id = "/dev/vfio/devices/vfio0", standby.endpoint_id
+    standby.partner_endpoint_id = primary.endpoint_id
+    of_pair = qemu_pci.device_options(primary, standby_id="net0")
+    assert of_pair.keys() <= properties("vfio-pci")
+    assert qemu.plug(standby, netdev_id="net0").device["arguments"].keys() - {"driver", "id"} <= properties("virtio-net-pci")
+    capabilities = qmp.ask(monitor)
+    of_iommufd = qemu_pci.device_options(primary, iommufd_id="iommu0").keys()
+    assert (of_iommufd <= properties("vfio-pci")) is capabilities.iommufd is qemu_pci.can_iommufd(primary, capabilities)
+    with pytest.raises(qmp.QmpError, match=r"iommu|not-handed-over"):  # it knows no such object, or no such file
+        monitor.run(qemu_pci.add_iommufd("iommu0", "not-handed-over"))
 
 
 @contextmanager
@@ -132,6 +149,21 @@ def test_a_guest_that_does_not_run_may_be_asked_again_for_a_device() -> None:
             with pytest.raises(qmp.QmpTimeout):
                 qmp.unplug(monitor, plug_of(tap()))
         assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
+
+
+def test_a_qemu_keeps_a_function_of_a_pair_back_until_its_guest_knows_of_pairs(monitor: qmp.Monitor) -> None:
+    primary, standby = pci(), tap()
+    primary.partner_endpoint_id, standby.partner_endpoint_id = ID, ID
+    alone = qemu.plug(primary, netdev_id="vf0", device_options={"bus": "rp0"})
+    of_pair = qemu.plug(
+        primary, netdev_id="vf0", device_options=qemu_pci.device_options(primary, standby_id="net0") | {"bus": "rp0"}
+    )
+    with pytest.raises(qmp.QmpError, match="no such host device"):
+        qmp.plug(monitor, alone)
+    monitor.execute("netdev_add", type="user", id="net0")
+    monitor.run(plug_of(standby).device)
+    qmp.plug(monitor, of_pair)
+    assert sorted(qmp.devices(monitor)) == ["net0", "rp0"]
 
 
 @pytest.mark.parametrize("made_by", ["qemu", "starter"])

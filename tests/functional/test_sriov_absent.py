@@ -13,7 +13,7 @@ from tests.support.asking import make, release_all
 from tests.support.daemon import BIN, BLUE, Daemon, running, wait_for
 from vifclient import Client
 from vifclient.errors import NoAcceptableKind
-from vifclient.messages import EndpointPreference, Network, PciPreference, RequestEndpointRequest
+from vifclient.messages import EndpointKind, EndpointPreference, Network, PciPreference, RequestEndpointRequest
 from vifclient.retry import NO_RETRY
 
 FAST = '[networks.fast]\ndriver = "sriov"\npfs = ["nosuch0", "0000:ff:1f.7"]\nphysical_network = "core"\n'
@@ -37,9 +37,10 @@ def test_the_host_says_which_pf_is_missing(client: Client) -> None:
         ("nosuch0", "", "PF nosuch0 isn't there"),
         ("0000:ff:1f.7", "", "PF 0000:ff:1f.7 isn't there"),
     ]
-    (offer,) = fast.offers
-    assert not offer.available
-    assert "PF nosuch0 isn't there" in offer.message
+    assert [EndpointKind.Name(offer.kind) for offer in fast.offers] == ["ENDPOINT_KIND_PCI", "ENDPOINT_KIND_MACVTAP"]
+    for offer in fast.offers:
+        assert not offer.available
+        assert "PF nosuch0 isn't there" in offer.message
 
 
 def test_a_request_is_refused_with_the_reason(client: Client) -> None:

@@ -16,10 +16,10 @@ from tests.support.worlds import BOOT, World, asked
 from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.endpoints.leftovers import Leftovers
 from vifd.errors import FunctionTaken, HostNotReady, VifdError, WrongState
-from vifd.kernel import ops
+from vifd.kernel import names, ops
 from vifd.kernel.authority import bridge_grant
 from vifd.kernel.sriov.inventory import Inventory
-from vifd.model import Drift, EndpointRequest, Kind, PciHostDriver, PciPreference
+from vifd.model import Drift, EndpointRequest, Kind, MacvtapPreference, PciHostDriver, PciPreference
 
 _OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
 #: What NicRoom gives every representor.
@@ -109,6 +109,9 @@ class NicRoom(FakeRoom):
                         raise WrongState(f"VF {address} is not endpoint {endpoint_id}'s")
                     self.ports[endpoint_id] = port
                     self.drifts.pop(address, None)
+                case ops.CreateMacvtap():
+                    device = self._create_macvtap(operation)
+                    made = replace(made, ifindex=device.ifindex, device_path=device.device_path)
                 case _:
                     pass
         return made
@@ -124,12 +127,22 @@ class NicRoom(FakeRoom):
             found.pf_ifname, found.vf_index, group, found.numa_node, node, address=address, representor=representor
         )
 
+    def _create_macvtap(self, operation: ops.CreateMacvtap) -> ops.Device:
+        ifname, ifindex, path = operation.ifname, self._take_ifindex(), f"/dev/vifd/{operation.ifname}"
+        fields = {"master": 0, "mtu_bytes": 1500, "mac": operation.mac, "up": True, "carrier": False, "device_path": path}
+        device = ops.Device(ifname, ifindex, Kind.MACVTAP, operation.endpoint_id, **fields)
+        self.devices[operation.endpoint_id] = device
+        return device
+
     def _living(self, endpoint_id: str) -> ops.Device:
-        if endpoint_id not in self.claimed.values():
+        if endpoint_id in self.devices or endpoint_id not in self.claimed.values():
             return super()._living(endpoint_id)
         return ops.Device("", REPRESENTOR_IFINDEX, "", endpoint_id, 0, 0, "", up=False, carrier=False)
 
     def _configure(self, operation: ops.ConfigurePort | ops.ChangePort) -> int:
+        if operation.ifname == names.device_name(Kind.MACVTAP, operation.endpoint_id):
+            self.ports[operation.endpoint_id] = operation.port
+            return operation.port.mtu_bytes or 1500
         if operation.ifname:
             return super()._configure(operation)
         self.ports[operation.endpoint_id] = operation.port
@@ -149,6 +162,8 @@ class NicRoom(FakeRoom):
 
     def _revert(self, plan: ops.Plan) -> VifdError | None:
         for one in plan:
+            if isinstance(one, ops.CreateMacvtap):
+                self.devices.pop(one.endpoint_id, None)
             if isinstance(one, ops.ClaimFunction):
                 if one.endpoint_id in self._stuck:
                     return self._stuck[one.endpoint_id]
@@ -189,6 +204,11 @@ class NicWorld(World):
     def close(self) -> None:
         """Close the journal."""
         self.journal.close()
+
+
+def macvtap_asked(number: int = 1, **fields: Any) -> EndpointRequest:
+    """Give a request for a macvtap on a VF under one of many ids."""
+    return asked(number, "fast", (MacvtapPreference(),), **fields)
 
 
 def vf_asked(number: int = 1, *, driver: PciHostDriver = PciHostDriver.VFIO, **fields: Any) -> EndpointRequest:

@@ -345,7 +345,7 @@ class FakeNic:
         self._host.done()
         return Reply(0)
 
-    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool) -> Reply:
+    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool, silent: bool = False) -> Reply:
         """See Nic."""
         return self._change(netdev, "configure", mac=mac, mtu_bytes=mtu_bytes, up=up)
 

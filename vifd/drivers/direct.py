@@ -13,7 +13,7 @@ from vifd.errors import Violation
 from vifd.kernel import names
 from vifd.kernel.authority import UplinkGrant
 from vifd.kernel.ops import ConfigurePort, CreateMacvtap, EnsureNode, EnsureVlan, Made
-from vifd.model import EndpointSpec, Feature, Kind, Location, MacvtapDevice, MacvtapPreference, Offer, Preference
+from vifd.model import EndpointSpec, Feature, Kind, Location, MacvtapDevice, MacvtapMode, MacvtapPreference, Offer, Preference
 
 _FEATURES = frozenset(
     {
@@ -90,12 +90,12 @@ class DirectDriver(NetworkDriver[DirectOptions]):
         wanted = _macvtap(preference)
         mtu_bytes = spec.port.mtu_bytes or self.config.mtu
         port = msgspec.structs.replace(spec.port, mac=spec.port.mac or names.derived_mac(endpoint_id), mtu_bytes=mtu_bytes)
-        ifname = names.device_name(Kind.MACVTAP, endpoint_id)
+        ifname, mode = names.device_name(Kind.MACVTAP, endpoint_id), _mode(wanted)
         vlan = () if port.vlan is None else (EnsureVlan(self.network, port.vlan.vid),)
         return Planned(
             (
                 *vlan,
-                CreateMacvtap(endpoint_id, ifname, self.network, port.mac, wanted.mode),
+                CreateMacvtap(endpoint_id, ifname, self.network, port.mac, mode),
                 EnsureNode(endpoint_id, ifname, spec.owner.uid, spec.owner.gid),
                 ConfigurePort(endpoint_id, ifname, self.network, port),
             ),
@@ -110,10 +110,14 @@ class DirectDriver(NetworkDriver[DirectOptions]):
             ifindex=made.ifindex,
             device_path=made.device_path,
             lower_ifname=made.bridge_name or self.config.uplink,
-            mode=wanted.mode,
+            mode=_mode(wanted),
             queues=wanted.queues,
             vnet_hdr=wanted.vnet_hdr,
         )
+
+
+def _mode(wanted: MacvtapPreference) -> MacvtapMode:
+    return wanted.mode or MacvtapMode.BRIDGE
 
 
 def _macvtap(preference: Preference) -> MacvtapPreference:

@@ -27,6 +27,7 @@ from vifd.model import (
     Kind,
     Location,
     MacvtapDevice,
+    MacvtapMode,
     MacvtapPreference,
     Offer,
     OvsPort,
@@ -115,7 +116,8 @@ class FakeDriver(NetworkDriver[FakeOptions]):
             case TapPreference(queues, vnet_hdr):
                 return TapDevice(ifname, number, queues, vnet_hdr)
             case MacvtapPreference(mode, queues, vnet_hdr):
-                return MacvtapDevice(ifname, number, f"/nonexistent/{ifname}", "fake0", mode, queues, vnet_hdr)
+                path = f"/nonexistent/{ifname}"
+                return MacvtapDevice(ifname, number, path, "fake0", mode or MacvtapMode.BRIDGE, queues, vnet_hdr)
             case PciPreference(host_driver):
                 address, is_netdev = f"0000:03:{number % 32:02x}.{number % 8}", host_driver is PciHostDriver.KERNEL
                 node = "" if is_netdev else "/nonexistent/vfio"

@@ -1,7 +1,8 @@
-"""NICs with SR-IOV: each endpoint has a VF for itself, and its VM drives that as it would a card of its own.
+"""NICs with SR-IOV: each endpoint has a VF for itself, which its VM drives as a card of its own, or by a macvtap on it.
 
-The NIC's switch is the network: what it can't do, like a guard by addresses, its ports haven't got. Where that switch is in mode
-switchdev, each VF has a representor on the host, and that is put on a bridge and has what a port of it has.
+The NIC's switch is the network. What it can't do, like a guard by addresses, its ports haven't got; those with a macvtap have it
+from the host's kernel, through which their frames go. Where that switch is in mode switchdev, each VF has a representor on the
+host, and that is put on a bridge and has what a port of it has.
 """
 
 from __future__ import annotations
@@ -14,57 +15,44 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from vifd.drivers import functions
+from vifd.drivers import abilities, functions
 from vifd.drivers.addressing import Addressing
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.drivers.functions import FunctionState, FunctionStatus, PfStatus, Taken
 from vifd.errors import NetworkFull, Violation
 from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant, FunctionGrant
-from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, EnsureBridge, Made
+from vifd.kernel.ops import (
+    BindFunction,
+    ClaimFunction,
+    ConfigurePort,
+    CreateMacvtap,
+    EnsureBridge,
+    EnsureNode,
+    Made,
+    Plan,
+    below_macvtap,
+)
 from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, explain_mode, is_address
 from vifd.model import (
     EndpointSpec,
-    Feature,
     Kind,
     Location,
+    MacvtapDevice,
+    MacvtapMode,
+    MacvtapPreference,
     Offer,
     PciDevice,
     PciHostDriver,
     PciPreference,
     Port,
     Preference,
-    RateLimit,
     State,
     Vlan,
 )
 
-_MBIT = 1_000_000
 _DEFAULT_MTU_BYTES = 1500
 _UNFIT_SECONDS = 60.0
-_FEATURES = frozenset(
-    {
-        Feature.MTU,
-        Feature.LIMITS,
-        Feature.MIN_RATE,
-        Feature.VLAN,
-        Feature.VLAN_QOS,
-        Feature.LINK_STATE,
-        Feature.TRUST,
-    }
-)
-#: Of a VF whose representor is on a bridge: what that can.
-_REPRESENTED_FEATURES = frozenset(
-    {
-        Feature.MTU,
-        Feature.LIMITS,
-        Feature.VLAN,
-        Feature.LINK_STATE,
-        Feature.GUARD,
-        Feature.ADDRESSES,
-        Feature.ISOLATION,
-    }
-)
 
 
 class SriovOptions(Struct, frozen=True):
@@ -180,9 +168,20 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def offers(self, spec: EndpointSpec | None) -> Sequence[Offer]:
         """See NetworkDriver."""
-        problem = "" if spec is None else next(self._refusals(spec.port), "")
-        features = _REPRESENTED_FEATURES if self.config.bridge else _FEATURES
-        return (Offer(Kind.PCI, features, problem or self._find_problem(spec)),)
+        problem = self._find_problem()
+        if spec is None:
+            of_vf = of_macvtap = problem
+        else:
+            refused = next(self._refusals(spec.port), "")
+            of_nic = "" if self.config.bridge else next(abilities.refusals_of_nic(spec.port), "")
+            of_vf = refused or of_nic or problem or self._find_vfio_problem(spec)
+            of_macvtap = refused or problem or next(abilities.refusals_of_macvtap(spec), "")
+        if self.config.bridge:
+            of_macvtap = (
+                f"network {self.network} has a bridge for its VFs' representors; ask for a VF of it, or for a tap on that bridge"
+            )
+        features = abilities.REPRESENTED if self.config.bridge else abilities.FUNCTION
+        return (Offer(Kind.PCI, features, of_vf), Offer(Kind.MACVTAP, abilities.MACVTAP, of_macvtap))
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
@@ -218,22 +217,44 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def plan(self, endpoint_id: str, spec: EndpointSpec, preference: Preference) -> Planned:
         """See NetworkDriver."""
-        wanted, function = _pci(preference), spec.function
+        function, owner = spec.function, spec.owner
         if not function:
             raise ValueError(f"endpoint {endpoint_id} has no VF that could be claimed")
         port = msgspec.structs.replace(self.complete(spec.port), mac=spec.port.mac or names.derived_mac(endpoint_id))
+        if isinstance(preference, MacvtapPreference):
+            return Planned(self._plan_macvtap(endpoint_id, spec, port), port)
         claim = ClaimFunction(endpoint_id, self.network, function, port)
-        bind = BindFunction(endpoint_id, self.network, function, wanted.host_driver, spec.owner.uid, spec.owner.gid)
+        bind = BindFunction(endpoint_id, self.network, function, _pci(preference).host_driver, owner.uid, owner.gid)
         if not self.config.bridge:
             return Planned((claim, bind), port)
         configure = ConfigurePort(endpoint_id, "", self.network, port)
         return Planned((EnsureBridge(self.network), claim, bind, configure), port)
 
+    def _plan_macvtap(self, endpoint_id: str, spec: EndpointSpec, port: Port) -> Plan:
+        function, owner, ifname = spec.function, spec.owner, names.device_name(Kind.MACVTAP, endpoint_id)
+        return (
+            ClaimFunction(endpoint_id, self.network, function, below_macvtap(port)),
+            BindFunction(endpoint_id, self.network, function, PciHostDriver.KERNEL, owner.uid, owner.gid),
+            CreateMacvtap(endpoint_id, ifname, self.network, port.mac, MacvtapMode.PASSTHRU),
+            EnsureNode(endpoint_id, ifname, owner.uid, owner.gid),
+            ConfigurePort(endpoint_id, ifname, self.network, port),
+        )
+
     def locate(self, endpoint_id: str, preference: Preference, made: Made) -> Location:
         """See NetworkDriver."""
-        wanted, function = _pci(preference), made.function
-        if function is None:
+        if made.function is None:
             raise ValueError(f"nothing is known of the VF of endpoint {endpoint_id}")
+        if isinstance(preference, MacvtapPreference):
+            return MacvtapDevice(
+                ifname=names.device_name(Kind.MACVTAP, endpoint_id),
+                ifindex=made.ifindex,
+                device_path=made.device_path,
+                lower_ifname=made.function.ifname,
+                mode=MacvtapMode.PASSTHRU,
+                queues=preference.queues,
+                vnet_hdr=preference.vnet_hdr,
+            )
+        wanted, function = _pci(preference), made.function
         return PciDevice(
             address=function.address,
             pf_ifname=function.pf_ifname,
@@ -269,27 +290,18 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return FunctionStatus(one, FunctionState.TAKEN if reason else FunctionState.FREE, reason)
 
     def _refusals(self, port: Port) -> Iterator[str]:
-        """Say what of a port no VF can do, or none of this network."""
-        vlan, limits = port.vlan, port.limits
+        """Say what of a port no VF of this network can do, whatever the VM has of it."""
+        vlan = port.vlan
         if vlan is not None and not vlan.vid and not self.config.bridge:
             yield f"a VF is in one VLAN: network {self.network} has no trunks"
         elif vlan is not None and self.config.vlan not in (0, vlan.vid):
             yield f"network {self.network} is VLAN {self.config.vlan}, and its ports are in no other; let port.vlan.vid be that"
         if self.config.mtu and port.mtu_bytes > self.config.mtu:
             yield f"MTU {port.mtu_bytes} is more than the {self.config.mtu} of network {self.network}"
-        if limits is None or self.config.bridge:
-            return
-        if limits.to_vm != RateLimit():
-            yield "a VF's limit is for what its VM sends; leave port.limits.to_vm out"
-        if limits.from_vm.burst_bytes:
-            yield "a NIC sets the burst by itself; leave burst_bytes out"
-        if limits.from_vm.rate_pps:
-            yield "a NIC counts bits and not frames; leave rate_pps out"
-        for key in ("rate_bps", "min_rate_bps"):
-            if getattr(limits.from_vm, key) % _MBIT:
-                yield f"a NIC takes rates in whole Mbit/s; let {key} be a multiple of 1000000"
+        if port.limits is not None and not self.config.bridge:
+            yield from abilities.refusals_of_promise(port.limits.from_vm)
 
-    def _find_problem(self, spec: EndpointSpec | None) -> str:
+    def _find_problem(self) -> str:
         """Say why no VF can be handed out at all, whoever has them."""
         candidates = self._allowed()
         if not candidates:
@@ -299,11 +311,15 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
         if all(problems := [self._mode_problem(pf) for pf in pfs]):
             return "; ".join(problems)
-        wanted = () if spec is None else [one for one in spec.acceptable if isinstance(one, PciPreference)]
-        through_vfio = any(one.host_driver is PciHostDriver.VFIO for one in wanted)
-        if spec is not None and through_vfio and spec.owner.gid is not None:
+        return ""
+
+    def _find_vfio_problem(self, spec: EndpointSpec) -> str:
+        """Say why no VF can be passed through."""
+        if not any(isinstance(one, PciPreference) and one.host_driver is PciHostDriver.VFIO for one in spec.acceptable):
+            return ""
+        if spec.owner.gid is not None:
             return "a VFIO node is opened by a user, whatever the group; leave owner.gid out"
-        if through_vfio and all(one.iommu_group < 0 for one in candidates):
+        if all(one.iommu_group < 0 for one in self._allowed()):
             return "this host has no IOMMU that is switched on, and without one no VM gets a PCI device (vifctl doctor says more)"
         return ""
 

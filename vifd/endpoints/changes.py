@@ -149,7 +149,11 @@ class Changes:
 def with_port(entry: Entry, port: Port) -> Entry:
     """Give an endpoint and its plan with another port."""
     replace = msgspec.structs.replace
-    plan = tuple(replace(op, port=port) if isinstance(op, ops.ConfigurePort | ops.ClaimFunction) else op for op in entry.plan)
+    of_vf = ops.below_macvtap(port) if _is_macvtap(entry) else port
+    ports = {ops.ConfigurePort: port, ops.ClaimFunction: of_vf}
+    plan = tuple(
+        replace(op, port=ports[type(op)]) if isinstance(op, ops.ConfigurePort | ops.ClaimFunction) else op for op in entry.plan
+    )
     return Entry(replace(entry.endpoint, port=port), plan)
 
 
@@ -164,23 +168,27 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
         The plan; empty where the kernel has no device of it.
     """
     claimed, configured = _claim(after), _configuration(after)
+    of_vf: ops.Plan = ()
     if claimed is not None:
         was = None if before is None else _claim(before)
         port = None if was is None else was.port
-        change_vf = ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port)
-        if configured is None:
-            return (change_vf,)
-        change = ops.ChangePort(claimed.endpoint_id, configured.ifname, claimed.network, "", port, claimed.port)
-        return (ops.EnsureBridge(claimed.network), change, change_vf)
+        of_vf = (ops.ChangeFunction(claimed.endpoint_id, claimed.network, claimed.address, port, claimed.port),)
+        if configured is not None and not _is_macvtap(after):
+            change = ops.ChangePort(claimed.endpoint_id, configured.ifname, claimed.network, "", port, claimed.port)
+            return (ops.EnsureBridge(claimed.network), change, *of_vf)
     if configured is None:
-        return ()
+        return of_vf
     known = None if before is None else _configuration(before)
-    is_macvtap = any(isinstance(op, ops.CreateMacvtap) for op in after.plan)
-    mac = configured.port.mac if is_macvtap else names.host_mac(configured.port.mac)
+    mac = configured.port.mac if _is_macvtap(after) else names.host_mac(configured.port.mac)
     change = ops.ChangePort(
         configured.endpoint_id, configured.ifname, configured.network, mac, known.port if known else None, configured.port
     )
-    return (*(op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan | ops.EnsureNode)), change)
+    ensured = (op for op in after.plan if isinstance(op, ops.EnsureBridge | ops.EnsureVlan | ops.EnsureNode))
+    return (*ensured, change, *of_vf)
+
+
+def _is_macvtap(entry: Entry) -> bool:
+    return any(isinstance(op, ops.CreateMacvtap) for op in entry.plan)
 
 
 def _configuration(entry: Entry) -> ops.ConfigurePort | None:

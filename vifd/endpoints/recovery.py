@@ -154,6 +154,8 @@ def _note_open(entry: Entry, device: Device | None) -> Entry:
 async def _sweep(room: Room, known: set[str]) -> list[Device]:
     """Delete marked devices that no record knows, unless somebody has them open; give the VFs that can't be given back."""
     strays = [device for device in await room.inspect([]) if device.endpoint_id not in known]
+    #: Whose macvtap may be in use: the VF that one stands on stays as well.
+    in_use = {device.endpoint_id for device in strays if _may_be_in_use(device)}
     for device in strays:
         if device.carrier:
             _log.warning("a tap of vifd's that no record knows is in use: it stays", extra={"device": device.ifname})
@@ -162,7 +164,7 @@ async def _sweep(room: Room, known: set[str]) -> list[Device]:
                 "a macvtap of vifd's that no record knows may be in use, which nobody can tell: it stays until it is set down"
             )
             _log.warning(message, extra={"device": device.ifname})
-    idle = [device for device in strays if not device.carrier and not _may_be_in_use(device)]
+    idle = [device for device in strays if not device.carrier and device.endpoint_id not in in_use]
     if not idle:
         return []
     answers = await _revert(room, [_plan_for(device) for device in idle])

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 
 from vifd.kernel import macvtap, names, netlink, ops
-from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, UplinkGrant
+from vifd.kernel.authority import Authority, BridgeGrant, Grant
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.model import Port
@@ -92,8 +92,8 @@ class Announcer:
         if op is None or (op.port.vlan is not None and op.port.vlan.trunk_vids):
             return ""  # which of a trunk's VLANs the VM uses, it alone knows
         grant = authority[op.network]
-        if isinstance(grant, FunctionGrant) or not grant.uplink:
-            return ""
+        if not op.ifname or (isinstance(grant, BridgeGrant) and not grant.uplink):
+            return ""  # a representor's bridge has no uplink that is vifd's to know
         link = look_up(self._rtnl, [op.endpoint_id])[0].link
         if not is_device_of(link, op.endpoint_id):
             return f"{op.ifname} is gone"
@@ -106,18 +106,18 @@ class Announcer:
             for frame in frames(op.port, tagged=isinstance(grant, BridgeGrant)):
                 self._packets.sendto(frame, (uplink.text(Ifla.IFNAME), 0))
         except OSError as error:
-            return f"{grant.uplink}: {os.strerror(error.errno or 0)}"
+            return f"{uplink.text(Ifla.IFNAME)}: {os.strerror(error.errno or 0)}"
         return ""
 
-    def _find_uplink(self, link: Link, port: Port, grant: BridgeGrant | UplinkGrant) -> Link | str:
+    def _find_uplink(self, link: Link, port: Port, grant: Grant) -> Link | str:
         """Give what a device's frames leave by, if it is on its network with its own MAC; or what differs."""
         mac = link.attributes.get(Ifla.ADDRESS, b"").hex(":")
         is_macvtap = link.kind == macvtap.KIND
         if mac != (port.mac if is_macvtap else names.host_mac(port.mac)):
             return f"{link.text(Ifla.IFNAME)} has the MAC {mac}"
-        if is_macvtap != isinstance(grant, UplinkGrant):
+        if is_macvtap == isinstance(grant, BridgeGrant):
             return f"{link.text(Ifla.IFNAME)} is no device of this network"
-        if isinstance(grant, UplinkGrant):
+        if not isinstance(grant, BridgeGrant):
             lower = self._rtnl.ask(netlink.get_link(ifindex=link.number(Ifla.LINK))).link
             return lower if lower is not None else "its uplink is gone"
         ifname = grant.uplink_port

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from vifd.kernel import names, ops
+from vifd.kernel.sriov.standing import find_problem
 from vifd.model import Kind, Port, RateLimit
 
 _HOST_MAC = re.compile(r"f[ea](:[0-9a-f]{2}){5}")
@@ -309,13 +310,22 @@ def _check_vlan(plan: ops.Plan, port: Port, grant: BridgeGrant | UplinkGrant, *,
 
 
 def _check_functions(plan: ops.Plan, authority: Authority) -> None:
-    """Check a plan with a VF: that is the plan's only device, with its representor where the network has a bridge for those."""
+    """Check a plan with a VF: that is the plan's only device, but for a macvtap that stands on it, or its representor where the
+    network has a bridge for those.
+    """
     of_vf = [operation for operation in plan if isinstance(operation, _FunctionOperation)]
+    others = [operation for operation in plan if operation not in of_vf]
     whose = {(operation.endpoint_id, operation.address, operation.network) for operation in of_vf}
     _require(len(whose) == 1, "two devices in one plan")
     grant = function_grant(authority, of_vf[0].network)
     check_function(of_vf[0].endpoint_id, of_vf[0].address)
-    _check_representor([operation for operation in plan if operation not in of_vf], of_vf, grant)
+    problem = find_problem(plan, of_vf, bridged=grant.bridge is not None)
+    _require(not problem, problem)
+    for other in others:
+        if isinstance(other, ops.EnsureNode):
+            _check_owner(other.owner_uid, other.owner_gid)
+        elif isinstance(other, ops.ConfigurePort | ops.ChangePort):
+            check_port(other.port)
     for operation in of_vf:
         match operation:
             case ops.ClaimFunction(_, _, _, port):
@@ -326,18 +336,6 @@ def _check_functions(plan: ops.Plan, authority: Authority) -> None:
                 _require(not isinstance(of_vf[0], ops.ClaimFunction), "a VF that this plan takes needs no change")
                 for one in (port,) if before is None else (port, before):
                     _check_function_port(one, grant)
-
-
-def _check_representor(others: list[ops.Operation], of_vf: list[_FunctionOperation], grant: FunctionGrant) -> None:
-    """Check what a plan with a VF has beside: its representor on the network's bridge, as the VF is to be, and nothing else."""
-    network, endpoint_id, first = of_vf[0].network, of_vf[0].endpoint_id, of_vf[0]
-    if grant.bridge is None or isinstance(first, ops.BindFunction):
-        _require(not others, "a VF with what its network has not")
-        return
-    expected = [ops.EnsureBridge(network), ops.ConfigurePort(endpoint_id, "", network, first.port)]
-    if isinstance(first, ops.ChangeFunction):
-        expected[1:] = [ops.ChangePort(endpoint_id, "", network, "", first.before, first.port)]
-    _require(others == expected, "a VF with something else than its representor")
 
 
 def _check_function_port(port: Port, grant: FunctionGrant) -> None:

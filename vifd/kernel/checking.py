@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from vifd.kernel import bridge, limitcheck, limits, macvtap, names, netlink, ops, ports
-from vifd.kernel.authority import Authority, BridgeGrant, Grant, bridge_grant, uplink_grant
+from vifd.kernel.authority import Authority, BridgeGrant, Grant, UplinkGrant, bridge_grant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.marks import is_device_of, is_representor_of, look_up
 from vifd.kernel.netlink import IFF_UP, BridgePort, Ifla, Link, RtnlSocket
@@ -99,7 +99,7 @@ class Checker:
         yield from self._compare_guard_and_limits(link, claim.endpoint_id, claim.port)
 
     def _compare_macvtap(self, link: Link, created: ops.CreateMacvtap, plan: ops.Plan, authority: Authority) -> Iterator[Drift]:
-        uplink = bridge.find_link(self._rtnl, uplink_grant(authority, created.network).uplink)
+        uplink = self._find_lower(link, authority[created.network])
         vid = next((op.vid for op in plan if isinstance(op, ops.EnsureVlan)), 0)
         if vid and uplink is not None:
             is_up, name = bool(uplink.flags & IFF_UP), names.vlan_name(uplink.text(Ifla.IFNAME), vid)
@@ -122,6 +122,12 @@ class Checker:
                     yield from self._compare_guard_and_limits(link, endpoint_id, port)
                 case _:
                     pass
+
+    def _find_lower(self, link: Link, grant: Grant) -> Link | None:
+        """Give what a macvtap stands on, or the uplink below the device of its VLAN."""
+        if isinstance(grant, UplinkGrant):
+            return bridge.find_link(self._rtnl, grant.uplink)
+        return self._rtnl.ask(netlink.get_link(ifindex=link.number(Ifla.LINK))).link
 
     def _compare_publics(self, port: Port, grant: Grant) -> Iterator[Drift]:
         missing = self._publics.missing(grant, port) if port.public_addresses and isinstance(grant, BridgeGrant) else []
@@ -148,8 +154,8 @@ class Checker:
 def _device_of(plan: ops.Plan) -> ops.CreateTap | ops.CreateMacvtap | ops.ClaimFunction | None:
     """Give what makes or takes a plan's device; a VF counts where it is attached through its representor."""
     has_port = any(isinstance(op, ops.ConfigurePort) for op in plan)
-    kinds = ops.CreateTap | ops.CreateMacvtap | ops.ClaimFunction if has_port else ops.CreateTap | ops.CreateMacvtap
-    return next((op for op in plan if isinstance(op, kinds)), None)
+    claim = next((op for op in plan if has_port and isinstance(op, ops.ClaimFunction)), None)
+    return next((op for op in plan if isinstance(op, ops.CreateTap | ops.CreateMacvtap)), claim)
 
 
 def _compare_link(link: Link, created: ops.CreateTap | ops.CreateMacvtap, port: Port, master: Link | None) -> Iterator[Drift]:

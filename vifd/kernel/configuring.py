@@ -42,8 +42,9 @@ class Configurer:
         self._silence([run for run in alive if run.refusal is None])
         self._set_links([run for run in alive if run.refusal is None])
         for run in runs:
-            if run.refusal is not None and run.link is not None:
-                self._go_back(run)
+            # Where it stands on a VF, that goes back first.
+            if run.refusal is not None and run.link is not None and (run.changed is None or run.uplink is None):
+                self.go_back(run)
 
     def _put_filters(self, runs: Sequence[Run]) -> None:
         """Tell the guard's table of all in one transaction; if it refuses, one by one, so that one fails for itself."""
@@ -151,14 +152,14 @@ class Configurer:
             spare = ifb.find(self._rtnl, [wanted.endpoint_id])
             self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in spare.values()])
 
-    def _go_back(self, run: Run) -> None:
+    def go_back(self, run: Run) -> None:
         """Bring a living device back to what it was, as far as it goes; what is missing then, a check finds."""
         target, refusal = run.target, run.refusal
         if target.before is None:
             return
         run.target = target._replace(port=target.before, before=target.port)
-        state, mtu_bytes = run.bridge, target.before.mtu_bytes
-        run.made = ops.Made(run.made.ifindex, mtu_bytes or (state.mtu_bytes if state else 0), run.made.bridge_name)
+        place, mtu_bytes = run.bridge or run.uplink, target.before.mtu_bytes
+        run.made = ops.Made(run.made.ifindex, mtu_bytes or (place.mtu_bytes if place else 0), run.made.bridge_name)
         run.refusal = None
         self._put_filters([run])
         self._put_publics([run])

@@ -1,4 +1,4 @@
-"""Direct networks: macvtaps on an uplink, each with a device node of its own; runs in the privileged helper."""
+"""Macvtaps on uplinks and on VFs, each with a device node of its own; runs in the privileged helper."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from vifd.kernel import macvtap, netlink, ops, vlans
 from vifd.kernel.authority import UplinkGrant
 from vifd.kernel.macvtap import Failure, Uplink, UplinkError
+from vifd.kernel.marks import look_up
 from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.kernel.nodes import Nodes
 from vifd.kernel.tap import SIOCGIFINDEX, device_number
@@ -25,6 +26,11 @@ class Macvtaps:
     def __init__(self, rtnl: RtnlSocket, nodes: Nodes | str) -> None:
         self._rtnl, self._nodes = rtnl, nodes
         self._uplinks: dict[str, Uplink] = {}
+
+    @property
+    def lack(self) -> str:
+        """Why no macvtap can be made, whatever it stands on; empty: it can."""
+        return self._nodes if isinstance(self._nodes, str) else ""
 
     def prepare(self, network: str, grant: UplinkGrant) -> None:
         """Check that macvtaps can be put on a network's uplink, and set that up.
@@ -86,13 +92,14 @@ class Macvtaps:
         """
         if isinstance(self._nodes, str):
             return Failure(ops.NOT_READY, 0, self._nodes)
+        ifname = op.ifname
         if not ifindex:
-            link = self._rtnl.ask(netlink.get_link(ifname=op.ifname)).link
+            link = look_up(self._rtnl, [op.endpoint_id])[0].link  # somebody may have renamed it
             if link is None or not macvtap.is_of(link, op.endpoint_id):
-                return Failure(ops.KERNEL, errno.ENODEV, f"macvtap {op.ifname} isn't there")
-            ifindex = link.ifindex
+                return Failure(ops.KERNEL, errno.ENODEV, f"macvtap {ifname} isn't there")
+            ifname, ifindex = link.text(Ifla.IFNAME), link.ifindex
         try:
-            return self._nodes.ensure(self._nodes.number(op.ifname, ifindex), op.owner_uid, op.owner_gid)
+            return self._nodes.ensure(self._nodes.number(ifname, ifindex), op.owner_uid, op.owner_gid)
         except OSError as error:
             return Failure(ops.KERNEL, error.errno or 0, f"its device node can't be made: {os.strerror(error.errno or 0)}")
 

@@ -18,7 +18,7 @@ _THREADS = 4
 _THREADS_A_PF, _MORE_THREADS = 2, 16
 
 CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
-#: To make device nodes and to give them to their owners: kept only where direct networks are configured.
+#: To make device nodes and to give them to their owners: kept only where networks are configured that have macvtaps.
 _NODE_CAPABILITIES = (capabilities.Capabilities.CAP_MKNOD, capabilities.Capabilities.CAP_CHOWN)
 #: To give VFIO nodes to their owners: kept only where SR-IOV networks are configured, or a VF is left of one that was.
 _FUNCTION_CAPABILITIES = (capabilities.Capabilities.CAP_CHOWN,)
@@ -41,7 +41,7 @@ def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:
     """Get ready to work with VFs, while there is the capability to; or give why none can be used."""
     if not any(isinstance(grant, FunctionGrant) for grant in authority.values()) and not has_marks(device_dir):
         return "the first network with driver sriov takes a restart of vifd: its helper has no capability to give VFs away"
-    if lack := _find_lack("sriov", _FUNCTION_CAPABILITIES):
+    if lack := _find_lack("driver sriov", "sriov", _FUNCTION_CAPABILITIES):
         return lack
     try:
         return Hardware.prepare(device_dir)
@@ -51,9 +51,9 @@ def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:
 
 def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
     """Get ready to make device nodes, while there is the capability to; or give why none can be made."""
-    if not has_uplinks(authority):
-        return "the first network with driver direct takes a restart of vifd: its helper has no capability to make device nodes"
-    if lack := _find_lack("direct", _NODE_CAPABILITIES):
+    if not has_macvtaps(authority):
+        return "the first network with macvtaps takes a restart of vifd: its helper has no capability to make device nodes"
+    if lack := _find_lack("a macvtap", "direct", _NODE_CAPABILITIES):
         return lack
     try:
         return Nodes.prepare(device_dir)
@@ -61,14 +61,17 @@ def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
         return str(error)
 
 
-def has_uplinks(authority: Authority) -> bool:
-    """Tell whether there is a direct network."""
-    return any(isinstance(grant, UplinkGrant) for grant in authority.values())
+def has_macvtaps(authority: Authority) -> bool:
+    """Tell whether there is a network that has macvtaps: on an uplink, or on VFs."""
+    return any(
+        isinstance(grant, UplinkGrant) or (isinstance(grant, FunctionGrant) and grant.bridge is None)
+        for grant in authority.values()
+    )
 
 
-def _find_lack(driver: str, needed: Iterable[capabilities.Capabilities]) -> str:
-    """Say which capabilities of a driver's vifd wasn't started with; empty: it has them all."""
+def _find_lack(what: str, unit: str, needed: Iterable[capabilities.Capabilities]) -> str:
+    """Say which capabilities that something takes vifd wasn't started with; empty: it has them all."""
     permitted = capabilities.get_caps()[1]
     missing = [capability.name for capability in needed if capability not in permitted]
-    words = f"driver {driver} takes {' and '.join(missing)}, which vifd wasn't started with (systemd/{driver}.conf)"
+    words = f"{what} takes {' and '.join(missing)}, which vifd wasn't started with (systemd/{unit}.conf)"
     return words if missing else ""

@@ -59,7 +59,7 @@ class _Helper:
         self.load, self.fd_channel = load, fd_channel
         self.authority: Authority = load()[1]
         try:
-            guard = open_guards(owned=owned, direct=equipping.has_uplinks(self.authority))
+            guard = open_guards(owned=owned, direct=equipping.has_macvtaps(self.authority))
             nat = open_nat_table(owned=owned)
             support = _probe_limits()
         except OSError as error:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from vifd.kernel import bridge, ifb, limits, names, netlink, ops, owner, tap, vlans
+from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, owner, tap, vlans
 from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, function_grant
 from vifd.kernel.configuring import Configurer
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.marks import is_device_of, look_up
-from vifd.kernel.netlink import RtnlSocket
+from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.nft.elements import NOTHING
 from vifd.kernel.publics import Publics
@@ -70,7 +70,7 @@ class Maker:
         for group in groups:
             self._take_functions(group, authority)
         for run, op in alive(groups, ops.ChangeFunction):
-            self._note_function(run, op, self._functions.change(op))
+            self._change_function(run, op)
         for run, create in alive(groups, ops.CreateTap):
             self._create_tap(run, create)
         with vlans.lock:
@@ -125,12 +125,33 @@ class Maker:
         for run, op in steps:
             if group.refusal is not None:
                 return
-            if isinstance(op, ops.ClaimFunction):
+            if isinstance(op, ops.BindFunction):
+                port = run.claimed.port if run.claimed is not None else None
+                made = self._functions.bind(op, port, silent=_has_macvtap(run.plan))
+                self._note_function(run, op, made)
+                self._find_standing(run, op)
+            elif self._macvtaps.lack and _has_macvtap(run.plan):
+                run.fail(op, op.address, 0, self._macvtaps.lack, ops.NOT_READY)
+            else:
                 run.claimed = op
                 self._note_function(run, op, self._functions.claim(op, function_grant(authority, op.network)))
-            else:
-                made = self._functions.bind(op, run.claimed.port if run.claimed is not None else None)
-                self._note_function(run, op, made)
+
+    def _change_function(self, run: Run, op: ops.ChangeFunction) -> None:
+        changed = self._functions.change(op, silent=_has_macvtap(run.plan))
+        self._note_function(run, op, changed)
+        if not isinstance(changed, Failure):
+            run.changed = op
+        self._find_standing(run, op)
+
+    def _find_standing(self, run: Run, op: ops.BindFunction | ops.ChangeFunction) -> None:
+        """Find the netdev of a VF on which the plan's macvtap stands, or is to stand."""
+        if run.refusal is not None or not _has_macvtap(run.plan):
+            return
+        found = self._functions.find_uplink(op)
+        if isinstance(found, Failure):
+            run.fail_as(op, op.address, found)
+        else:
+            run.uplink = found
 
     def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | int) -> None:
         """Note what came of a step with a VF: what was made of it, or its MTU."""
@@ -159,7 +180,7 @@ class Maker:
         run.made = ops.Made(ifindex, run.made.mtu_bytes, run.made.bridge_name)
 
     def _create_macvtaps(self, groups: list[Group], authority: Authority) -> None:
-        """Find the uplinks of direct networks, then make macvtaps, then their nodes."""
+        """Find the uplinks of direct networks, then make macvtaps, those on VFs too, then their nodes."""
         for stage in (ops.CreateMacvtap, ops.ConfigurePort, ops.ChangePort):
             for run, op in alive(groups, stage):
                 if run.uplink is None and isinstance(grant := authority[op.network], UplinkGrant):
@@ -194,7 +215,7 @@ class Maker:
         return found
 
     def _prepare_new(self, run: Run, op: ops.ConfigurePort) -> None:
-        if run.claimed is not None:
+        if run.claimed is not None and run.created is None:
             self._prepare_representor(run, op, run.claimed.address, None)
             return
         if run.created is None:  # the plan's check has seen to it
@@ -220,12 +241,12 @@ class Maker:
 
     def _find_living(self, todo: list[tuple[Run, Any]]) -> None:
         for run, op in todo:
-            if run.changed is not None:
+            if run.changed is not None and run.uplink is None:
                 self._prepare_representor(run, op, run.changed.address, op.before)
-        todo = [(run, op) for run, op in todo if run.changed is None]
+        todo = [(run, op) for run, op in todo if run.changed is None or run.uplink is not None]
         replies = look_up(self._rtnl, [op.endpoint_id for _, op in todo])
         for (run, op), reply in zip(todo, replies, strict=True):
-            if not is_device_of(reply.link, op.endpoint_id):
+            if not is_device_of(reply.link, op.endpoint_id) or not _stands_where_it_should(run, reply.link):
                 run.fail(op, op.ifname, reply.errno or errno.ENODEV, f"the device of endpoint {op.endpoint_id} is gone", ops.GONE)
                 continue
             run.link = reply.link
@@ -257,7 +278,7 @@ class Maker:
         if port.mtu_bytes > uplink.mtu_bytes:
             words = f"MTU {port.mtu_bytes} is more than uplink {uplink.name}'s {uplink.mtu_bytes}"
             run.fail(op, uplink.name, 0, words, ops.NOT_READY)
-        elif isinstance(op, ops.ChangePort) and op.before is not None and op.before.vlan != port.vlan:
+        elif run.changed is None and isinstance(op, ops.ChangePort) and op.before is not None and op.before.vlan != port.vlan:
             words = "port.vlan: a macvtap can't move to another VLAN; release the endpoint and request it again"
             run.fail(op, uplink.name, 0, words, ops.NOT_READY)
         else:
@@ -284,7 +305,6 @@ class Maker:
         made = [run for run in group.runs if run.created is not None]
         for run in group.runs:
             run.close()
-            self._undo_function(run)
         self._rtnl.exchange([netlink.delete_link(run.made.ifindex) for run in persisted])
         self._macvtaps.delete((r.created.ifname, r.made.ifindex) for r in made if isinstance(r.created, ops.CreateMacvtap))
         if any(isinstance(op, ops.EnsureVlan) for run in group.runs for op in run.plan):
@@ -293,13 +313,25 @@ class Maker:
         self._rtnl.exchange([netlink.delete_link(link.ifindex) for link in ifb.find(self._rtnl, limited).values()])
         self._guard.put({run.made.ifindex: NOTHING for run in made})
         self._publics.release(run.target.port for run in made if run.has_target)
+        for run in group.runs:  # what stood on a VF is gone
+            self._undo_function(run)
 
     def _undo_function(self, run: Run) -> None:
-        failure: Failure | int | None = self._functions.undo(run.claimed) if run.claimed is not None else None
-        if (op := run.changed) is not None and op.before is not None:
-            failure = self._functions.change(msgspec.structs.replace(op, before=None, port=op.before))
-        if isinstance(failure, Failure) and run.refusal is not None:
+        failure = self._functions.undo(run.claimed) if run.claimed is not None else None
+        if run.changed is not None and run.changed.before is not None:
+            failure = self._undo_change(run, msgspec.structs.replace(run.changed, before=None, port=run.changed.before))
+        if failure is not None and run.refusal is not None:
             run.refusal = msgspec.structs.replace(run.refusal, message=f"{run.refusal.message}; {failure.message}")
+
+    def _undo_change(self, run: Run, back: ops.ChangeFunction) -> Failure | None:
+        """Bring a VF back to what it was, and then its macvtap, which can't have a larger MTU."""
+        changed = self._functions.change(back, silent=_has_macvtap(run.plan))
+        stands = run.uplink is not None and run.has_target and run.link is not None
+        found = self._functions.find_uplink(back) if stands else None
+        if isinstance(found, Uplink):
+            run.uplink = found
+            self._configurer.go_back(run)
+        return changed if isinstance(changed, Failure) else None
 
     def _discard_bridges(self, groups: list[Group]) -> None:
         """Delete bridges that this batch made for groups that failed, unless another group's port hangs on one."""
@@ -308,6 +340,20 @@ class Maker:
             state = self._bridges.get(network)
             if isinstance(state, bridge.BridgeState) and state.created:
                 bridge.discard_unused(self._rtnl, state)
+
+
+def _stands_where_it_should(run: Run, link: Link) -> bool:
+    """Tell whether an endpoint's device is of the kind that its network has, and on a VF on no other than the plan's."""
+    if run.uplink is None or link.kind != macvtap.KIND:
+        return run.uplink is None and link.kind != macvtap.KIND
+    return run.changed is None or link.number(Ifla.LINK) == run.uplink.ifindex
+
+
+def _has_macvtap(plan: ops.Plan) -> bool:
+    """Tell whether a macvtap stands on the VF of a plan, or is to."""
+    return any(
+        isinstance(one, ops.CreateMacvtap | ops.ChangePort) and one.ifname for one in plan
+    )  # a representor has no name here
 
 
 def _needs_look(plan: ops.Plan) -> bool:

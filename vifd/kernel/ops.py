@@ -67,12 +67,12 @@ class EnsureVlan(Struct, frozen=True, tag="ensure_vlan", forbid_unknown_fields=T
 
 
 class CreateMacvtap(Struct, frozen=True, tag="create_macvtap", forbid_unknown_fields=True):
-    """Make a macvtap on the network's uplink, or on the device of the plan's VLAN, down. Undone by deleting it.
+    """Make a macvtap on the network's uplink, on the device of the plan's VLAN, or on the plan's VF, down. Undone by deleting it.
 
     Args:
         endpoint_id: the endpoint.
         ifname: its name (`names.device_name`).
-        network: the network, whose uplink it stands on.
+        network: the network, whose uplink or VF it stands on.
         mac: its MAC, the VM's.
         mode: how it reaches its siblings.
     """
@@ -377,6 +377,13 @@ decode_devices = msgspec.msgpack.Decoder(list[Device]).decode
 def describe(plan: Plan) -> tuple[str, ...]:
     """Give a line for people for each operation."""
     return tuple(str(operation) for operation in plan)
+
+
+def below_macvtap(port: Port) -> Port:
+    """Give what a VF is like whose macvtap has this port: what only the card can keep. The rest, the macvtap keeps."""
+    promised = 0 if port.limits is None else port.limits.from_vm.min_rate_bps
+    limits = Limits(from_vm=RateLimit(min_rate_bps=promised)) if promised else None
+    return Port(mac=port.mac, mtu_bytes=port.mtu_bytes, vlan=port.vlan, limits=limits, trusted=port.trusted)
 
 
 def describe_port(port: Port) -> str:

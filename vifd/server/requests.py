@@ -302,7 +302,7 @@ def _preference(check: Checker, message: Any) -> model.Preference:
         case "tap":
             return model.TapPreference(queues, optional(options, "vnet_hdr", unset=True))
         case "macvtap":
-            mode = check.enum(options, "mode", model.MacvtapMode.BRIDGE)
+            mode = check.enum(options, "mode", model.MacvtapMode.BRIDGE) if options.mode else None
             return model.MacvtapPreference(mode, queues, optional(options, "vnet_hdr", unset=True))
         case "pci":
             return model.PciPreference(check.enum(options, "host_driver", model.PciHostDriver.VFIO))

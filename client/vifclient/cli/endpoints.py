@@ -18,7 +18,7 @@ from vifclient.cli.settings import Settings, check_text, split_labels
 from vifclient.cli.spec import Spec, spec_options
 from vifclient.cli.words import KINDS
 from vifclient.client import Client
-from vifclient.messages import CheckEndpointResponse, ReleaseEndpointRequest
+from vifclient.messages import CheckEndpointResponse, ReleaseEndpointRequest, RequestEndpointRequest
 
 DRIFTS_EXIT = 1
 _MAX_PID, _MAX_LEASE_S = 1 << 22, 366 * 86400
@@ -50,6 +50,7 @@ def _filter_options(function: Any) -> Any:
         "vifctl request blue --address 10.0.0.7 --rate-from-vm 100M --rate-to-vm 1G --vlan 7",
         "vifctl request blue --lease 30s",
         "vifctl request fast --kind pci --vlan 7 --rate-from-vm 1G --numa-node 0",
+        "vifctl request fast --standby blue",
         "vifctl request blue --validate-only",
     ],
 )
@@ -59,9 +60,15 @@ def _filter_options(function: Any) -> Any:
     "kinds",
     type=click.Choice(KINDS),
     multiple=True,
-    default=["tap"],
-    show_default=True,
-    help="What you can attach; may be repeated, best first.",
+    help="What you can attach; may be repeated, best first. [default: tap; with --standby pci]",
+)
+@click.option(
+    "--standby",
+    callback=check_text,
+    default="",
+    metavar="NETWORK",
+    shell_complete=complete_network,
+    help="Make it a pair: a PCI function, and a tap or macvtap on this network that stands in for it while the VM moves.",
 )
 @click.option("--process", type=click.IntRange(1, _MAX_PID), metavar="PID", help="Release it when this process ends.")
 @click.option(
@@ -77,8 +84,7 @@ def request_command(
     /,
     kinds: tuple[str, ...],
     *,
-    process: int | None,
-    lease: Decimal | None,
+    standby: str,
     validate_only: bool,
     **options: Any,
 ) -> None:
@@ -86,17 +92,35 @@ def request_command(
 
     It stays until `vifctl release`, or as --process or --lease say. The same request with the same --id shows the same endpoint
     again, and renews its lease, as `vifctl show` does.
+
+    With --standby it is two, made together or not at all. Both have one MAC, and the --mtu; the --queues are of what stands in;
+    what else the port is to be like is the PCI function's.
     """
-    request = Spec.take(options).to_request(kinds, validate_only=validate_only)
+    process, lease = options.pop("process"), options.pop("lease")
     if process is not None and lease is not None:
         raise click.UsageError("--process and --lease exclude each other.", click.get_current_context())
+    if standby and set(kinds) - {"pci"}:
+        raise click.UsageError("--standby goes with --kind pci alone.", click.get_current_context())
+    spec = Spec.take(options)
+    if standby:
+        requests = spec.to_pair(standby, validate_only=validate_only)
+    else:
+        requests = [spec.to_request(kinds or ["tap"], validate_only=validate_only)]
+    for request in requests:
+        _set_lifetime(request, process, lease)
+    output = open_output(settings)
+    with connect(settings) as client:
+        if standby:
+            output.requested_pair(client.batch_request_endpoints(requests))
+        else:
+            output.requested(client.request_endpoint(requests[0]))
+
+
+def _set_lifetime(request: RequestEndpointRequest, process: int | None, lease: Decimal | None) -> None:
     if process is not None:
         request.lifetime.process.pid = process
     if lease is not None:
         request.lifetime.lease.ttl.FromNanoseconds(int(lease * 10**9))
-    with connect(settings) as client:
-        answer = client.request_endpoint(request)
-    open_output(settings).requested(answer)
 
 
 @click.command(
@@ -115,20 +139,32 @@ def request_command(
     metavar="N",
     help="Only this life of the id. [default: whichever]",
 )
+@click.option("--pair", is_flag=True, help="Also the other part of the pair that each is part of.")
 @click.pass_obj
-def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generation: int) -> None:
+def release_command(settings: Settings, endpoint_ids: tuple[UUID, ...], generation: int, *, pair: bool) -> None:
     """Take the endpoints ID... down.
 
     It is no error if one is gone already.
     """
     unique = list(dict.fromkeys(map(str, endpoint_ids)))
-    if generation and len(unique) > 1:
+    if generation and (pair or len(unique) > 1):
         raise click.UsageError("--generation goes with one ID: each has generations of its own.", click.get_current_context())
-    requests = [ReleaseEndpointRequest(endpoint_id=one, generation=generation) for one in unique]
     with connect(settings) as client:
+        if pair:
+            unique = list(dict.fromkeys(part for one in unique for part in (one, *_find_partner(client, one))))
+        requests = [ReleaseEndpointRequest(endpoint_id=one, generation=generation) for one in unique]
         for start in range(0, len(requests), BATCH):
             client.batch_release_endpoints(requests[start : start + BATCH])
     open_output(settings).released(unique)
+
+
+def _find_partner(client: Client, endpoint_id: str) -> list[str]:
+    """Give the other part of an endpoint's pair; none where it is alone, or gone."""
+    try:
+        partner = client.get_endpoint(endpoint_id).partner_endpoint_id
+    except errors.NotFound:
+        return []
+    return [partner] if partner else []
 
 
 @click.command(

@@ -40,6 +40,10 @@ class JsonOutput:
         """Print `{"endpoint": {...}, "considered": [...], "plan": [...]}`."""
         _print(to_dict(answer))
 
+    def requested_pair(self, answers: Sequence[RequestEndpointResponse]) -> None:
+        """Print `{"responses": [{"endpoint": {...}, "considered": [...], "plan": [...]}, ...]}`."""
+        _print({"responses": [to_dict(answer) for answer in answers]})
+
     def released(self, endpoint_ids: list[str]) -> None:
         """Print `{"released_endpoint_ids": [...]}`."""
         _print({"released_endpoint_ids": endpoint_ids})

@@ -21,6 +21,9 @@ class Output(Protocol):
     def requested(self, answer: RequestEndpointResponse) -> None:
         """Show an endpoint that was made, or with `validate_only` would be."""
 
+    def requested_pair(self, answers: Sequence[RequestEndpointResponse]) -> None:
+        """Show the parts of a pair, likewise."""
+
     def released(self, endpoint_ids: list[str]) -> None:
         """Show which endpoints are gone."""
 

@@ -1,9 +1,9 @@
 """The options that say what endpoint is wanted, which `request` and `run` share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import click
 
@@ -11,7 +11,7 @@ from vifclient.cli.completers import complete_network
 from vifclient.cli.port import Port, port_option, port_options
 from vifclient.cli.settings import check_text, split_labels
 from vifclient.cli.words import enum_word
-from vifclient.messages import EndpointPreference, Instance, MacvtapMode, Owner, PciHostDriver, RequestEndpointRequest
+from vifclient.messages import EndpointPreference, Instance, MacvtapMode, Owner, PciHostDriver, PortSpec, RequestEndpointRequest
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 MACVTAP_MODES = [enum_word(MacvtapMode.DESCRIPTOR, number) for number in MacvtapMode.values() if number]
@@ -36,7 +36,9 @@ _OPTIONS = (
     click.option("--owner-uid", type=_ID, metavar="UID", help="Who opens the device. [default: you]"),
     click.option("--owner-gid", type=_ID, metavar="GID", help="A group that the opener must be in as well."),
     click.option(
-        "--macvtap-mode", type=click.Choice(MACVTAP_MODES), help="How macvtaps on one uplink reach each other. [default: bridge]"
+        "--macvtap-mode",
+        type=click.Choice(MACVTAP_MODES),
+        help="How macvtaps on one uplink reach each other. [default: bridge; on a VF passthru]",
     ),
     click.option("--pci-driver", type=click.Choice(PCI_DRIVERS), help="What a PCI function is bound to. [default: vfio]"),
     port_option(
@@ -110,6 +112,32 @@ class Spec:
         if self.owner_uid is not None or self.owner_gid is not None:
             request.owner.CopyFrom(Owner(uid=self.owner_uid, gid=self.owner_gid))
         return request
+
+    def to_pair(self, standby: str, *, validate_only: bool = False) -> list[RequestEndpointRequest]:
+        """Make the requests of a pair: a PCI function on the network, and on another one what stands in for it, with one MAC.
+
+        Both have the instance, labels, owner and MTU; the queues are of what stands in; what else the port is to be like
+        is the function's.
+
+        Args:
+            standby: The other network.
+            validate_only: Whether nothing is to be made.
+
+        Returns:
+            The requests, that of the function first. The other one's id follows from the function's, so that the same --id gives
+            the same pair again.
+
+        Raises:
+            click.UsageError: An option is given that neither has.
+        """
+        of_function = replace(self, queues=None, no_vnet_hdr=False, macvtap_mode=None)
+        function = of_function.to_request(["pci"], validate_only=validate_only)
+        second = uuid5(UUID(function.endpoint_id), "standby")
+        of_standby = replace(self, network=standby, endpoint_id=second, pci_driver=None)
+        other = of_standby.to_request(["tap", "macvtap"], validate_only=validate_only)
+        other.port.CopyFrom(PortSpec(mac=self.mac, mtu_bytes=function.port.mtu_bytes))
+        function.partner_endpoint_id, other.partner_endpoint_id = other.endpoint_id, function.endpoint_id
+        return [function, other]
 
     def _acceptable(self, kinds: Sequence[str]) -> list[EndpointPreference]:
         preferences = [_prefer(kind) for kind in dict.fromkeys(kinds)]

@@ -31,7 +31,7 @@ from vifclient.messages import (
 )
 
 _GAP = 2  # blanks between columns
-_SPARE_COLUMNS = ("AGE", "MAC", "KIND", "ADDRESS")  # of a list, on a narrow terminal: the first goes first
+_SPARE_COLUMNS = ("PARTNER", "AGE", "MAC", "KIND", "ADDRESS")  # of a list, on a narrow terminal: the first goes first
 _STATE_STYLES = {"pending": "yellow", "ready": "green", "attached": "cyan", "active": "bold cyan", "releasing": "yellow"}
 _FUNCTION_STYLES = {"free": "green", "in_use": "cyan", "taken": "yellow", "quarantined": "red", "excluded": "dim"}
 _EVENT_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
@@ -47,6 +47,22 @@ class Tables:
 
     def requested(self, answer: RequestEndpointResponse) -> None:
         """Print the endpoint; if it isn't of the first kind that was asked for, why; and what was planned."""
+        self._requested(answer)
+        lasts = answer.endpoint.generation and not answer.endpoint.HasField("lifetime")
+        if self._console.is_terminal and lasts:
+            self._print(f"\nTake it down with: vifctl release {answer.endpoint.endpoint_id}", "dim")
+
+    def requested_pair(self, answers: Sequence[RequestEndpointResponse]) -> None:
+        """Print the parts one below the other."""
+        for number, answer in enumerate(answers):
+            if number:
+                self._console.print()
+            self._requested(answer)
+        first = answers[0].endpoint
+        if self._console.is_terminal and first.generation and not first.HasField("lifetime"):
+            self._print(f"\nTake both down with: vifctl release --pair {first.endpoint_id}", "dim")
+
+    def _requested(self, answer: RequestEndpointResponse) -> None:
         self.endpoint(answer.endpoint)
         planned = bool(answer.plan) or not answer.endpoint.generation
         if planned or len(answer.considered) > 1:
@@ -55,8 +71,6 @@ class Tables:
             self._print("\nNothing was made. It would take:" if answer.plan else "\nNothing was made.", "bold")
             for step in answer.plan:
                 self._print(f"  {step}")
-        elif self._console.is_terminal and not answer.endpoint.HasField("lifetime"):
-            self._print(f"\nTake it down with: vifctl release {answer.endpoint.endpoint_id}", "dim")
 
     def released(self, endpoint_ids: list[str]) -> None:
         """Print the ids."""
@@ -234,6 +248,7 @@ def _list_row(endpoint: Endpoint) -> dict[str, Text]:
         "ADDRESS": Text(words.addresses(endpoint)),
         "AGE": Text(words.age(endpoint)),
         "INSTANCE": Text(words.instance_name(endpoint)),
+        "PARTNER": Text(endpoint.partner_endpoint_id),
     }
 
 
@@ -254,8 +269,9 @@ def _vf_row(pf: PhysicalFunction, one: VirtualFunction) -> list[str]:
 
 def _fit(rows: Sequence[Mapping[str, Text]], width: int | None) -> list[str]:
     widths = {name: max(len(name), *(row[name].cell_len for row in rows)) + _GAP for name in rows[0]} if rows else {}
-    if not any(row["ADDRESS"] for row in rows):
-        widths.pop("ADDRESS", None)
+    for name in ("ADDRESS", "PARTNER"):
+        if not any(row[name] for row in rows):
+            widths.pop(name, None)
     for name in _SPARE_COLUMNS:
         if name in widths and width is not None and sum(widths.values()) - _GAP > width:
             del widths[name]
@@ -271,6 +287,7 @@ def _describe(endpoint: Endpoint) -> Iterable[tuple[str, str | Text]]:
     yield from _describe_port(endpoint.port)
     if endpoint.HasField("ip_config"):
         yield "guest has", words.ip_config_line(endpoint.ip_config)
+    yield "partner", endpoint.partner_endpoint_id
     yield "instance", words.instance_line(endpoint.instance)
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(endpoint.labels.items()))
     yield "owner", _owner(endpoint)

@@ -3,7 +3,7 @@
 The options are those of qemu(1) and of QEMU's QMP reference, for QEMU 7.2 and later.
 
 QEMU's memory has to be shared for a vhost-user socket (`shared_memory_argv`). Its command line has no word for a link
-that is down: tell it once it runs (`set_link`).
+that is down: tell it once it runs (`set_link`). What a PCI function may have beside is in `vifclient.hypervisors.qemu_pci`.
 """
 
 import re
@@ -45,11 +45,13 @@ class Capabilities:
         version: Its version, (7, 2, 22).
         netdevs: The types of netdevs that it knows.
         devices: The devices that it has.
+        iommufd: Whether it has the object iommufd.
     """
 
     version: tuple[int, int, int]
     netdevs: frozenset[str]
     devices: frozenset[str]
+    iommufd: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +85,16 @@ def read_capabilities(version: Any, schema: Sequence[Any], types: Sequence[Any])
         What it can do.
     """
     entities = {entity["name"]: entity for entity in schema}
-    variants = entities[entities["netdev_add"]["arg-type"]]["variants"]
+
+    def cases(command: str) -> frozenset[str]:
+        return frozenset(variant["case"] for variant in entities[entities[command]["arg-type"]]["variants"])
+
     numbers = version["qemu"]
     return Capabilities(
         version=(numbers["major"], numbers["minor"], numbers["micro"]),
-        netdevs=frozenset(variant["case"] for variant in variants),
+        netdevs=cases("netdev_add"),
         devices=frozenset(kind["name"] for kind in types),
+        iommufd="iommufd" in cases("object-add"),
     )
 
 
@@ -312,6 +318,8 @@ def _device(endpoint: Endpoint, device_id: str, more: Mapping[str, Option]) -> d
         options |= {"mq": True, "vectors": 2 * queues + 2}
     if endpoint.port.mtu_bytes not in {0, DEFAULT_MTU_BYTES}:
         options["host_mtu"] = endpoint.port.mtu_bytes
+    if endpoint.partner_endpoint_id:  # it stands in for a PCI function of the same VM
+        options["failover"] = True
     return {**options, **more}
 
 

@@ -11,14 +11,27 @@ from tests.support.sysfs import FakeSysfs
 from vifd.drivers.functions import FunctionState
 from vifd.drivers.sriov import SriovDriver, SriovOptions
 from vifd.errors import NetworkFull
+from vifd.kernel import names
 from vifd.kernel.authority import BridgeGrant, FunctionGrant, check_plan
-from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, EnsureBridge, FunctionMade, Made
+from vifd.kernel.ops import (
+    BindFunction,
+    ClaimFunction,
+    ConfigurePort,
+    CreateMacvtap,
+    EnsureBridge,
+    EnsureNode,
+    FunctionMade,
+    Made,
+)
 from vifd.model import (
     EndpointSpec,
     Feature,
     Instance,
     Kind,
     Limits,
+    MacvtapDevice,
+    MacvtapMode,
+    MacvtapPreference,
     Owner,
     PciDevice,
     PciHostDriver,
@@ -33,6 +46,7 @@ from vifd.model import (
 
 MAC = "16:52:d8:19:10:fd"
 KERNEL = PciPreference(PciHostDriver.KERNEL)
+MACVTAP = MacvtapPreference()
 
 
 @pytest.fixture
@@ -40,13 +54,12 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
     return two_nics(tmp_path / "sys")
 
 
-def spec(preference: PciPreference = KERNEL, **fields: object) -> EndpointSpec:
+def spec(preference: PciPreference | MacvtapPreference = KERNEL, **fields: object) -> EndpointSpec:
     return EndpointSpec("fast", (preference,), Owner(1000, 36), **fields)
 
 
-def problem(driver: SriovDriver, wanted: EndpointSpec | None) -> str:
-    (offer,) = driver.offers(wanted)
-    assert offer.kind is Kind.PCI
+def problem(driver: SriovDriver, wanted: EndpointSpec | None, kind: Kind = Kind.PCI) -> str:
+    (offer,) = (offer for offer in driver.offers(wanted) if offer.kind is kind)
     return offer.unavailable
 
 
@@ -101,11 +114,17 @@ def test_the_helper_may_touch_the_vfs_that_the_configuration_names() -> None:
 
 
 def test_it_offers_pci_functions_without_what_a_nic_cannot_do(sysfs: FakeSysfs) -> None:
-    (offer,) = sriov_driver(sysfs).offers(None)
+    offer, _ = sriov_driver(sysfs).offers(None)
     assert (offer.kind, offer.unavailable) == (Kind.PCI, "")
     lacks = {Feature.GUARD, Feature.ADDRESSES, Feature.ISOLATION, Feature.FD_HANDOFF, Feature.LIVE_MIGRATION}
     assert lacks.isdisjoint(offer.features)
     assert {Feature.VLAN_QOS, Feature.MIN_RATE, Feature.TRUST, Feature.MTU, Feature.LINK_STATE} <= offer.features
+
+
+def test_it_offers_macvtaps_with_what_the_nic_and_the_kernel_can_do(sysfs: FakeSysfs) -> None:
+    _, offer = sriov_driver(sysfs).offers(None)
+    assert (offer.kind, offer.unavailable) == (Kind.MACVTAP, "")
+    assert set(Feature) - offer.features == {Feature.ISOLATION, Feature.PORT_ID, Feature.PUBLIC_ADDRESSES}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +155,35 @@ def test_what_a_vf_can_do_is_possible(sysfs: FakeSysfs, port: Port) -> None:
 )
 def test_what_no_vf_can_do_is_refused_with_the_reason(sysfs: FakeSysfs, port: Port, why: str) -> None:
     assert why in problem(sriov_driver(sysfs, vlan=7, mtu=9000), spec(port=port))
+
+
+@pytest.mark.parametrize(
+    ("preference", "port", "why"),
+    [
+        (MACVTAP, Port(limits=Limits(RateLimit(1_500_000, 10**6, 7), RateLimit(rate_bps=10**6))), ""),
+        (MacvtapPreference(MacvtapMode.PASSTHRU), Port(guard_enabled=True, addresses=("192.0.2.1",)), ""),
+        (MacvtapPreference(MacvtapMode.BRIDGE), Port(), "let its mode be passthru"),
+        (MACVTAP, Port(limits=Limits(RateLimit(min_rate_bps=1))), "min_rate_bps be a multiple of 1000000"),
+        (MACVTAP, Port(vlan=Vlan(0, (7, 8))), "no trunks"),
+        (MACVTAP, Port(vlan=Vlan(8)), "VLAN 7"),
+        (MACVTAP, Port(mtu_bytes=9001), "MTU 9001 is more than the 9000"),
+    ],
+)
+def test_a_macvtap_can_do_what_the_kernel_can(sysfs: FakeSysfs, preference: MacvtapPreference, port: Port, why: str) -> None:
+    found = problem(sriov_driver(sysfs, vlan=7, mtu=9000), spec(preference, port=port), Kind.MACVTAP)
+    assert why in found
+    assert bool(why) is bool(found)
+
+
+def test_what_stands_in_the_way_of_pass_through_does_not_in_that_of_a_macvtap(tmp_path: Path) -> None:
+    sysfs = FakeSysfs(tmp_path)
+    sysfs.add_pf(PFS["ens1f0"], "ens1f0")
+    sysfs.add_vf(PFS["ens1f0"], 0, vf(0, 0))
+    driver = sriov_driver(sysfs, pfs=("ens1f0",))
+    wanted = EndpointSpec("fast", (PciPreference(), MACVTAP), Owner(1000, 36))
+    assert problem(driver, wanted) != ""
+    assert problem(driver, wanted, Kind.MACVTAP) == ""
+    assert "has no VF" in problem(sriov_driver(FakeSysfs(tmp_path / "empty")), wanted, Kind.MACVTAP)
 
 
 def test_the_networks_own_vlan_may_be_named_to_give_it_a_priority(sysfs: FakeSysfs) -> None:
@@ -283,6 +331,29 @@ def test_without_a_vf_or_of_another_kind_nothing_is_planned(sysfs: FakeSysfs) ->
         driver.locate(ID, KERNEL, Made())
 
 
+def test_below_a_macvtap_a_vf_has_what_only_the_nic_can_keep(sysfs: FakeSysfs) -> None:
+    limits = Limits(RateLimit(10**9, 10**6, 7, min_rate_bps=10**6), RateLimit(rate_bps=10**6))
+    port = Port(MAC, 1400, ("192.0.2.1",), Vlan(7, qos=3), True, limits, link_up=False, tx_queue_length=7, trusted=True)
+    planned = sriov_driver(sysfs).plan(ID, spec(function=vf(0, 1), port=port), MACVTAP)
+    of_vf = Port(MAC, 1400, vlan=Vlan(7, qos=3), limits=Limits(RateLimit(min_rate_bps=10**6)), trusted=True)
+    ifname = names.device_name(Kind.MACVTAP, ID)
+    assert planned.plan == (
+        ClaimFunction(ID, "fast", vf(0, 1), of_vf),
+        BindFunction(ID, "fast", vf(0, 1), PciHostDriver.KERNEL, 1000, 36),
+        CreateMacvtap(ID, ifname, "fast", MAC, MacvtapMode.PASSTHRU),
+        EnsureNode(ID, ifname, 1000, 36),
+        ConfigurePort(ID, ifname, "fast", port),
+    )
+    assert planned.port == port
+
+
+def test_a_macvtap_stands_on_the_netdev_that_the_helper_found(sysfs: FakeSysfs) -> None:
+    made = Made(9, 1500, "vdpaaa", "/dev/vifd/macvtap7", FunctionMade("ens1f0", 1, 9, ifname="vdpaaa", address=vf(0, 1)))
+    ifname = names.device_name(Kind.MACVTAP, ID)
+    found = sriov_driver(sysfs).locate(ID, MacvtapPreference(queues=2), made)
+    assert found == MacvtapDevice(ifname, 9, "/dev/vifd/macvtap7", "vdpaaa", MacvtapMode.PASSTHRU, queues=2)
+
+
 def test_a_vf_is_where_the_helper_says(sysfs: FakeSysfs) -> None:
     preference = PciPreference(PciHostDriver.VFIO)
     made = Made(function=FunctionMade("ens1f0", 1, 9, 0, "/dev/vfio/9", "/dev/vfio/devices/vfio3", "", vf(0, 1)))
@@ -302,7 +373,8 @@ def switchdev(sysfs: FakeSysfs) -> FakeSysfs:
 
 
 def test_with_a_bridge_a_vf_can_what_a_port_of_it_can(switchdev: FakeSysfs) -> None:
-    (offer,) = sriov_driver(switchdev, bridge="br0").offers(None)
+    offer, macvtap = sriov_driver(switchdev, bridge="br0").offers(None)
+    assert "has a bridge for its VFs' representors" in macvtap.unavailable
     assert {Feature.GUARD, Feature.ADDRESSES, Feature.ISOLATION, Feature.LIMITS, Feature.VLAN} <= offer.features
     assert {Feature.VLAN_QOS, Feature.MIN_RATE, Feature.TRUST, Feature.LIVE_MIGRATION}.isdisjoint(offer.features)
     limits = Limits(RateLimit(1, 1, 1), RateLimit(7))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.messages import endpoint_id
-from tests.support.nics import REPRESENTOR_IFINDEX, NicWorld, nic_world, set_switchdev, vf, vf_asked
+from tests.support.nics import REPRESENTOR_IFINDEX, NicWorld, macvtap_asked, nic_world, set_switchdev, vf, vf_asked
 from tests.support.worlds import ALICE, ROOT, failure_of
 from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Change, Changes
@@ -51,6 +52,29 @@ async def test_a_change_of_a_vf_is_in_the_kernel_the_journal_and_the_answer(nics
     assert isinstance(claim, ops.ClaimFunction)
     assert claim.port == changed.port
     assert changed.function == vf(0, 0)
+
+
+async def test_a_macvtap_changes_with_its_vf_and_is_found_again_by_the_next_start(nics: NicWorld) -> None:
+    (made,) = await nics.make(macvtap_asked(port=Port(limits=LIMITS)))
+    changed = await changes_of(nics).update(ALICE, change(mtu_bytes=1400, vlan=Vlan(7, qos=3), addresses=("192.0.2.1",)))
+    node, of_macvtap, of_vf = nics.nics.ran[-1]
+    before, after = ops.below_macvtap(made.port), ops.below_macvtap(changed.port)
+    assert of_vf == ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), before, after)
+    assert (after.mtu_bytes, after.vlan, after.addresses, after.limits) == (1400, Vlan(7, qos=3), (), None)
+    assert isinstance(node, ops.EnsureNode)
+    assert isinstance(of_macvtap, ops.ChangePort)
+    assert (of_macvtap.mac, of_macvtap.before, of_macvtap.port) == (made.port.mac, made.port, changed.port)
+    nics.crash()
+    nics.nics.drifts[vf(0, 0)] = [Drift(DriftKind.VLAN, "7", "8", "its VLAN differs")]
+    restarted = nics.restarted()
+    (endpoint,) = await restarted.recover()
+    restarted.close()
+    assert (endpoint.port, endpoint.location) == (changed.port, changed.location)
+    assert nics.nics.ran[-1] == (
+        node,
+        replace(of_macvtap, before=None, port=changed.port),
+        ops.ChangeFunction(endpoint_id(1), "fast", vf(0, 0), None, after),
+    )
 
 
 async def test_what_is_left_open_again_is_the_networks_again(nics: NicWorld) -> None:

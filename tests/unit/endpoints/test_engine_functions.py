@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.messages import endpoint_id
-from tests.support.nics import NicWorld, nic_world, vf, vf_asked
+from tests.support.nics import NicWorld, macvtap_asked, nic_world, vf, vf_asked
 from tests.support.worlds import ALICE, BOB, ROOT, asked, failure_of, released
 from vifd.drivers.functions import FunctionState
 from vifd.errors import FunctionTaken, KernelRefused, NetworkFull, NoAcceptableKind, NotAllowed
-from vifd.model import Caller, Instance, PciDevice, PciHostDriver, Port, State
+from vifd.kernel import names
+from vifd.model import Caller, Instance, Kind, MacvtapDevice, PciDevice, PciHostDriver, Port, State
 
 
 @pytest.fixture
@@ -91,6 +92,25 @@ async def test_a_preview_takes_none_and_knows_the_one_that_is_there(nics: NicWor
 async def test_the_instances_numa_node_decides(nics: NicWorld) -> None:
     (made,) = await nics.make(vf_asked(instance=Instance(numa_node=1)))
     assert made.function == vf(1, 0)
+
+
+async def test_a_macvtap_on_a_vf_is_an_endpoint_of_its_own_kind(nics: NicWorld) -> None:
+    made, other = await nics.make(macvtap_asked(1), vf_asked(2))
+    ifname = names.device_name(Kind.MACVTAP, endpoint_id(1))
+    assert isinstance(made.location, MacvtapDevice)
+    assert (made.location.ifname, made.location.device_path, made.location.mode) == (ifname, f"/dev/vifd/{ifname}", "passthru")
+    assert (made.function, other.function, made.port.guard_enabled) == (vf(0, 0), vf(1, 0), True)
+    assert nics.recorded()[endpoint_id(1)] == made
+    await nics.drop(released(1))
+    assert nics.nics.claimed == {vf(1, 0): endpoint_id(2)}
+    assert nics.room.devices == {}
+
+
+async def test_a_macvtap_whose_vf_is_somebody_elses_stands_on_another_one(nics: NicWorld) -> None:
+    nics.nics.foreign = {vf(0, 0)}
+    (made,) = await nics.make(macvtap_asked())
+    assert made.function == vf(1, 0)
+    assert nics.nics.claimed == {vf(1, 0): endpoint_id(1)}
 
 
 async def test_the_parts_of_a_pair_name_each_other(nics: NicWorld) -> None:

@@ -200,6 +200,27 @@ async def test_stray_vfs_are_given_back_and_told_apart_by_their_addresses(
     }
 
 
+@pytest.mark.parametrize("up", [True, False])
+async def test_a_stray_vf_stays_as_long_as_its_macvtap_may_be_in_use(
+    one: World, up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vf = ops.Device("0000:01:10.0", 0, Kind.PCI, endpoint_id(7), 0, 0, "", up=False, carrier=False)
+    macvtap = ops.Device("vdmaaaaaaaaaa", 9, Kind.MACVTAP, endpoint_id(7), 0, 1500, "", up=up, carrier=False)
+    found, reverted = [macvtap, vf], list[ops.Plan]()
+
+    async def inspect(_: Sequence[str]) -> list[ops.Device]:
+        return [] if reverted else found
+
+    async def revert(plans: Sequence[ops.Plan]) -> list[VifdError | None]:
+        reverted.extend(plans)
+        return [None for _ in plans]
+
+    monkeypatch.setattr(one.room, "inspect", inspect)
+    monkeypatch.setattr(one.room, "revert", revert)
+    assert await one.recover() == []
+    assert [type(operation) for (operation,) in reverted] == ([] if up else [ops.CreateMacvtap, ops.ClaimFunction])
+
+
 async def test_a_device_with_a_record_is_no_stray(one: World) -> None:
     await one.make()
     one.registry.remove(endpoint_id(1))

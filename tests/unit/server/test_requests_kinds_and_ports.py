@@ -28,7 +28,7 @@ def port(text: str) -> str:
         ("bridge {}", model.BridgePreference()),
         ("tap {}", model.TapPreference(1, vnet_hdr=True)),
         ("tap { vnet_hdr: false }", model.TapPreference(1, vnet_hdr=False)),
-        ("macvtap {}", model.MacvtapPreference(model.MacvtapMode.BRIDGE, 1, vnet_hdr=True)),
+        ("macvtap {}", model.MacvtapPreference(None, 1, vnet_hdr=True)),
         ("macvtap { mode: MACVTAP_MODE_BRIDGE }", model.MacvtapPreference(model.MacvtapMode.BRIDGE)),
         ("macvtap { mode: MACVTAP_MODE_VEPA }", model.MacvtapPreference(model.MacvtapMode.VEPA)),
         ("macvtap { mode: MACVTAP_MODE_PRIVATE }", model.MacvtapPreference(model.MacvtapMode.PRIVATE)),

@@ -100,7 +100,7 @@ def open_guards(*, owned: bool, direct: bool) -> Guards:
     """
     bridge = open_guard(owned=owned)
     if not direct:
-        return Guards(bridge, NoGuard("the first network with driver direct takes a restart of vifd"))
+        return Guards(bridge, NoGuard("the first network with macvtaps takes a restart of vifd"))
     shared = bridge if isinstance(bridge, Guard) else None
     devices = open_guard(ruleset.NETDEV, owned=owned, made=lambda: DeviceGuard(ruleset.NETDEV, owned=owned, shared=shared))
     return Guards(bridge, devices)

@@ -17,7 +17,7 @@ import msgspec
 
 from vifd.kernel import ops
 from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.macvtap import Failure
+from vifd.kernel.macvtap import Failure, Uplink
 from vifd.kernel.nft.devices import Guards
 from vifd.kernel.sriov import use
 from vifd.kernel.sriov.binding import Binder
@@ -68,22 +68,31 @@ class Functions:
         """
         return self._tried(op.address, lambda: self._claim(op, grant))
 
-    def bind(self, op: ops.BindFunction, port: Port | None) -> ops.FunctionMade | Failure:
+    def bind(self, op: ops.BindFunction, port: Port | None, *, silent: bool = False) -> ops.FunctionMade | Failure:
         """Bind an endpoint's VF to what it is attached through, if it isn't, and give it to its owner.
 
         Args:
             op: checked.
             port: what a netdev that it gets is to be like; None: as it is.
+            silent: whether the host says nothing by that, for a macvtap is to stand on it.
         """
-        return self._tried(op.address, lambda: self._bind(op, port))
+        return self._tried(op.address, lambda: self._bind(op, port, silent=silent))
 
-    def change(self, op: ops.ChangeFunction) -> int | Failure:
+    def find_uplink(self, op: ops.BindFunction | ops.ChangeFunction) -> Uplink | Failure:
+        """Give the netdev of an endpoint's VF, as what its macvtap stands on: sysfs says which it is, and no plan."""
+        return self._tried(op.address, lambda: self._find_uplink(op))
+
+    def change(self, op: ops.ChangeFunction, *, silent: bool = False) -> int | Failure:
         """Bring an endpoint's VF to what its port says; if that fails, back to what it was.
+
+        Args:
+            op: checked.
+            silent: whether the host says nothing by its netdev, for a macvtap stands on it.
 
         Returns:
             Its MTU in bytes, or why not.
         """
-        return self._tried(op.address, lambda: self._change(op))
+        return self._tried(op.address, lambda: self._change(op, silent=silent))
 
     def find_representor(self, endpoint_id: str, address: str) -> Representor | Failure:
         """Find the representor of an endpoint's VF, whatever a plan says of it."""
@@ -140,14 +149,14 @@ class Functions:
             self._teller.tell(pf, function, told(mark, before, op.port))
             return op.port.mtu_bytes or pf.mtu_bytes
 
-    def _bind(self, op: ops.BindFunction, port: Port | None) -> ops.FunctionMade:
+    def _bind(self, op: ops.BindFunction, port: Port | None, *, silent: bool) -> ops.FunctionMade:
         with self._own(op.endpoint_id, op.address) as (function, mark):
             pf = self._teller.get_pf(function)
             known = self._teller.read(pf, function)
             made = Binder(self._hardware, self._nic, mark).bind(function, op)
             self._teller.check(pf, function, known)  # a driver that begins with a VF may have it forget
             if made.ifname and port is not None:
-                self._configure_netdev(made.ifname, pf, port)
+                self._configure_netdev(made.ifname, pf, port, silent=silent)
             representor = "" if mark.representor is None else mark.representor.ifname
             return msgspec.structs.replace(made, representor=representor)
 
@@ -156,34 +165,40 @@ class Functions:
             netdev = self._representors.get_own(function, mark)
             return Representor(netdev.ifindex, mark.representor.ifname if mark.representor is not None else netdev.ifname)
 
-    def _change(self, op: ops.ChangeFunction) -> int:
+    def _find_uplink(self, op: ops.BindFunction | ops.ChangeFunction) -> Uplink:
+        with self._own(op.endpoint_id, op.address) as (function, _):
+            netdev = self._nic.find_netdev(function.ifname)
+            if netdev is None or not self._hardware.inventory.shows(netdev.ifname, netdev.ifindex):
+                words = f"VF {op.address} has no netdev in vifd's network namespace, on which its macvtap could stand"
+                raise FunctionError(words, ops.NOT_READY, errno.ENODEV)
+            return Uplink(netdev.ifname, netdev.ifindex, netdev.mtu_bytes, netdev.mac, netdev.up)
+
+    def _change(self, op: ops.ChangeFunction, *, silent: bool) -> int:
         with self._own(op.endpoint_id, op.address) as (function, mark):
             pf = self._teller.get_pf(function)
             _check_pf(pf, op.port)
             try:
-                self._bring(function, pf, mark, op.port)
+                self._bring(function, pf, mark, op.port, silent=silent)
             except FunctionError as error:
                 if op.before is not None:
-                    self._go_back(function, pf, mark, op.before, error)
+                    try:
+                        self._bring(function, pf, mark, op.before, silent=silent)
+                    except FunctionError as left:  # a check finds what is left of it
+                        raise FunctionError(f"{error}; and it can't go back: {left}", ops.KERNEL, error.errno) from error
                 raise
             return op.port.mtu_bytes or pf.mtu_bytes
 
-    def _go_back(self, function: Function, pf: Netdev, mark: Mark, before: Port, reason: FunctionError) -> None:
-        try:
-            self._bring(function, pf, mark, before)
-        except FunctionError as error:  # a check finds what is left of it
-            raise FunctionError(f"{reason}; and it can't go back: {error}", ops.KERNEL, reason.errno) from reason
-
-    def _bring(self, function: Function, pf: Netdev, mark: Mark, port: Port) -> None:
+    def _bring(self, function: Function, pf: Netdev, mark: Mark, port: Port, *, silent: bool) -> None:
         self._teller.tell(pf, function, told(mark, self._teller.read(pf, function), port))
         if function.ifname:
-            self._configure_netdev(function.ifname, pf, port)
+            self._configure_netdev(function.ifname, pf, port, silent=silent)
 
-    def _configure_netdev(self, ifname: str, pf: Netdev, port: Port) -> None:
+    def _configure_netdev(self, ifname: str, pf: Netdev, port: Port, *, silent: bool) -> None:
         netdev = self._nic.find_netdev(ifname)
         if netdev is None:
             raise FunctionError(f"netdev {ifname} went away", ops.KERNEL, errno.ENODEV)
-        reply = self._nic.configure(netdev, port.mac, port.mtu_bytes or pf.mtu_bytes, up=port.link_up is not False)
+        up, mtu_bytes = port.link_up is not False, port.mtu_bytes or pf.mtu_bytes
+        reply = self._nic.configure(netdev, port.mac, mtu_bytes, up=up, silent=silent)
         if reply.errno:
             raise FunctionError(f"netdev {ifname} can't be set up: {reply.message}", ops.KERNEL, reply.errno)
 

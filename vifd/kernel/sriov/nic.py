@@ -56,8 +56,8 @@ class Nic(Protocol):
     def name(self, netdev: Netdev, ifname: str, alias: str) -> Reply:
         """Give a netdev its name and mark; it is down then."""
 
-    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool) -> Reply:
-        """Give a netdev its MAC and MTU, and set it up, or down; the host speaks no IPv6 by it."""
+    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool, silent: bool = False) -> Reply:
+        """Give a netdev its MAC and MTU, and set it up, or down; the host has no IPv6 address by it; if silent, no IPv6."""
 
     def describe(self, netdev: Netdev) -> RepresentorMark:
         """Give what `restore` brings a representor back to."""
@@ -125,13 +125,18 @@ class RtnlNic:
         down = self._rtnl.ask(netlink.set_link(netdev.ifindex, b"", up=False))
         return down if down.errno else self._rtnl.ask(netlink.set_link(netdev.ifindex, attributes))
 
-    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool) -> Reply:
+    def configure(self, netdev: Netdev, mac: str, mtu_bytes: int, *, up: bool, silent: bool = False) -> Reply:
         """See Nic."""
         attributes = netlink.number(Ifla.MTU, mtu_bytes)
         if mac != netdev.mac:
             attributes += netlink.attribute(Ifla.ADDRESS, bytes.fromhex(mac.replace(":", "")))
         attributes += netlink.NO_IPV6_ADDRESS if ipv6.is_possible(mtu_bytes) else b""
         reply = self._rtnl.ask(netlink.set_link(netdev.ifindex, attributes))
+        if silent and not reply.errno:
+            try:
+                ipv6.set_all(netdev.ifname, mtu_bytes, ipv6.SILENCE)
+            except ipv6.SettingError as error:
+                return Reply(error.errno, str(error))
         return reply if reply.errno else self._rtnl.ask(netlink.set_link(netdev.ifindex, b"", up=up))
 
     def describe(self, netdev: Netdev) -> RepresentorMark:

@@ -16,7 +16,7 @@ from tests.unit.client.hypervisors.examples import (
     vhost_user,
     without_link,
 )
-from vifclient.hypervisors import UnacceptableEndpoint, qemu
+from vifclient.hypervisors import UnacceptableEndpoint, qemu, qemu_pci
 from vifclient.messages import Endpoint, VlanSpec
 
 
@@ -181,10 +181,12 @@ def test_every_kind_that_it_accepts_is_configured_and_plugged(endpoint: Endpoint
     assert qemu.plug(endpoint, netdev_id="n0").device["arguments"]["id"] == "n0"
 
 
-def answers(netdevs: list[str], devices: list[str]) -> tuple[Any, Any, Any]:
+def answers(netdevs: list[str], devices: list[str], objects: list[str] | None = None) -> tuple[Any, Any, Any]:
     schema = [
         {"name": "netdev_add", "arg-type": "100"},
+        {"name": "object-add", "arg-type": "101"},
         {"name": "100", "variants": [{"case": name, "type": "1"} for name in netdevs]},
+        {"name": "101", "variants": [{"case": name, "type": "1"} for name in objects or ["rng-random"]]},
         {"name": "1"},
     ]
     return {"qemu": {"major": 7, "minor": 2, "micro": 22}}, schema, [{"name": name} for name in devices]
@@ -196,3 +198,60 @@ def test_what_a_qemu_can_do_decides() -> None:
     assert kinds(qemu.acceptable(shared_memory=True, capabilities=capabilities)) == ["tap", "vhost_user", "macvtap"]
     without_virtio = qemu.read_capabilities(*answers(["tap", "bridge"], ["vfio-pci"]))
     assert kinds(qemu.acceptable(capabilities=without_virtio)) == ["pci"]
+
+
+# --- PCI functions
+
+
+def function(**fields: str) -> Endpoint:
+    endpoint = pci()
+    endpoint.pci.vfio_path, endpoint.pci.vfio_device_path = "/dev/vfio/9", "/dev/vfio/devices/vfio3"
+    for name, value in fields.items():
+        setattr(endpoint, name, value)
+    return endpoint
+
+
+def test_iommufd_takes_a_qemu_that_knows_it_and_a_function_with_a_node_of_its_own() -> None:
+    old = qemu.read_capabilities(*answers(["tap"], ["vfio-pci"]))
+    new = qemu.read_capabilities(*answers(["tap"], ["vfio-pci"], ["rng-random", "iommufd"]))
+    assert [qemu_pci.can_iommufd(function(), one) for one in (old, new)] == [False, True]
+    assert not qemu_pci.can_iommufd(pci(), new)
+    assert not qemu_pci.can_iommufd(tap(), new)
+
+
+def test_a_function_is_taken_through_iommufd_at_the_start() -> None:
+    options = qemu_pci.device_options(function(), iommufd_id="i0") | {"bus": "rp0"}
+    assert [*qemu_pci.iommufd_argv("i0", 7), *qemu.argv(function(), netdev_id="n0", device_options=options)] == [
+        "-object", "iommufd,id=i0,fd=7",
+        "-device", "vfio-pci,id=n0,host=0000:03:10.2,iommufd=i0,bus=rp0",
+    ]  # fmt: skip
+    assert qemu_pci.iommufd_argv("i0") == ["-object", "iommufd,id=i0"]
+
+
+def test_a_function_is_taken_through_iommufd_while_the_vm_runs() -> None:
+    assert qemu_pci.add_iommufd("i0", "iommu") == {
+        "execute": "object-add",
+        "arguments": {"qom-type": "iommufd", "id": "i0", "fd": "iommu"},
+    }
+    assert qemu_pci.add_iommufd("i0")["arguments"] == {"qom-type": "iommufd", "id": "i0"}
+    plug = qemu.plug(function(), netdev_id="n0", device_options=qemu_pci.device_options(function(), iommufd_id="i0"))
+    assert plug.device["arguments"] == {"driver": "vfio-pci", "id": "n0", "host": "0000:03:10.2", "iommufd": "i0"}
+
+
+def test_the_parts_of_a_pair_are_told_of_each_other() -> None:
+    standby, primary = tap(), function(partner_endpoint_id="6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+    standby.partner_endpoint_id = primary.endpoint_id
+    assert qemu.argv(standby, netdev_id="n0")[-1].endswith(",failover=on")
+    assert qemu.plug(standby, netdev_id="n0").device["arguments"]["failover"] is True
+    options = qemu_pci.device_options(primary, standby_id="n0")
+    assert qemu.argv(primary, netdev_id="f0", device_options=options)[-1].endswith(",failover_pair_id=n0")
+    assert qemu_pci.device_options(primary) == {}
+
+
+def test_what_a_function_has_not_is_refused() -> None:
+    with pytest.raises(UnacceptableEndpoint, match="has no node for iommufd"):
+        qemu_pci.device_options(pci(), iommufd_id="i0")
+    with pytest.raises(UnacceptableEndpoint, match="is no PCI function of a pair"):
+        qemu_pci.device_options(function(), standby_id="n0")
+    with pytest.raises(UnacceptableEndpoint, match="is no PCI function of a pair"):
+        qemu_pci.device_options(tap(), standby_id="n0")

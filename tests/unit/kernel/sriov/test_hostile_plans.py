@@ -14,24 +14,49 @@ from msgspec.structs import replace
 from tests.support.messages import ID, endpoint_id
 from tests.support.sriov_host import PFS, FakeHost, FakeNic, no_guards, vf_address
 from vifd.kernel import names, ops
-from vifd.kernel.authority import BridgeGrant, FunctionGrant
+from vifd.kernel.authority import BridgeGrant, FunctionGrant, UplinkGrant
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.limits import Support
 from vifd.kernel.making import Devices, Maker
 from vifd.kernel.netlink import RtnlSocket
 from vifd.kernel.nft.nat import NoNatTable
-from vifd.kernel.ops import BindFunction, ChangeFunction, ClaimFunction, CreateTap, EnsureBridge, Made, Plan, Refusal
+from vifd.kernel.ops import (
+    BindFunction,
+    ChangeFunction,
+    ClaimFunction,
+    ConfigurePort,
+    CreateMacvtap,
+    CreateTap,
+    EnsureBridge,
+    EnsureNode,
+    Made,
+    Plan,
+    Refusal,
+    below_macvtap,
+)
 from vifd.kernel.publics import Publics
 from vifd.kernel.sriov.functions import Functions
-from vifd.model import Kind, Limits, LimitsMechanism, PciHostDriver, Port, RateLimit, Vlan
+from vifd.model import Kind, Limits, LimitsMechanism, MacvtapMode, PciHostDriver, Port, RateLimit, Vlan
 
 FREE, THEIRS, EXCLUDED, ELSEWHERE = vf_address("eth0", 0), vf_address("eth0", 1), vf_address("eth0", 2), vf_address("eth1", 0)
-AUTHORITY = {"net": FunctionGrant(("eth0",), exclude=(EXCLUDED,), vlan=7), "blue": BridgeGrant("br-blue")}
+AUTHORITY = {
+    "net": FunctionGrant(("eth0",), exclude=(EXCLUDED,), vlan=7),
+    "blue": BridgeGrant("br-blue"),
+    "lan": UplinkGrant("eth1"),
+}
 NEIGHBOUR = endpoint_id(7)
 PORT = Port("52:54:00:12:34:56", vlan=Vlan(7))
 PLANS: tuple[Plan, ...] = (
     (ClaimFunction(ID, "net", FREE, PORT), BindFunction(ID, "net", FREE, PciHostDriver.VFIO, 1000, None)),
     (ClaimFunction(ID, "net", FREE, PORT), BindFunction(ID, "net", FREE, PciHostDriver.KERNEL, 1000, None)),
+)
+NAME = names.device_name(Kind.MACVTAP, ID)
+STANDING: Plan = (
+    ClaimFunction(ID, "net", FREE, below_macvtap(PORT)),
+    BindFunction(ID, "net", FREE, PciHostDriver.KERNEL, 1000, None),
+    CreateMacvtap(ID, NAME, "net", PORT.mac, MacvtapMode.PASSTHRU),
+    EnsureNode(ID, NAME, 1000, None),
+    ConfigurePort(ID, NAME, "net", PORT),
 )
 #: These are hostile as they are: the VF isn't this endpoint's.
 FOREIGN: tuple[Plan, ...] = (
@@ -108,6 +133,8 @@ class Attacker:
             self._two_devices,
             self._odd_type,
             self._odd_type,
+            self._standing_elsewhere,
+            self._standing_elsewhere,
         ]
 
     def plan(self) -> Any:
@@ -149,6 +176,27 @@ class Attacker:
         crossed = [*_with(plan[:1]), *_with(plan[1:], address=self._random.choice(ADDRESSES))]
         return crossed if self._random.random() < 0.5 else _with(self._random.choice(others))
 
+    def _standing_elsewhere(self, plan: Plan) -> Any:
+        """Give a macvtap on something else than the plan's VF, or one that is unlike it."""
+        del plan
+        operations = _with(STANDING)
+        number = self._random.randrange(2, len(operations))
+        match self._random.randrange(4):
+            case 0:  # on an uplink that is no VF, or of another network or endpoint
+                name = self._random.choice(["eth0", "eth1", "lo", "../x", names.device_name(Kind.PCI, ID), ""])
+                fields = {"ifname": name, "network": self._random.choice(["lan", *NETWORKS]), "endpoint_id": NEIGHBOUR}
+                key = self._random.choice([key for key in fields if key in operations[number]])
+                operations[number][key] = fields[key]
+            case 1:  # without what it stands on
+                return [operations[at] for at in self._random.choice([(2, 3, 4), (0, 2, 3, 4), (1, 2, 3, 4), (0, 1, 4), (3, 4)])]
+            case 2:
+                fields = {"mode": self._random.choice(["bridge", "vepa", "private"]), "mac": "52:54:00:12:34:57"}
+                operations[2] |= dict([self._random.choice(list(fields.items()))])
+            case _:
+                wrong = [fields for fields in PORTS if set(fields) & {"mac", "mtu_bytes", "vlan", "isolated", "public_addresses"}]
+                operations[4]["port"] |= msgspec.to_builtins(self._random.choice(wrong))
+        return operations
+
     def _odd_type(self, plan: Plan) -> Any:
         operations = _with(plan)
         operation = self._random.choice(operations)
@@ -180,7 +228,7 @@ def host(tmp_path: Any) -> Iterator[FakeHost]:
 def maker(host: FakeHost) -> Iterator[Maker]:
     """What carries plans out, on a kernel that has nothing but VFs."""
     rtnl, guards = RtnlSocket(), no_guards()
-    devices = Devices(Macvtaps(rtnl, "no nodes here"), Functions(host.open(), FakeNic(host), guards))
+    devices = Devices(Macvtaps(rtnl, ""), Functions(host.open(), FakeNic(host), guards))
     yield Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
     rtnl.close()
 

@@ -72,7 +72,7 @@ def test_a_plan_has_one_vf_of_one_endpoint_and_network(other: BindFunction) -> N
 
 
 def test_a_plan_has_a_vf_or_another_device() -> None:
-    assert rejected(EnsureBridge("blue"), CLAIM) == "a VF with what its network has not"
+    assert rejected(EnsureBridge("blue"), CLAIM) == "two devices in one plan"
 
 
 def test_what_is_taken_needs_no_change() -> None:
