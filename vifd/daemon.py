@@ -220,6 +220,7 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_A_COLLECTION, 20, 50)
+    gc.enable()  # which `vifd.__main__` has turned off
 
 
 class Daemon:

@@ -18,7 +18,7 @@ from tests.support import kernel
 from tests.support.asking import make
 from tests.support.daemon import BIN, BLUE, Daemon, ip, network_namespace, running, short_directory, taps
 from vifclient import Client, VifError
-from vifd.__main__ import main
+from vifd.command import main
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

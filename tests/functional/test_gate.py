@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,7 +20,7 @@ from tests.support.daemon import Daemon, network_namespace, running, short_direc
 from tests.support.users import User, user
 from vif.v1.host_service_pb2 import GetHostInfoRequest
 from vif.v1.host_service_pb2_grpc import HostServiceStub
-from vifclient import Client, VifError
+from vifclient import Client, VifError, aio
 from vifclient.errors import NotAllowed, Unavailable, from_rpc
 from vifclient.retry import NO_RETRY
 
@@ -33,6 +35,7 @@ gid = {MEMBERS}
 """
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 CONNECTIONS_A_UID = 128
+IN_FLIGHT, CALLS = 64, 512
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +179,29 @@ def test_calls_that_one_user_leaves_open_shut_nobody_out(vifd: Daemon, alice: Us
                 seen += connection.recv(4096)
         for _ in range(10):
             assert as_bob.get_host_info().networks
+
+
+async def keep_in_flight(call: Callable[[Any], Awaitable[object]], arguments: Iterable[Any]) -> None:
+    """Have many calls under way: the next begins in the moment that one has its answer."""
+    waiting = iter(arguments)
+
+    async def work() -> None:
+        for argument in waiting:
+            await call(argument)
+
+    await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+
+
+async def live(socket_path: str) -> None:
+    """Make endpoints and release them, all on one connection."""
+    requests = [asked() for _ in range(CALLS)]
+    async with aio.Client(socket_path, retry=NO_RETRY) as client:
+        await keep_in_flight(client.request_endpoint, requests)
+        await keep_in_flight(client.release_endpoint, [request.endpoint_id for request in requests])
+
+
+def test_a_connection_with_64_calls_in_flight_is_refused_none(vifd: Daemon) -> None:
+    asyncio.run(live(vifd.socket))
 
 
 def test_both_sockets_count_together(vifd: Daemon, alice: User) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,11 @@ import pytest
 from tests.support.asking import make
 from tests.support.children import child
 from tests.support.daemon import Daemon, is_alive, running, short_directory, wait_for
+from tests.support.patience import patient
 from vifclient import Client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+_CLONE_NEWNS = 0x20000  # linux/sched.h
 
 
 def ended(pid: int) -> bool:
@@ -61,11 +65,17 @@ def test_it_has_open_what_a_vifd_has_that_was_started_by_itself(own: Daemon) -> 
         wait_for(lambda: all(descriptors(one) == descriptors(same) for one, same in both))
 
 
+TAKES_IN = """
+import sys, vifd.__main__, vifd.command
+before = set(sys.modules)
+import tests.support.nursery
+print(sorted(set(sys.modules) - before))
+"""
+
+
 def test_it_is_forked_with_the_modules_of_a_start_and_no_others() -> None:
     """Or the helper would find what it lacks otherwise: it can't import."""
-    shown = "print(sorted(set(sys.modules) - before))"
-    script = f"import sys, vifd.__main__; before = set(sys.modules); import tests.support, tests.support.nursery; {shown}"
-    done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", TAKES_IN], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout == "['tests', 'tests.support', 'tests.support.nursery']\n"
 
 
@@ -109,6 +119,22 @@ def test_the_wait_for_an_end_that_does_not_come_is_given_up(fake: Daemon) -> Non
     assert fake.process is not None
     with pytest.raises(subprocess.TimeoutExpired, match=r"vifd.*timed out after 0\.05 seconds"):
         fake.process.wait(0.05)
+
+
+def test_it_sees_the_mounts_that_who_starts_it_sees() -> None:
+    def there() -> bool:
+        with running(fake=True) as daemon:
+            assert daemon.process is not None
+            mine, its = (Path(f"/proc/{process}/ns/mnt").readlink() for process in ("thread-self", daemon.process.pid))
+            return mine == its
+
+    def elsewhere() -> bool:
+        assert ctypes.CDLL(None).unshare(_CLONE_NEWNS) == 0
+        return there()
+
+    assert there()
+    with ThreadPoolExecutor(1) as thread:  # which alone is elsewhere then
+        assert thread.submit(elsewhere).result()
 
 
 def test_a_start_that_fails_is_told_with_its_reason() -> None:
@@ -179,4 +205,4 @@ def test_all_end_when_the_tests_are_killed() -> None:
 
 def test_no_wait_is_for_ever_when_the_process_that_forks_is_killed() -> None:
     with child([sys.executable, "-c", LOSES_IT], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as tests:
-        assert tests.communicate(timeout=60)[0] == "the process that forks vifds is gone\n" * 2
+        assert tests.communicate(timeout=patient(60))[0] == "the process that forks vifds is gone\n" * 2

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import vifd.__main__
+import vifd.command
 
 _ORDER_BYTES = 1 << 20
 

@@ -18,12 +18,15 @@ _SERVICES = (
     endpoint_service_pb2.DESCRIPTOR.services_by_name["EndpointService"].full_name,
     host_service_pb2.DESCRIPTOR.services_by_name["HostService"].full_name,
 )
+#: Calls of one connection. grpc refuses more of them by what it still has of calls that are answered already: 64 in flight, of
+#: which each gives way to the next, may be twice as many.
+_CALLS_A_CONNECTION = 128
 #: Twice what one user may have open, with as many connections as the gate lets in: so no user can shut the others out.
 #: A call that waits takes some 25 KiB.
-_CALLS_AT_ONCE = 2 * 128 * 64
+_CALLS_AT_ONCE = 2 * 128 * _CALLS_A_CONNECTION
 _OPTIONS = (
     ("grpc.max_receive_message_length", 2 << 20),  # 64 requests with all their labels are 0.7 MiB
-    ("grpc.max_concurrent_streams", 64),
+    ("grpc.max_concurrent_streams", _CALLS_A_CONNECTION),
     ("grpc.max_metadata_size", 16 << 10),
     # Else grpc cancels calls at random, whosoever, once a thousand have come that Python hasn't taken yet.
     ("grpc.server.max_pending_requests", _CALLS_AT_ONCE),

@@ -7,7 +7,7 @@ import pytest
 from tests.support.daemon import short_directory
 from tests.support.sockets import ordinary_user
 from vifd import __version__
-from vifd.__main__ import main
+from vifd.command import main
 
 BRIDGE = '[networks.blue]\ndriver = "bridge"\nbridge = "br-blue"\n'
 OURS = '[daemon]\nuser = "nobody"\nsocket_group = "root"\n'
@@ -38,6 +38,43 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"vifd {__version__}\n"
+
+
+COLLECTIONS = """
+import gc, sys
+from vifd.__main__ import main
+gc.callbacks.append(lambda phase, info: print(phase))
+sys.argv = ["vifd", "--version"]
+main()
+"""
+
+
+def test_the_collector_does_not_walk_through_what_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTIONS], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"vifd {__version__}\n", "")
+
+
+SERVES = """
+import gc, sys
+from vifd import daemon, systemd
+
+class Notifier(systemd.Notifier):
+    def ready(self, status):
+        print(gc.isenabled(), gc.get_freeze_count() > 10_000)
+        sys.exit()
+
+daemon.Notifier = Notifier
+from vifd.__main__ import main
+sys.argv = ["vifd", *sys.argv[1:]]
+main()
+"""
+
+
+def test_the_collector_works_when_it_serves() -> None:
+    with short_directory() as directory:
+        argv = [sys.executable, "-c", SERVES, "--fake", "--socket", f"{directory}/s", "--fd-socket", f"{directory}/f"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True True\n", done.stderr
 
 
 def test_an_unknown_option_is_a_matter_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
