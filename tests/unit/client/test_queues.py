@@ -156,12 +156,12 @@ def test_no_such_fd_socket(vifd: FakeVifd, folder: Path) -> None:
 
 
 def test_the_way_to_the_fd_socket_is_within_the_time(vifd: FakeVifd, client: Client, folder: Path) -> None:
-    vifd.failures.append(make_status(grpc.StatusCode.UNAVAILABLE, "starting", "TRY_AGAIN", retry_info(0.6)))
+    vifd.failures.append(make_status(grpc.StatusCode.UNAVAILABLE, "starting", "TRY_AGAIN", retry_info(1.8)))
     vifd.fd_socket_path = str(folder / "none.sock")
     began_s = time.monotonic()
     with pytest.raises(errors.Unreachable, match=r"none\.sock"):
-        client.acquire_fds("a", timeout_s=1)
-    assert time.monotonic() - began_s < 1.4
+        client.acquire_fds("a", timeout_s=3)
+    assert time.monotonic() - began_s < 4.2  # 4.8, were each step given all of the time
     assert vifd.calls == ["GetHostInfo"] * 2
 
 
