@@ -60,7 +60,7 @@ class FunctionPreparer:
             words = "it has no driver, or it is in another network namespace; networks of SR-IOV take a vifd in the host's own"
             yield f"PF {name} has no netdev here: {words}"
             return
-        # before it has VFs: their driver asks their PF when it begins with them, and gives no carrier for good if that is down
+        # before it has VFs: their driver talks to their PF when it begins with them, and igb's may not try again if that is down
         if not netdev.up and (reply := self._nic.set_up(netdev)).errno:
             yield f"can't set PF {name} up: {reply.message}"
         yield from _ensure_vfs(hardware, pf, grant)
