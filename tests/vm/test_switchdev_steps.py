@@ -60,9 +60,10 @@ class Steps:
     def _counted(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **named: Any) -> Any:
             result = change(*arguments, **named)
-            self.count += not _only_asks(arguments)
-            if self.count == self.die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if not _only_asks(arguments):
+                self.count += 1
+                if self.count == self.die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
             return result
 
         return counted
