@@ -187,4 +187,5 @@ def state(card: Card, index: int) -> object:
     ifname = card.representor(index)
     found = link(ifname)
     kept = ("flags", "mtu", "master", "ifalias", "altnames", "inet6_addr_gen_mode", "txqlen", "linkinfo")
-    return {key: found.get(key) for key in kept}, sorted(qdiscs(ifname)), guarded(ifname), nics.told(card.pf, index)
+    own = set(qdiscs(ifname)) - {"noqueue"}  # the kernel's own, which is there once it was up
+    return {key: found.get(key) for key in kept}, own, guarded(ifname), nics.told(card.pf, index)

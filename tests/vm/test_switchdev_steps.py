@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.messages import ID
+from tests.support.steps import Steps
 from tests.support.switchdev import PF_ADDRESS, Card, run, state, vf_address
 from vifd.kernel import limits
 from vifd.kernel.authority import BridgeGrant, FunctionGrant
 from vifd.kernel.executor import Executor, Tools
-from vifd.kernel.netlink import RTM_GETLINK, RtnlSocket
-from vifd.kernel.nft.devices import Guards, open_guards
+from vifd.kernel.netlink import RtnlSocket
+from vifd.kernel.nft.devices import open_guards
 from vifd.kernel.nft.nat import NoNatTable
 from vifd.kernel.ops import BindFunction, ClaimFunction, ConfigurePort, EnsureBridge
 from vifd.kernel.sriov.hardware import Hardware, Locks
@@ -39,50 +36,6 @@ PLAN = (
     BindFunction(ID, "fast", vf_address(0), PciHostDriver.KERNEL, 20001, None),
     ConfigurePort(ID, "", "fast", PORT),
 )
-#: All that changes something; what is sent to rtnetlink at once is done at once.
-CHANGES = [(RtnlSocket, "exchange"), (Guards, "put"), (Marks, "create"), (Marks, "discard")]
-
-
-def _only_asks(arguments: tuple[Any, ...]) -> bool:
-    """Tell whether messages of rtnetlink only ask for links."""
-    messages = arguments[1] if isinstance(arguments[0], RtnlSocket) else ()
-    return bool(messages) and all(int.from_bytes(one[4:6], sys.byteorder) == RTM_GETLINK for one in messages)
-
-
-class Steps:
-    """Counts changes, and kills the process after one of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = self.die_at = 0
-        for owner, name in CHANGES:
-            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
-
-    def _counted(self, change: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
-            result = change(*arguments, **named)
-            self.count += not _only_asks(arguments)
-            if self.count == self.die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return counted
-
-    def of(self, action: Callable[[], None]) -> int:
-        """Give how many changes something makes."""
-        self.count = 0
-        action()
-        return self.count
-
-    def killed(self, action: Callable[[], None], step: int) -> None:
-        """Begin something in a process that is killed after a step."""
-        pid = os.fork()
-        if not pid:
-            self.count, self.die_at = 0, step
-            try:
-                action()
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 @pytest.fixture
@@ -99,7 +52,7 @@ def tools(card: Card, tmp_path: Path) -> Iterator[Callable[[], Tools]]:
         return Tools(open_guards(owned=False, direct=False), NoNatTable(), support, "no nodes here", None, hardware)
 
     run("link", "add", BRIDGE, "type", "bridge", "vlan_filtering", "1", "forward_delay", "0")
-    run("link", "set", BRIDGE, "up")
+    run("link", "set", BRIDGE, "mtu", "1400", "up")  # by itself, or it follows its ports'
     yield opened
     run("link", "delete", BRIDGE)
     subprocess.run(["nft", "delete", "table", "bridge", "vifd"], check=True)

@@ -145,10 +145,12 @@ class RtnlNic:
 
     def mark(self, netdev: Netdev, endpoint_id: str) -> Reply:
         """See Nic."""
+        # First what `restore` takes off last: who dies in between leaves nothing that it doesn't see.
+        marked = self._rtnl.ask(netlink.set_link(netdev.ifindex, netlink.text(Ifla.IFALIAS, names.mark(endpoint_id))))
+        if marked.errno:
+            return marked
         named = self._rtnl.ask(netlink.add_altname(netdev.ifindex, names.altname(endpoint_id)))
-        if named.errno not in (0, errno.EEXIST):
-            return named
-        return self._rtnl.ask(netlink.set_link(netdev.ifindex, netlink.text(Ifla.IFALIAS, names.mark(endpoint_id))))
+        return marked if named.errno == errno.EEXIST else named
 
     def detach(self, netdev: Netdev, endpoint_id: str) -> Reply:
         """See Nic."""
