@@ -13,6 +13,8 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo env PYTHONDONTWRITEBYTECODE=1)
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 # Several at once, where nothing is shared: the numbers of macvtaps are, by all network namespaces.
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist worksteal
+# Root's runs write no bytecode here, and would compile vifd with each of its starts.
+COMPILE = @$(BIN)/python -m compileall -q vifd vif client
 HEADING = @printf '\n== %s\n'
 
 export PYTHON
@@ -65,11 +67,13 @@ test-unit: venv ## Run the tests that need nothing
 
 test-functional: venv ## Run the tests with a real daemon and kernel, in network namespaces (root)
 	tests/setup test
+	$(COMPILE)
 	$(HEADING) 'functional tests'
 	$(ROOT) $(PYTEST) tests/functional
 
 test-e2e: guest ## Run the tests with real virtual machines (root, QEMU)
 	tests/setup test
+	$(COMPILE)
 	$(HEADING) 'end-to-end tests'
 	$(ROOT) $(PYTEST) tests/e2e
 

@@ -145,10 +145,13 @@ class Daemon:
         return self.process.wait(patient(timeout))
 
     def stop(self) -> int:
-        """Stop it as systemd does, and give the exit status."""
+        """Stop it as systemd does, which waits for all of its processes, and give the exit status."""
         assert self.process is not None
+        others = self._children() if self.process.poll() is None else []
         self.process.send_signal(signal.SIGTERM)
-        return self.wait_dead()
+        status = self.wait_dead()
+        wait_for(lambda: not any(is_alive(pid) for pid, _ in others))
+        return status
 
     def kill(self) -> None:
         """Kill the front process; its helper leaves by itself."""
