@@ -18,6 +18,7 @@ from typing import NamedTuple
 _HEADER = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
 _IFINFO = Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ATTRIBUTE = Struct("=HH")  # struct nlattr: len, type
+_PADDING = (b"", bytes(3), bytes(2), bytes(1))  # by how many bytes are more than a multiple of four
 _LINK_HEADER_BYTES = _HEADER.size + _IFINFO.size
 
 NLMSG_ERROR = 2
@@ -93,7 +94,8 @@ class TunInfo(IntEnum):
 
 def attribute(kind: int, payload: bytes) -> bytes:
     """Pack one attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    size = len(payload)
+    return _ATTRIBUTE.pack(4 + size, kind) + payload + _PADDING[size % 4]
 
 
 def number(kind: int, value: int) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vifd.kernel.netlink import attribute
 from vifd.kernel.nft import sets, table, wire
 from vifd.kernel.nft.elements import NOTHING, Element, guarded, limited, link_local, port_of
 from vifd.kernel.nft.guard import Guard, NoGuard, open_guard
@@ -335,7 +336,7 @@ def test_what_somebody_changed_is_put_back_in_one_transaction(guard: Guard, kern
     elif damage == "element":
         kernel.elements[sets.MACS].clear()
     else:
-        kernel.elements[sets.MACS] |= dict.fromkeys([wire.nested(1, wire.attribute(1, struct.pack("=I", 9) + bytes(8)))], b"")
+        kernel.elements[sets.MACS] |= dict.fromkeys([wire.nested(1, attribute(1, struct.pack("=I", 9) + bytes(8)))], b"")
     kernel.transactions.clear()
     assert guard.restore()
     assert len(kernel.transactions) == 1

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from struct import pack, unpack_from
 from typing import NamedTuple
 
+from vifd.kernel.netlink import attribute
 from vifd.kernel.nft import sets
 from vifd.kernel.nft.chains import IP, IPV6, LIMITED
 from vifd.kernel.nft.rules import Verdict, verdict_data
 from vifd.kernel.nft.sets import SETS
-from vifd.kernel.nft.wire import attribute, attributes_of, nested, text
+from vifd.kernel.nft.wire import attributes_of, nested, text
 
 
 class Element(NamedTuple):

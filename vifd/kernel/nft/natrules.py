@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from struct import pack
 from typing import NamedTuple
 
+from vifd.kernel.netlink import attribute
 from vifd.kernel.nft.rules import (
     CT_STATE,
     CT_STATUS,
@@ -45,7 +46,6 @@ from vifd.kernel.nft.wire import (
     Family,
     Kind,
     Message,
-    attribute,
     listed,
     nested,
     number,

@@ -10,7 +10,8 @@ from enum import IntEnum
 from struct import pack
 from typing import NamedTuple
 
-from vifd.kernel.nft.wire import attribute, listed, nested, number, text
+from vifd.kernel.netlink import attribute
+from vifd.kernel.nft.wire import listed, nested, number, text
 
 _FIRST_REGISTER = 8  # NFT_REG32_00, the first of sixteen registers of four bytes
 _VERDICT_REGISTER = 0

@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from struct import unpack_from
 
-from vifd.kernel.nft.wire import Family, Kind, Message, NftSocket, attribute, text
+from vifd.kernel.netlink import attribute
+from vifd.kernel.nft.wire import Family, Kind, Message, NftSocket, text
 
 _OF_VIFD = 0x76  # a type of user data that nft doesn't know (libnftnl/udata.h) and leaves alone
 _DIGEST_BYTES = 8

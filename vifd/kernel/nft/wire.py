@@ -13,7 +13,7 @@ from enum import IntEnum
 from struct import Struct, pack, unpack_from
 from typing import NamedTuple
 
-from vifd.kernel.netlink import NLMSG_ERROR, parse_attributes
+from vifd.kernel.netlink import NLMSG_ERROR, attribute, parse_attributes
 
 NETLINK_NETFILTER = 12
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -73,11 +73,6 @@ class Message(NamedTuple):
 
 class NftError(OSError):
     """The kernel refused a message; nothing of its transaction has happened."""
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """Pack one attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 def text(kind: int, value: str) -> bytes:
