@@ -117,10 +117,11 @@ class Activation:
             self._wanted(not before)
 
     def _is_awaited(self, endpoint: Endpoint) -> bool:
+        if endpoint.state not in (State.PENDING, State.READY, State.ATTACHED):
+            return False
         location = endpoint.location
         is_represented = isinstance(location, PciDevice) and location.representor_ifindex != 0
-        on_bridge = location is None or isinstance(location, TapDevice) or is_represented
-        return on_bridge and bool(self._plan_of(endpoint)) and endpoint.state in (State.PENDING, State.READY, State.ATTACHED)
+        return (location is None or isinstance(location, TapDevice) or is_represented) and bool(self._plan_of(endpoint))
 
     async def _activate(self, endpoint: Endpoint) -> None:
         await self._check_open(endpoint)
