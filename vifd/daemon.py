@@ -317,7 +317,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_reader(channels.lifeline, self._lose_helper, "it died")
         stop.callback(loop.remove_reader, channels.lifeline)
-        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds)
+        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds, channels.function_calls)
 
     def _listener(self, follower: Follower, on_learned: Callable[[int], None]) -> Listener:
         return Listener(

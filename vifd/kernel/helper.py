@@ -101,12 +101,14 @@ class Channels(NamedTuple):
         lifeline: reads end-of-file when the helper is dead.
         rulesets: tells of changes of the guard's table by others; None: the kernel has no nftables.
         support: how this kernel keeps limits.
+        function_calls: how many calls about VFs it works on at once.
     """
 
     fds: socket.socket
     lifeline: int
     rulesets: socket.socket | None
     support: limits.Support
+    function_calls: int
 
 
 def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_tables: bool = True) -> Channels:
@@ -142,7 +144,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     back.close()
     os.close(held)
     tools.close()
-    return Channels(front, lifeline, rulesets, tools.support)
+    return Channels(front, lifeline, rulesets, tools.support, equipping.function_calls(_helper.authority))
 
 
 @contextmanager
