@@ -15,6 +15,7 @@ from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure
 from vifd.kernel.ops import BindFunction, ChangeFunction, ClaimFunction, FunctionMade
 from vifd.kernel.sriov.functions import Functions
+from vifd.kernel.sriov.hardware import Patience
 from vifd.kernel.sriov.settings import NO_MAC, LinkState, Setting, VfSettings
 from vifd.model import Kind, Limits, PciHostDriver, Port, RateLimit, Vlan
 
@@ -373,6 +374,32 @@ def test_a_vf_that_cant_be_reset_is_kept_out_of_use(host: FakeHost) -> None:
     assert words.endswith("It is kept out of use (quarantined), and vifd tries again")
     assert f"endpoint {ID} has it" in refused(make(host, replace(CLAIM, endpoint_id=endpoint_id(1))), ops.TAKEN)
     host.failing.clear()
+    assert functions(host).release(ID, VF) is None
+    assert host.snapshot() == before
+
+
+def test_a_rate_that_is_left_without_a_link_goes_once_there_is_one_and_nobody_waits_for_it(host: FakeHost) -> None:
+    before = host.snapshot()
+    made(host)
+    carrier = host.sysfs.root / "class/net/eth0/carrier"
+    carrier.write_text("0\n")
+    patient = Functions(host.open()._replace(patience=Patience(carrier=3600)), FakeNic(host))
+    words = refused(patient.release(ID, VF), ops.NOT_READY)
+    assert words == (
+        f"VF {VF} can't be made as new: PF eth0 has no link, without which it takes no rate for a VF and forgets none; "
+        "see to its cable. It is kept out of use (quarantined), and vifd tries again"
+    )
+    assert (host.driver(VF), settings(host)) == ("", VfSettings(max_rate_mbps=100, link_state=LinkState.DOWN))
+    assert f"endpoint {ID} has it" in refused(make(host, replace(CLAIM, endpoint_id=endpoint_id(1))), ops.TAKEN)
+    carrier.write_text("1\n")
+    assert patient.release(ID, VF) is None
+    assert host.snapshot() == before
+
+
+def test_a_vf_without_a_rate_is_given_back_without_a_link(host: FakeHost) -> None:
+    before = host.snapshot()
+    made(host, replace(CLAIM, port=replace(PORT, limits=None)))
+    (host.sysfs.root / "class/net/eth0/carrier").write_text("0\n")
     assert functions(host).release(ID, VF) is None
     assert host.snapshot() == before
 
