@@ -181,19 +181,19 @@ class PrivilegedRoom:
             raise WrongState(f"the tap of endpoint {endpoint_id} is open already; close it there first")
         raise KernelRefused("OpenQueues", endpoint_id, number, os.strerror(number))
 
-    async def reload(self) -> tuple[str, dict[str, str]]:
+    async def reload(self) -> tuple[str, dict[str, str], dict[str, str]]:
         """Let the helper read the configuration again.
 
         Returns:
-            The configuration's text; and by network, what is wrong with its bridge.
+            The configuration's text; by network, why nothing can be made on it; and by network, what else isn't as configured.
 
         Raises:
             StartError: the configuration is wrong, and stays as it was.
         """
-        text, problems = await self._call("reload")
+        text, problems, remarks = await self._call("reload")
         if "" in problems:
             raise StartError(problems[""])
-        return text, problems
+        return text, problems, remarks
 
     async def ping(self) -> None:
         """Ask the helper for a sign of life."""

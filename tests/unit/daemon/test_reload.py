@@ -20,11 +20,11 @@ class SlowRoom(PrivilegedRoom):
     def __init__(self, *texts: str) -> None:
         self._texts = list(texts)
 
-    async def reload(self) -> tuple[str, dict[str, str]]:
+    async def reload(self) -> tuple[str, dict[str, str], dict[str, str]]:
         text = self._texts.pop(0)
         for _ in range(10 * len(self._texts)):
             await asyncio.sleep(0)
-        return text, {}
+        return text, {}, {}
 
 
 class Told(Notifier):

@@ -223,11 +223,12 @@ async def test_queues_that_cant_be_opened_are_an_error(channel: Channel, number:
 
 async def test_a_configuration_that_is_wrong_stays_as_it_was(channel: Channel) -> None:
     with pytest.raises(StartError, match="wrong"):
-        await room(channel, reload=("", {"": "wrong"})).reload()
+        await room(channel, reload=("", {"": "wrong"}, {})).reload()
 
 
 async def test_the_problems_of_networks_are_told(channel: Channel) -> None:
-    assert await room(channel, reload=("text", {"blue": "no bridge"})).reload() == ("text", {"blue": "no bridge"})
+    answer = ("text", {"blue": "no bridge"}, {"fast": "PF eth0 has 2 VFs"})
+    assert await room(channel, reload=answer).reload() == answer
 
 
 async def test_a_sign_of_life_asks_for_no_list_of_devices(channel: Channel) -> None:
