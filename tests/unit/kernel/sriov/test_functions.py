@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from msgspec.structs import replace
@@ -312,6 +314,32 @@ def test_a_driver_that_forgets_as_it_begins_fails_the_request(host: FakeHost, mo
 
     monkeypatch.setattr(host, "bind", bind_and_forget)
     assert "takes the VLAN of a VF and doesn't keep it" in refused(make(host))
+
+
+# --- at once
+
+
+def test_a_vf_that_takes_its_time_keeps_no_vf_of_another_pf_waiting(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware, unbind, held, let_go = host.open(), host.unbind, Event(), Event()
+    in_time = list[bool]()
+
+    def slow_unbind(address: str) -> None:
+        if address == VF:
+            held.set()
+            in_time.append(let_go.wait(30))
+        unbind(address)
+
+    def take(claim: ClaimFunction) -> int | Failure:
+        return Functions(hardware, FakeNic(host)).claim(claim, GRANT)
+
+    monkeypatch.setattr(host, "unbind", slow_unbind)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(take, CLAIM)
+        assert held.wait(30)
+        other = replace(CLAIM, endpoint_id=endpoint_id(1), address=vf_address("eth1", 0), port=Port("52:54:00:00:00:01"))
+        assert take(other) == 1500
+        let_go.set()
+        assert (slow.result(30), in_time) == (1500, [True])
 
 
 # --- giving back
