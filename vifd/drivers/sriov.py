@@ -185,7 +185,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
-        candidates, pfs = self._allowed(), self._pfs()
+        pfs = self._pfs()
+        candidates = self._allowed(pfs)
         in_use = Counter(one.pf_address for one in candidates if one.address in taken)
         fit = {pf.address for pf in pfs if not self._mode_problem(pf)}
         free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
@@ -302,10 +303,10 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def _find_problem(self) -> str:
         """Say why no VF can be handed out at all, whoever has them."""
-        candidates = self._allowed()
+        pfs = [pf for pf in self._pfs() if pf.vf_count]
+        candidates = self._allowed(pfs)
         if not candidates:
             return self._explain_none()
-        pfs = [pf for pf in self._pfs() if pf.vf_count]
         if not any(pf.up for pf in pfs):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
         if all(problems := [self._mode_problem(pf) for pf in pfs]):
@@ -348,10 +349,11 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return explain_mode(pf.ifname or pf.address, pf, self.config.bridge)
 
     def _pfs(self) -> list[PhysicalFunction]:
-        return [pf for name in self.config.pfs if (pf := self._inventory.find_pf(name)) is not None]
+        return self._inventory.find_pfs(self._grant)
 
-    def _allowed(self) -> list[Slot]:
-        return self._inventory.allowed(self._grant)
+    def _allowed(self, pfs: Sequence[PhysicalFunction]) -> list[Slot]:
+        """Give the VFs of PFs that the configuration doesn't keep out."""
+        return [slot for pf in pfs for slot in self._inventory.slots(pf) if allows(self._grant, slot.address)]
 
     def _why_unfit(self, function: str) -> str:
         """Say why a VF was found unfit a short while ago, or nothing."""

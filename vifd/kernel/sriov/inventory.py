@@ -112,22 +112,26 @@ class Inventory:
             name: its netdev's name, or its PCI address.
         """
         address = self._address_of(name)
-        total_vfs = _read_number(self._device(address) / "sriov_totalvfs", 0) if address else 0
+        device = f"{self._devices}/{address}"
+        total_vfs = _read_number(f"{device}/sriov_totalvfs", 0) if address else 0
         if not total_vfs:
             return None
-        device = self._device(address)
         ifname = _find_ifname(device)
-        netdev = device / "net" / ifname
+        netdev = f"{device}/net/{ifname}"
         return PhysicalFunction(
             address=address,
             ifname=ifname,
-            numa_node=_read_number(device / "numa_node", -1),
+            numa_node=_read_number(f"{device}/numa_node", -1),
             total_vfs=total_vfs,
-            vf_count=_read_number(device / "sriov_numvfs", 0),
-            up=bool(ifname) and bool(_read_number(netdev / "flags", 0) & _IFF_UP),
-            carrier=bool(ifname) and _read_number(netdev / "carrier", 0) == 1,
-            switchdev=any(_vf_of(one) is not None for one in _list(device / "net")),
+            vf_count=_read_number(f"{device}/sriov_numvfs", 0),
+            up=bool(ifname) and bool(_read_number(f"{netdev}/flags", 0) & _IFF_UP),
+            carrier=bool(ifname) and _read_number(f"{netdev}/carrier", 0) == 1,
+            switchdev=any(_vf_of(f"{device}/net/{one}") is not None for one in _names(f"{device}/net")),
         )
+
+    def find_pfs(self, grant: FunctionGrant) -> list[PhysicalFunction]:
+        """Find the PFs of a network that are here, each once."""
+        return list({pf.address: pf for name in grant.pfs if (pf := self.find_pf(name)) is not None}.values())
 
     def explain_pf(self, name: str) -> str:
         """Say why `find_pf` finds none, as a sentence."""
@@ -153,8 +157,8 @@ class Inventory:
             return None
         # Which number a VF has on its PF, that alone says, in the names of its links.
         index = next((index for index, one in self._vfs(pf) if one == address), -1)
-        device = self._device(pf)
-        slot = Slot(address, pf, index, _read_number(device / "numa_node", -1))
+        device = f"{self._devices}/{pf}"
+        slot = Slot(address, pf, index, _read_number(f"{device}/numa_node", -1))
         return self._function(slot, _find_ifname(device)) if index >= 0 else None
 
     def find_representor(self, function: Function) -> str:
@@ -163,10 +167,10 @@ class Inventory:
         By sysfs, which anybody may read: devlink tells it the mode of a switch to CAP_NET_ADMIN alone, and some drivers' switches
         have an id in every mode (net/devlink/port.c, devlink_compat_phys_port_name_get and devlink_compat_switch_id_get).
         """
-        netdevs = self._device(function.pf_address) / "net"
-        switch = _read(netdevs / function.pf_ifname / "phys_switch_id") if function.pf_ifname else ""
-        found = (path for path in _list(netdevs) if _vf_of(path) == function.vf_index)
-        return next((path.name for path in found if switch and _read(path / "phys_switch_id") == switch), "")
+        netdevs = f"{self._devices}/{function.pf_address}/net"
+        switch = _read(f"{netdevs}/{function.pf_ifname}/phys_switch_id") if function.pf_ifname else ""
+        found = (name for name in _names(netdevs) if _vf_of(f"{netdevs}/{name}") == function.vf_index)
+        return next((name for name in found if switch and _read(f"{netdevs}/{name}/phys_switch_id") == switch), "")
 
     def find_pf_address(self, address: str) -> str:
         """Give the address of a VF's PF; empty: there is no such VF."""
@@ -178,8 +182,7 @@ class Inventory:
 
     def allowed(self, grant: FunctionGrant) -> list[Slot]:
         """List the VFs that a network may use: those of its PFs that are here, but for the excluded ones."""
-        pfs = [pf for name in grant.pfs if (pf := self.find_pf(name)) is not None]
-        return list({slot.address: slot for pf in pfs for slot in self.slots(pf) if allows(grant, slot.address)}.values())
+        return [slot for pf in self.find_pfs(grant) for slot in self.slots(pf) if allows(grant, slot.address)]
 
     def shows(self, ifname: str, ifindex: int) -> bool:
         """Tell whether a netdev of this name has this index here: sysfs may show another network namespace than the process's."""
@@ -189,7 +192,7 @@ class Inventory:
         """Name something that stands on a netdev, like a VLAN or a macvlan; empty: nothing does (net/core/dev.c,
         netdev_adjacent_sysfs_add).
         """
-        links = [path.name for path in _list(self._sysfs / "class/net" / ifname) if path.name.startswith(_UPPER)]
+        links = [name for name in _names(self._sysfs / "class/net" / ifname) if name.startswith(_UPPER)]
         return links[0].removeprefix(_UPPER) if links else ""
 
     def _function(self, slot: Slot, pf_ifname: str) -> Function | None:
@@ -230,9 +233,9 @@ def allows(grant: FunctionGrant, address: str) -> bool:
     return address not in grant.exclude and (not grant.addresses or address in grant.addresses)
 
 
-def _find_ifname(device: Path) -> str:
+def _find_ifname(device: str) -> str:
     """Give the netdev of a PCI function. A PF whose switch is in mode switchdev has its VFs' representors beside its own."""
-    return next((path.name for path in _list(device / "net") if not _is_representor(path)), "")
+    return next((name for name in _names(f"{device}/net") if not _is_representor(f"{device}/net/{name}")), "")
 
 
 def explain_mode(name: str, pf: PhysicalFunction, bridge: str) -> str:
@@ -256,18 +259,14 @@ def is_representor_name(port_name: str) -> bool:
     return _OF_VF.fullmatch(port_name) is not None
 
 
-def _vf_of(netdev: Path) -> int | None:
+def _vf_of(netdev: str) -> int | None:
     """Give the number of the VF whose representor a netdev is; None: it is no VF's of this host."""
-    found = _OF_VF.fullmatch(_read(netdev / "phys_port_name"))
+    found = _OF_VF.fullmatch(_read(f"{netdev}/phys_port_name"))
     return int(found[2]) if found is not None else None
 
 
-def _is_representor(netdev: Path) -> bool:
-    return _REPRESENTOR.fullmatch(_read(netdev / "phys_port_name")) is not None
-
-
-def _list(directory: Path) -> list[Path]:
-    return [directory / name for name in _names(directory)]
+def _is_representor(netdev: str) -> bool:
+    return _REPRESENTOR.fullmatch(_read(f"{netdev}/phys_port_name")) is not None
 
 
 def _names(directory: Path | str) -> list[str]:
@@ -286,7 +285,7 @@ def _target(link: Path | str) -> str:
         return ""
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | str) -> str:
     """Read an attribute; empty where it isn't there, or has nothing to say, as the carrier of what is down."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -300,7 +299,7 @@ def _read(path: Path) -> str:
         os.close(fd)
 
 
-def _read_number(path: Path, default: int) -> int:
+def _read_number(path: Path | str, default: int) -> int:
     text = _read(path)
     try:
         return int(text, 0)
