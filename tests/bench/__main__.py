@@ -19,7 +19,7 @@ from tests.bench.measure import Row
 from tests.bench.report import Report
 from tests.bench.targets import BURST, judge
 
-NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "hotplug", "migration")
+NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "hotplug", "migration", "vfs-stand-in")
 #: What takes the emulated machine's network cards.
 OF_CARDS = ("vf-steps", "vfs")
 
@@ -104,6 +104,10 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         moves = size.migrations * migration.CONTENDERS
         return migration.measure_migration(size.migrations, step("migrations", moves))
 
+    def stand_in() -> list[Row]:
+        turns = size.function_rounds * functions.TURNS
+        return functions.measure_stand_in(size.function_rounds, step("VFs of stand-in cards", turns))
+
     parts: dict[str, Callable[[], list[Row]]] = {
         "in-flight": flights,
         "guard": lambda: guarded.measure_guarded(size.guard_rounds, step("guard and limits", size.guard_rounds * guarded.TURNS)),
@@ -112,6 +116,7 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         "cycles": cycles,
         "activation": lambda: activation.measure_activation(size.activations, step("first frames", size.activations)),
         "migration": migrations,
+        "vfs-stand-in": stand_in,
         "vf-steps": lambda: function_steps.measure_steps(size.function_steps, step("VFs by step", size.function_steps)),
         "vfs": lambda: functions.measure_functions(size.function_rounds, step("VFs", size.function_rounds * functions.TURNS)),
     }

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tests.bench import cards
+from tests.bench import cards, standin
 from tests.bench.contenders import functions as contender
 from tests.bench.contenders import vifd
 from tests.bench.daemon import NETWORK
@@ -21,6 +21,8 @@ COUNT = 8
 TOGETHER, IN_TURN = f"make {COUNT} VFs, at once", f"make {COUNT} VFs, one by one"
 TOGETHER_GONE, IN_TURN_GONE = f"delete {COUNT} VFs, at once", f"delete {COUNT} VFs, one by one"
 TAP_ALONE, TAP_BESIDE = "make tap, alone", "make tap, VFs in flight"
+#: What the names of operations end with that are done with made-up cards.
+STAND_IN = ", stand-in card"
 #: What is measured in a round: VFs in each way, and taps in each.
 TURNS = 4
 _TAPS_A_TURN = 10
@@ -48,9 +50,26 @@ def measure_functions(rounds: int, advance: Callable[[], None]) -> list[Row]:
         samples = asyncio.run(_measure_at_once(socket, rounds, advance))
     # Here without: the driver of the emulated card's VFs waits for the card on a CPU that nobody else gets meanwhile.
     with _running_daemon(autoprobe=False) as socket:
-        made = _measure_beside(socket, rounds, advance, samples)
-    rows = [make_row("vifd", operation, times) for operation, times in samples.items()]
-    return [*rows, make_value("vifd", "VFs made beside taps", sum(made), "")]
+        made = _measure_beside(socket, rounds, advance, samples, in_flight=1)
+    return _rows(samples, made, "")
+
+
+def measure_stand_in(rounds: int, advance: Callable[[], None]) -> list[Row]:
+    """Measure the same with made-up cards, on any host.
+
+    Args:
+        rounds: how many turns each way gets.
+        advance: is called after each.
+    """
+    with standin.running_daemon(_NETWORKS) as socket:
+        samples = asyncio.run(_measure_at_once(socket, rounds, advance))
+        made = _measure_beside(socket, rounds, advance, samples, in_flight=2)
+    return _rows(samples, made, STAND_IN)
+
+
+def _rows(samples: defaultdict[str, Samples], made: int, suffix: str) -> list[Row]:
+    rows = [make_row("vifd", f"{operation}{suffix}", times) for operation, times in samples.items()]
+    return [*rows, make_value("vifd", f"VFs made beside taps{suffix}", made, "")]
 
 
 @contextmanager
@@ -103,10 +122,12 @@ async def _at_once(client: aio.Client, count: int, made: Samples, gone: Samples)
     gone.append((time.perf_counter() - begin) * 1000)
 
 
-def _measure_beside(socket: str, rounds: int, advance: Callable[[], None], samples: defaultdict[str, Samples]) -> list[int]:
-    """Measure taps alone and while a VF is requested or released; give how many VFs were, in each round."""
+def _measure_beside(
+    socket: str, rounds: int, advance: Callable[[], None], samples: defaultdict[str, Samples], *, in_flight: int
+) -> int:
+    """Measure taps alone and while VFs are requested or released; give how many VFs were."""
     made = list[int]()
-    with Client(socket) as client, contender.traffic(socket, 1) as traffic:
+    with Client(socket) as client, contender.traffic(socket, in_flight) as traffic:
         vifd.OneByOne(client).round(1)
         with traffic.running([]):  # the first VF of a run takes longer
             pass
@@ -116,7 +137,7 @@ def _measure_beside(socket: str, rounds: int, advance: Callable[[], None], sampl
             with traffic.running(made):
                 _measure_taps(client, samples[TAP_BESIDE])
             advance()
-    return made
+    return sum(made)
 
 
 def _measure_taps(client: Client, made: Samples) -> None:

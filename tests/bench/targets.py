@@ -77,24 +77,21 @@ def judge(rows: Sequence[Row]) -> list[Target]:
         Target("Database growth over the cycles", vifd("database growth"), DATABASE_GROWTH_LIMIT_MIB, "MiB"),
         Target("First frame noticed, p90", noticed, NOTICED_MS, "ms"),
         Target(f"Pings lost in a migration, p50: by hand + {MORE_PINGS_LOST}", lost, lost_by_hand + MORE_PINGS_LOST, ""),
-        *_judge_functions(vifd),
+        *_judge_functions(vifd, ""),
+        *_judge_functions(vifd, functions.STAND_IN),
     ]
 
 
-def _judge_functions(vifd: Callable[[str], float]) -> list[Target]:
+def _judge_functions(vifd: Callable[[str], float], suffix: str) -> list[Target]:
     """Judge what VFs on two PFs wait for each other, and taps for VFs."""
-    count = functions.COUNT
-    made, gone = vifd(functions.IN_TURN) / AT_ONCE_FACTOR, vifd(functions.IN_TURN_GONE) / AT_ONCE_FACTOR
-    how = f"on two PFs at once: 1/{AT_ONCE_FACTOR} of one by one"
+    count, how = functions.COUNT, f"on two PFs at once: 1/{AT_ONCE_FACTOR} of one by one{suffix}"
+    made, gone = (vifd(f"{way}{suffix}") / AT_ONCE_FACTOR for way in (functions.IN_TURN, functions.IN_TURN_GONE))
+    beside, alone = vifd(f"{functions.TAP_BESIDE}{suffix}"), vifd(f"{functions.TAP_ALONE}{suffix}")
+    name = f"Request p50 of a tap with VFs in flight: {BESIDE_VFS_FACTOR} x alone{suffix}"
     return [
-        Target(f"Request of {count} VFs {how}", vifd(functions.TOGETHER), made, "ms"),
-        Target(f"Release of {count} VFs {how}", vifd(functions.TOGETHER_GONE), gone, "ms"),
-        Target(
-            f"Request p50 of a tap with VFs in flight: {BESIDE_VFS_FACTOR} x alone",
-            vifd(functions.TAP_BESIDE),
-            BESIDE_VFS_FACTOR * vifd(functions.TAP_ALONE),
-            "ms",
-        ),
+        Target(f"Request of {count} VFs {how}", vifd(f"{functions.TOGETHER}{suffix}"), made, "ms"),
+        Target(f"Release of {count} VFs {how}", vifd(f"{functions.TOGETHER_GONE}{suffix}"), gone, "ms"),
+        Target(name, beside, BESIDE_VFS_FACTOR * alone, "ms"),
     ]
 
 
