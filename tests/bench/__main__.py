@@ -54,7 +54,7 @@ QUICK = Size(
     activations=10,
     migrations=2,
     function_steps=3,
-    function_rounds=2,
+    function_rounds=1,
 )
 
 

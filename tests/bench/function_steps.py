@@ -41,7 +41,7 @@ def measure_steps(rounds: int, advance: Callable[[], None]) -> list[Row]:
         advance: is called after each.
     """
     samples: defaultdict[str, Samples] = defaultdict(list)
-    grant = FunctionGrant((FIRST_PF,), vfs=cards.VFS_A_PF)
+    grant = FunctionGrant((FIRST_PF,), vfs=1)
     with cards.without_vfs(), tempfile.TemporaryDirectory() as folder, closing(RtnlSocket()) as rtnl:
         hardware, nic, watch = Hardware.prepare(Path(folder)), RtnlNic(rtnl), _Stopwatch()
         if problem := FunctionPreparer(hardware, nic).prepare("fast", grant):

@@ -1,5 +1,5 @@
-"""vifd on a host whose cards are made up: all of vifd is real, both processes, but PFs and VFs are a sysfs of plain files, where each
-step sleeps for as long as a kernel takes.
+"""vifd on a host whose cards are made up: all of vifd is real, both processes, but PFs and VFs are a sysfs of plain files, where
+each step sleeps for as long as a kernel takes.
 
 In the emulated machine all is real but the time: Python needs twenty times as long as it should, and drivers as long as ever.
 Here it is the other way round, so this shows what waits for what.
