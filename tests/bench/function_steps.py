@@ -14,6 +14,7 @@ from typing import Any
 from tests.bench import cards
 from tests.bench.measure import Row, Samples, make_row
 from tests.support import vfs
+from tests.support.sriov_host import no_guards
 from tests.support.vfs import FIRST_PF
 from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure
@@ -47,7 +48,7 @@ def measure_steps(rounds: int, advance: Callable[[], None]) -> list[Row]:
         if problem := FunctionPreparer(hardware, nic).prepare("fast", grant):
             raise RuntimeError(problem)
         address = vfs.addresses(FIRST_PF)[0]
-        functions = Functions(watch.timed_hardware(hardware), watch.timed(nic, lambda _: _NETLINK))
+        functions = Functions(watch.timed_hardware(hardware), watch.timed(nic, lambda _: _NETLINK), no_guards())
         for _ in range(rounds):
             endpoint_id = str(uuid.uuid4())
             with watch.running(samples, "make VF"):

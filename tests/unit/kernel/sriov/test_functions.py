@@ -330,7 +330,7 @@ def test_a_vf_that_takes_its_time_keeps_no_vf_of_another_pf_waiting(host: FakeHo
         unbind(address)
 
     def take(claim: ClaimFunction) -> int | Failure:
-        return Functions(hardware, FakeNic(host)).claim(claim, GRANT)
+        return Functions(hardware, FakeNic(host), no_guards()).claim(claim, GRANT)
 
     monkeypatch.setattr(host, "unbind", slow_unbind)
     with ThreadPoolExecutor(1) as pool:
@@ -411,7 +411,7 @@ def test_a_rate_that_is_left_without_a_link_goes_once_there_is_one_and_nobody_wa
     made(host)
     carrier = host.sysfs.root / "class/net/eth0/carrier"
     carrier.write_text("0\n")
-    patient = Functions(host.open()._replace(patience=Patience(carrier=3600)), FakeNic(host))
+    patient = Functions(host.open()._replace(patience=Patience(carrier=3600)), FakeNic(host), no_guards())
     words = refused(patient.release(ID, VF), ops.NOT_READY)
     assert words == (
         f"VF {VF} can't be made as new: PF eth0 has no link, without which it takes no rate for a VF and forgets none; "
