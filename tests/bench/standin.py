@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import daemon as support
 from tests.support.sriov_host import FakeHost, FakeNic
-from vifd.__main__ import main as run_vifd
+from vifd import command
 from vifd.kernel.sriov.hardware import Hardware
 from vifd.kernel.sriov.inventory import Inventory
 from vifd.kernel.sriov.vfio import is_vfio
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
             patch.setattr(f"{module}.Inventory", partial(Inventory, host.sysfs.root))
         patch.setattr(Hardware, "prepare", lambda _: host.open())
         patch.setattr("vifd.kernel.executor.RtnlNic", lambda _: FakeNic(host))
-        return run_vifd(rest)
+        return command.main(rest)
 
 
 if __name__ == "__main__":
