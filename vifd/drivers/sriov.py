@@ -319,7 +319,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             return ""
         if spec.owner.gid is not None:
             return "a VFIO node is opened by a user, whatever the group; leave owner.gid out"
-        if not any(map(self._inventory.has_iommu, self._allowed())):
+        if not any(map(self._inventory.has_iommu, self._allowed(self._pfs()))):
             return "this host has no IOMMU that is switched on, and without one no VM gets a PCI device (vifctl doctor says more)"
         return ""
 
