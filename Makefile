@@ -21,7 +21,7 @@ export PYTHON
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv protos guest vm lint test test-unit test-functional test-e2e test-vm demo bench install uninstall clean
+.PHONY: help venv protos guest vm lint test test-unit test-functional test-e2e test-vm demo bench bench-vm install uninstall clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,10 @@ demo: venv ## See it work: an ordinary user gets an endpoint, and a virtual mach
 bench: guest ## Measure vifd beside the bare kernel, ip and CNI (root)
 	tests/setup bench
 	$(ROOT) $(BIN)/python -m tests.bench
+
+bench-vm: vm ## Measure VFs in the emulated machine: by step, at once, and beside taps; BENCH='...': the bench's arguments
+	$(HEADING) 'bench in the emulated machine'
+	$(BIN)/python -m tests.vm --bench -- --only vf-steps --only vfs $(BENCH)
 
 install: ## Install on this host: a venv in PREFIX, units, sysusers, tmpfiles, an example configuration (root)
 	@test ! -e $(DESTDIR)$(PREFIX) -o -e $(DESTDIR)$(PREFIX)/pyvenv.cfg || \

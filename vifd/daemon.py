@@ -317,7 +317,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_reader(channels.lifeline, self._lose_helper, "it died")
         stop.callback(loop.remove_reader, channels.lifeline)
-        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds)
+        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds, channels.function_calls)
 
     def _listener(self, follower: Follower, on_learned: Callable[[int], None]) -> Listener:
         return Listener(
@@ -360,10 +360,17 @@ class Daemon:
         """Bring the networks' bridges to what the configuration says; a network that can't be is reported, the others work."""
         if not isinstance(self._room, PrivilegedRoom):
             return {}
-        _, problems = await self._room.reload()
+        _, problems, remarks = await self._room.reload()
+        self._tell_of_networks(self._setup.config, problems, remarks)
+        return problems
+
+    def _tell_of_networks(self, config: Config, problems: dict[str, str], remarks: dict[str, str]) -> None:
         for network, problem in problems.items():
             _log.error("a network isn't ready", extra={"network": network, "error": problem})
-        return problems
+        for network, remark in remarks.items():
+            _log.warning("a network isn't as it is configured", extra={"network": network, "error": remark})
+        for key, message in catalog.find_contradictions(self._setup.drivers, config):
+            _log.warning("two networks contradict each other", extra={"key": key, "error": message})
 
     def _configure(self, config: Config, problems: dict[str, str]) -> None:
         drivers = {name: catalog.create(self._setup.drivers, network) for name, network in config.networks.items()}
@@ -389,8 +396,9 @@ class Daemon:
     async def _take_configuration(self) -> None:
         try:
             problems: dict[str, str] = {}
+            remarks: dict[str, str] = {}
             if isinstance(self._room, PrivilegedRoom):
-                text, problems = await self._room.reload()
+                text, problems, remarks = await self._room.reload()
             else:
                 text = self._setup.load()
             config = self._setup.parse(text)
@@ -399,8 +407,7 @@ class Daemon:
         except StartError as error:
             _log.error("the configuration is wrong and stays as it was", extra={"error": str(error)})
         else:
-            for network, problem in problems.items():
-                _log.error("a network isn't ready", extra={"network": network, "error": problem})
+            self._tell_of_networks(config, problems, remarks)
             if config.daemon != self._setup.config.daemon:
                 _log.warning("a change of [daemon] takes a restart")
             _log.info("the configuration is read again", extra={"networks": len(config.networks)})

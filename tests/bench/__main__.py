@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import activation, guarded, in_flight, migration, one_by_one, resident
+from tests.bench import activation, cards, function_steps, functions, guarded, in_flight, migration, one_by_one, resident
 from tests.bench.contenders.vifd import BATCH_SIZE
 from tests.bench.hotplug import HOT_PLUGS, measure_hot_plug
 from tests.bench.machine import describe_machine
@@ -19,7 +19,9 @@ from tests.bench.measure import Row
 from tests.bench.report import Report
 from tests.bench.targets import BURST, judge
 
-NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "hotplug", "migration")
+NAMES = (*one_by_one.NAMES, "in-flight", "guard", "memory", "cycles", "activation", "hotplug", "migration", "vfs-stand-in")
+#: What takes the emulated machine's network cards.
+OF_CARDS = ("vf-steps", "vfs")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Size:
     cycles: int = 20_000
     activations: int = 100
     migrations: int = 10
+    function_steps: int = 10
+    function_rounds: int = 5
 
 
 QUICK = Size(
@@ -49,12 +53,14 @@ QUICK = Size(
     cycles=1_280,
     activations=10,
     migrations=2,
+    function_steps=3,
+    function_rounds=1,
 )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="A small run: it shows that the bench works, not how fast vifd is.")
-@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Measure only this; may be repeated.")
+@click.option("--only", multiple=True, type=click.Choice((*NAMES, *OF_CARDS)), help="Measure only this; may be repeated.")
 @click.option("--cycles", type=click.IntRange(min=BATCH_SIZE), help="How many lives the growth is measured over.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default="bench.json", show_default=True)
 @click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
@@ -63,6 +69,8 @@ def main(context: click.Context, *, quick: bool, only: tuple[str, ...], cycles: 
     """Measure vifd, the bare kernel, `ip` and CNI's bridge plugin side by side, in private network namespaces. Needs root."""
     if os.geteuid() != 0:
         raise click.ClickException("the bench makes network namespaces and taps: run it as root")
+    if not set(OF_CARDS).isdisjoint(only) and not cards.are_there():
+        raise click.ClickException("VFs are measured in the emulated machine alone: make bench-vm")
     size = QUICK if quick else Size()
     size = Size(**(asdict(size) | {"cycles": cycles or size.cycles}))
     machine = describe_machine()
@@ -96,6 +104,10 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         moves = size.migrations * migration.CONTENDERS
         return migration.measure_migration(size.migrations, step("migrations", moves))
 
+    def stand_in() -> list[Row]:
+        turns = size.function_rounds * functions.TURNS
+        return functions.measure_stand_in(size.function_rounds, step("VFs of stand-in cards", turns))
+
     parts: dict[str, Callable[[], list[Row]]] = {
         "in-flight": flights,
         "guard": lambda: guarded.measure_guarded(size.guard_rounds, step("guard and limits", size.guard_rounds * guarded.TURNS)),
@@ -104,6 +116,9 @@ def _measure(names: Collection[str], size: Size, progress: Progress) -> list[Row
         "cycles": cycles,
         "activation": lambda: activation.measure_activation(size.activations, step("first frames", size.activations)),
         "migration": migrations,
+        "vfs-stand-in": stand_in,
+        "vf-steps": lambda: function_steps.measure_steps(size.function_steps, step("VFs by step", size.function_steps)),
+        "vfs": lambda: functions.measure_functions(size.function_rounds, step("VFs", size.function_rounds * functions.TURNS)),
     }
     rows = _measure_one_by_one(set(names).intersection(one_by_one.NAMES), size, step)
     for name, measure in parts.items():

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.bench import activation, migration
+from tests.bench import activation, functions, migration
 from tests.bench.guarded import MACVTAP, PORTS, RESIDENTS
 from tests.bench.measure import Row
 
 MEMORY_LIMIT_MIB = 120
 GUARD_FACTOR, GUARDED_RATE = 1.5, 0.9
 NOTICED_MS, MORE_PINGS_LOST = 50, 1
+AT_ONCE_FACTOR, BESIDE_VFS_FACTOR = 1.5, 1.3
 #: What the names of operations end with that come one after the other without a pause.
 BURST = ", in a row"
 # Over 20,000 cycles: what allocators and the page cache do by themselves, not a leak (100 bytes a cycle make 2 MiB).
@@ -76,6 +77,21 @@ def judge(rows: Sequence[Row]) -> list[Target]:
         Target("Database growth over the cycles", vifd("database growth"), DATABASE_GROWTH_LIMIT_MIB, "MiB"),
         Target("First frame noticed, p90", noticed, NOTICED_MS, "ms"),
         Target(f"Pings lost in a migration, p50: by hand + {MORE_PINGS_LOST}", lost, lost_by_hand + MORE_PINGS_LOST, ""),
+        *_judge_functions(vifd, ""),
+        *_judge_functions(vifd, functions.STAND_IN),
+    ]
+
+
+def _judge_functions(vifd: Callable[[str], float], suffix: str) -> list[Target]:
+    """Judge what VFs on two PFs wait for each other, and taps for VFs."""
+    count, how = functions.COUNT, f"on two PFs at once: 1/{AT_ONCE_FACTOR} of one by one{suffix}"
+    made, gone = (vifd(f"{way}{suffix}") / AT_ONCE_FACTOR for way in (functions.IN_TURN, functions.IN_TURN_GONE))
+    beside, alone = vifd(f"{functions.TAP_BESIDE}{suffix}"), vifd(f"{functions.TAP_ALONE}{suffix}")
+    name = f"Request p50 of a tap with VFs in flight: {BESIDE_VFS_FACTOR} x alone{suffix}"
+    return [
+        Target(f"Request of {count} VFs {how}", vifd(f"{functions.TOGETHER}{suffix}"), made, "ms"),
+        Target(f"Release of {count} VFs {how}", vifd(f"{functions.TOGETHER_GONE}{suffix}"), gone, "ms"),
+        Target(name, beside, BESIDE_VFS_FACTOR * alone, "ms"),
     ]
 
 

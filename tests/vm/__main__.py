@@ -18,6 +18,7 @@ from tests.vm.tier import Runner
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True})
 @click.option("--prepare", is_flag=True, help="Only download and build what is missing.")
 @click.option("--shell", is_flag=True, help="Give a shell in the machine.")
+@click.option("--bench", is_flag=True, help="Run the bench in it; TESTS are its arguments.")
 @click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Of the machine for TESTS or a shell.")
 @click.option(
     "--machines",
@@ -31,7 +32,9 @@ from tests.vm.tier import Runner
 )
 @click.option("--coverage", is_flag=True, help="Say which lines the tier has run.")
 @click.argument("tests", nargs=-1, type=click.UNPROCESSED)
-def main(*, prepare: bool, shell: bool, cpus: int, machines: int, minutes: float, coverage: bool, tests: tuple[str, ...]) -> None:
+def main(
+    *, prepare: bool, shell: bool, bench: bool, cpus: int, machines: int, minutes: float, coverage: bool, tests: tuple[str, ...]
+) -> None:
     """Run TESTS in an emulated machine: pytest's arguments. Without any: what this host's kernel can't show."""
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -48,6 +51,8 @@ def main(*, prepare: bool, shell: bool, cpus: int, machines: int, minutes: float
             status = 0
         elif shell:
             status = runner.run(["bash", "-i"])
+        elif bench:
+            status = runner.run_bench(tests)
         else:
             status = runner.run_tests(tests) if tests else runner.run_tier()
     except (PackageError, MachineError) as error:

@@ -170,4 +170,8 @@ def test_another_number_of_vfs_is_told_and_none_is_destroyed(one: Daemon) -> Non
     one.process.send_signal(signal.SIGHUP)
     wait_for(lambda: f"PF {FIRST_PF} has {COUNT} VFs, and vfs = 2 says otherwise" in one.log())
     assert vfs.count(FIRST_PF) == COUNT
+    with Client(one.socket, retry=NO_RETRY) as client:  # those that there are can be had
+        (fast,) = client.get_host_info().networks
+        assert all(offer.available and not offer.message for offer in fast.offers)
+        assert "vfs = 2 says otherwise" in fast.physical_functions[0].message
     one.config.write_text(known)

@@ -24,13 +24,14 @@ from tests.vm.machine import INSIDE, SHARED, Job
 from tests.vm.selection import Selection
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-#: What a run leaves: pytest's report, the kernel's console, and the coverage's data.
+#: What a run leaves: pytest's report or the bench's figures, the kernel's console, and the coverage's data.
 RESULTS = CHECKOUT / ".cache/vm/results"
 _TIERS = ("tests/functional", "tests/vm")
 _PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 # An emulated processor is ten to twenty times slower than the one that emulates it.
 _PATIENCE = 10
 _TEST_TIMEOUT_S = 900
+_FIGURES = "bench.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Runner:
         _compile()
         with machine.job_folder() as folder:
             job = Job(folder, [*_PYTEST, "-v", f"--timeout={_TEST_TIMEOUT_S}", *arguments], CHECKOUT, _environment())
+            return _told(job, self._boot(job, self.cpus))
+
+    def run_bench(self, arguments: Sequence[str]) -> int:
+        """Run the bench, whose figures are left with the results; give its exit status."""
+        _compile()
+        with machine.job_folder() as folder:
+            command = [sys.executable, "-m", "tests.bench", f"--json={INSIDE / _FIGURES}", *arguments]
+            job = Job(folder, command, CHECKOUT, _environment())
             return _told(job, self._boot(job, self.cpus))
 
     def run_tier(self) -> int:
@@ -174,7 +183,7 @@ def _report_coverage(measured: Iterable[Path]) -> None:
 
 def _keep(folder: Path, place: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    for name in ("junit.xml", "console"):
+    for name in ("junit.xml", "console", _FIGURES):
         (place / name).unlink(missing_ok=True)
         if (folder / name).exists():
             shutil.copyfile(folder / name, place / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Any
@@ -20,6 +20,7 @@ from vifd.drivers.fake import FakeDriver
 from vifd.drivers.sriov import SriovDriver
 from vifd.errors import ConfigError, StartError, Violation
 from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, Grant, UplinkGrant
+from vifd.kernel.sriov.inventory import Inventory
 
 GROUP = "vifd.network_drivers"
 _BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, DirectDriver, SriovDriver, FakeDriver)
@@ -68,10 +69,27 @@ def check_together(catalog: Catalog, config: Config) -> None:
     grants = authority(catalog, config)
     bridges = {name: grant for name, grant in grants.items() if isinstance(grant, BridgeGrant)}
     problems = [*_check_bridges(catalog, config, bridges), *_check_uplinks(grants, bridges), *_check_nat(bridges)]
-    problems += _check_pfs(catalog, config, grants)
+    problems += _check_pfs(catalog, config, grants, lambda name: name)
     problems += _twice_served(dhcp_networks(catalog, config))
     if problems:
         raise ConfigError(problems)
+
+
+def find_contradictions(catalog: Catalog, config: Config, inventory: Inventory | None = None) -> list[Violation]:
+    """Find what `check_together` can't see: PFs that two networks name differently, of which they say different things.
+
+    Args:
+        catalog: the drivers.
+        config: checked.
+        inventory: the PFs; None: this host's, as they are now.
+    """
+    known = inventory or Inventory()
+
+    def address_of(name: str) -> str:
+        pf = known.find_pf(name)
+        return name if pf is None else pf.address
+
+    return list(_check_pfs(catalog, config, authority(catalog, config), address_of))
 
 
 def _check_bridges(catalog: Catalog, config: Config, grants: Mapping[str, BridgeGrant]) -> Iterator[Violation]:
@@ -102,15 +120,23 @@ def _check_uplinks(grants: Authority, bridges: Mapping[str, BridgeGrant]) -> Ite
             yield Violation(f"networks.{name}.uplink", message)
 
 
-def _check_pfs(catalog: Catalog, config: Config, grants: Authority) -> Iterator[Violation]:
-    """Find PFs of which two networks say different things, or may use the same VFs."""
+def _check_pfs(catalog: Catalog, config: Config, grants: Authority, address_of: Callable[[str], str]) -> Iterator[Violation]:
+    """Find PFs of which two networks say different things, or may use the same VFs.
+
+    Args:
+        catalog: the drivers.
+        config: the networks.
+        grants: what they may use.
+        address_of: says which PF a name means.
+    """
     places = {name: catalog[one.driver].physical_network(one.options) for name, one in config.networks.items()}
     before: dict[str, FunctionGrant] = {}
     for name, grant in grants.items():
         if not isinstance(grant, FunctionGrant):
             continue
         for other, known in before.items():
-            shared = ", ".join(pf for pf in grant.pfs if pf in known.pfs)
+            others = {address_of(pf) for pf in known.pfs}
+            shared = ", ".join(_called(pf, address_of(pf)) for pf in grant.pfs if address_of(pf) in others)
             if shared and places[other] != places[name]:
                 message = f"{shared} is on {places[other] or 'none'} for network {other}; let both say the same"
                 yield Violation(f"networks.{name}.physical_network", message)
@@ -121,6 +147,10 @@ def _check_pfs(catalog: Catalog, config: Config, grants: Authority) -> Iterator[
                 message = f"network {other} may use the same VFs of {shared}; list in each those that are its own"
                 yield Violation(f"networks.{name}.vfs", message)
         before[name] = grant
+
+
+def _called(name: str, address: str) -> str:
+    return name if name == address else f"{name} ({address})"
 
 
 def _may_share_a_vf(one: FunctionGrant, two: FunctionGrant) -> bool:

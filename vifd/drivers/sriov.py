@@ -33,7 +33,7 @@ from vifd.kernel.ops import (
     Plan,
     below_macvtap,
 )
-from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, allows, explain_mode, is_address
+from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, Slot, allows, explain_mode, is_address
 from vifd.model import (
     EndpointSpec,
     Kind,
@@ -185,7 +185,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
         """Pick one of a PF that is up, on the instance's NUMA node, on the PF with the fewest in use, with the lowest number."""
-        candidates, pfs = self._allowed(), self._pfs()
+        pfs = self._pfs()
+        candidates = self._allowed(pfs)
         in_use = Counter(one.pf_address for one in candidates if one.address in taken)
         fit = {pf.address for pf in pfs if not self._mode_problem(pf)}
         free = [one for one in candidates if one.address not in taken and not self._why_unfit(one.address)]
@@ -194,7 +195,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             raise NetworkFull(self._explain_full(candidates, taken))
         node, up = spec.instance.numa_node, {pf.address for pf in pfs if pf.up}
 
-        def rank(one: Function) -> tuple[bool, bool, int, int, str]:
+        def rank(one: Slot) -> tuple[bool, bool, int, int, str]:
             is_far = node not in (None, one.numa_node)
             return (one.pf_address not in up, is_far, in_use[one.pf_address], one.vf_index, one.address)
 
@@ -206,8 +207,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def lane(self, function: str) -> str:
         """See NetworkDriver."""
-        found = self._inventory.find(function)
-        return function if found is None else found.pf_address  # what is gone keeps nobody waiting
+        return self._inventory.find_pf_address(function) or function  # what is gone keeps nobody waiting
 
     def complete(self, port: Port) -> Port:
         """See NetworkDriver."""
@@ -303,10 +303,10 @@ class SriovDriver(NetworkDriver[SriovOptions]):
 
     def _find_problem(self) -> str:
         """Say why no VF can be handed out at all, whoever has them."""
-        candidates = self._allowed()
+        pfs = [pf for pf in self._pfs() if pf.vf_count]
+        candidates = self._allowed(pfs)
         if not candidates:
             return self._explain_none()
-        pfs = [pf for pf in self._pfs() if pf.vf_count]
         if not any(pf.up for pf in pfs):
             return "; ".join(_problem_of(pf.ifname or pf.address, pf) for pf in pfs)
         if all(problems := [self._mode_problem(pf) for pf in pfs]):
@@ -319,7 +319,7 @@ class SriovDriver(NetworkDriver[SriovOptions]):
             return ""
         if spec.owner.gid is not None:
             return "a VFIO node is opened by a user, whatever the group; leave owner.gid out"
-        if all(one.iommu_group < 0 for one in self._allowed()):
+        if not any(map(self._inventory.has_iommu, self._allowed(self._pfs()))):
             return "this host has no IOMMU that is switched on, and without one no VM gets a PCI device (vifctl doctor says more)"
         return ""
 
@@ -330,8 +330,8 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         reasons += [f"each VF of PF {name} is kept out by the configuration" for name, one in found if one.functions]
         return f"network {self.network} has no VF: {'; '.join(reasons)} (vifctl doctor says what to do)"
 
-    def _explain_full(self, candidates: Sequence[Function], taken: Taken) -> str:
-        excluded = sum(len(self._inventory.functions(pf)) for pf in self._pfs()) - len(candidates)
+    def _explain_full(self, candidates: Sequence[Slot], taken: Taken) -> str:
+        excluded = sum(len(self._inventory.slots(pf)) for pf in self._pfs()) - len(candidates)
         states = [taken[one.address] for one in candidates if one.address in taken]
         leaving = sum(state is State.RELEASING for state in states)
         others = sum(one.address not in taken and bool(self._why_unfit(one.address)) for one in candidates)
@@ -349,10 +349,11 @@ class SriovDriver(NetworkDriver[SriovOptions]):
         return explain_mode(pf.ifname or pf.address, pf, self.config.bridge)
 
     def _pfs(self) -> list[PhysicalFunction]:
-        return [pf for name in self.config.pfs if (pf := self._inventory.find_pf(name)) is not None]
+        return self._inventory.find_pfs(self._grant)
 
-    def _allowed(self) -> list[Function]:
-        return self._inventory.allowed(self._grant)
+    def _allowed(self, pfs: Sequence[PhysicalFunction]) -> list[Slot]:
+        """Give the VFs of PFs that the configuration doesn't keep out."""
+        return [slot for pf in pfs for slot in self._inventory.slots(pf) if allows(self._grant, slot.address)]
 
     def _why_unfit(self, function: str) -> str:
         """Say why a VF was found unfit a short while ago, or nothing."""

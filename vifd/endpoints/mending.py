@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from functools import partial
 from logging import getLogger
 
 import msgspec
@@ -134,8 +135,9 @@ class Mender:
     def __init__(self, journal: Journal, room: Room, registry: Registry, networks: Networks, busy: Busy) -> None:
         self._journal, self._room, self._registry, self._networks, self._busy = journal, room, registry, networks, busy
         self._views = Views(registry, networks)
-        self._suspects: set[str] = set()
-        self._looking: asyncio.Task[None] | None = None
+        #: By whether they are of VFs: those may take seconds, for which no tap waits.
+        self._suspects: dict[bool, set[str]] = {False: set(), True: set()}
+        self._looking: dict[bool, asyncio.Task[None]] = {}
 
     async def check(self, caller: Caller, endpoint_id: str, *, repair: bool) -> tuple[tuple[Drift, ...], Endpoint]:
         """Compare an endpoint with what is there, and mend it if that is wanted.
@@ -164,10 +166,14 @@ class Mender:
 
     def look(self, endpoint_ids: Iterable[str]) -> None:
         """Compare endpoints soon, for something about them was heard; those that something is happening to are left out."""
-        self._suspects.update(endpoint_ids)
-        if self._looking is None and self._suspects and not self._busy.refuses:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
-            self._looking.add_done_callback(self._note_end)
+        for endpoint_id in endpoint_ids:
+            endpoint = self._registry.find(endpoint_id)
+            if endpoint is not None:
+                self._suspects[bool(endpoint.function)].add(endpoint_id)
+        for of_vfs, suspects in self._suspects.items():
+            if suspects and of_vfs not in self._looking and not self._busy.refuses:
+                self._looking[of_vfs] = task = asyncio.get_running_loop().create_task(self._look(suspects))
+                task.add_done_callback(partial(self._note_end, of_vfs))
 
     async def patrol(self, interval_s: float) -> None:
         """Compare every endpoint, some each interval, for what no event tells. It doesn't return."""
@@ -190,16 +196,17 @@ class Mender:
 
     async def close(self) -> None:
         """End looking, once no more work is taken."""
-        if self._looking is not None:
-            await asyncio.wait([self._looking])
+        if self._looking:
+            await asyncio.wait(self._looking.values())
 
     def _parts(self) -> list[list[str]]:
         ids = [endpoint.endpoint_id for endpoint in self._registry if endpoint.state.is_live and endpoint.location is not None]
         return [ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)]
 
-    async def _look(self) -> None:
-        while self._suspects and not self._busy.refuses:
-            ids, self._suspects = self._suspects, set()
+    async def _look(self, suspects: set[str]) -> None:
+        while suspects and not self._busy.refuses:
+            ids = set(suspects)
+            suspects.clear()
             endpoints = [e for i in ids if (e := self._registry.find(i)) is not None and self._may_look_at(e)]
             found = await find_drifts(self._room, [self._entry(endpoint) for endpoint in endpoints])
             for endpoint, drifts in zip(endpoints, found, strict=True):
@@ -268,9 +275,9 @@ class Mender:
     def _plan_of(self, endpoint: Endpoint) -> ops.Plan:
         return self._registry.plan_of(endpoint.endpoint_id)
 
-    def _note_end(self, task: asyncio.Task[None]) -> None:
-        self._looking = None
+    def _note_end(self, of_vfs: bool, task: asyncio.Task[None]) -> None:
+        del self._looking[of_vfs]
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("drifts could not be looked for", extra={"error": str(error)})
-        elif self._suspects:
+        else:
             self.look(())

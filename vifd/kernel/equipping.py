@@ -12,10 +12,10 @@ from vifd.kernel.executor import Tools
 from vifd.kernel.nodes import Nodes, NodesError
 from vifd.kernel.sriov.hardware import Hardware, HardwareError, has_marks
 
-#: One for making, one for deleting, one for everything else, and one for the watchdog.
-_THREADS = 4
-#: For each PF one for making and one for taking down, for a VF may take seconds: this many more at most.
-_THREADS_A_PF, _MORE_THREADS = 2, 16
+#: One for making, one for deleting, one for everything else, one for a reload, and one for the watchdog.
+_THREADS = 5
+#: For each PF one for making, one for taking down and one for everything else, for a VF may take seconds: this many at most.
+_CALLS_A_PF, _MAX_FUNCTION_CALLS = 3, 48
 
 CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
 #: To make device nodes and to give them to their owners: kept only where networks are configured that have macvtaps.
@@ -31,10 +31,15 @@ def needed_capabilities(tools: Tools) -> list[capabilities.Capabilities]:
     return list(dict.fromkeys((*CAPABILITIES, *nodes, *functions)))
 
 
+def function_calls(authority: Authority) -> int:
+    """Give how many calls about VFs the helper works on at once: one also where no PF is configured, for a VF that is left."""
+    pfs = {name for grant in authority.values() if isinstance(grant, FunctionGrant) for name in grant.pfs}
+    return max(1, min(_CALLS_A_PF * len(pfs), _MAX_FUNCTION_CALLS))
+
+
 def needed_threads(authority: Authority) -> int:
     """Give how many calls the helper works on at once."""
-    pfs = {name for grant in authority.values() if isinstance(grant, FunctionGrant) for name in grant.pfs}
-    return _THREADS + min(_THREADS_A_PF * len(pfs), _MORE_THREADS)
+    return _THREADS + function_calls(authority)
 
 
 def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:

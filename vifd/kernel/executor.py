@@ -226,6 +226,11 @@ class Executor:
         vlans.discard_unused(self._rtnl)
         return self._publics.settle(self._authority(), publics) | problems
 
+    @property
+    def remarks(self) -> dict[str, str]:
+        """Give by network what `prepare` found that isn't as it was configured, though endpoints can be made."""
+        return self._preparer.remarks
+
     def _discard_nodes(self, wanted: list[_Create], found: list[Link]) -> None:
         """Delete the nodes of macvtaps that are about to be deleted, and of those that are gone already."""
         macvtaps = [link for link in found if link.kind == macvtap.KIND]

@@ -101,12 +101,14 @@ class Channels(NamedTuple):
         lifeline: reads end-of-file when the helper is dead.
         rulesets: tells of changes of the guard's table by others; None: the kernel has no nftables.
         support: how this kernel keeps limits.
+        function_calls: how many calls about VFs it works on at once.
     """
 
     fds: socket.socket
     lifeline: int
     rulesets: socket.socket | None
     support: limits.Support
+    function_calls: int
 
 
 def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_tables: bool = True) -> Channels:
@@ -142,7 +144,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     back.close()
     os.close(held)
     tools.close()
-    return Channels(front, lifeline, rulesets, tools.support)
+    return Channels(front, lifeline, rulesets, tools.support, equipping.function_calls(_helper.authority))
 
 
 @contextmanager
@@ -372,19 +374,19 @@ def open_queues(endpoint_id: str, count: int, vnet_hdr: bool, token: bytes) -> i
 
 
 @context.entrypoint
-def reload() -> tuple[str, dict[str, str]]:
+def reload() -> tuple[str, dict[str, str], dict[str, str]]:
     """Read the configuration again and bring the networks' bridges and their NAT to it.
 
     Needs CAP_NET_ADMIN to make them, and to let the host forward (/proc/sys/net); and uid 0 to make a PF's VFs where it has none
     (sysfs: sriov_numvfs).
 
     Returns:
-        The configuration's text, which the front process may not be able to read; and by network, what is wrong with it, or by ""
-        what is wrong with the configuration, which then stays as it was.
+        The configuration's text, which the front process may not be able to read; by network, why nothing can be made on it, or
+        by "" what is wrong with the configuration, which then stays as it was; and by network, what else isn't as configured.
     """
     helper = _get()
     try:
         text, helper.authority = helper.load()
     except StartError as error:
-        return "", {"": str(error)}
-    return text, helper.executor.prepare()
+        return "", {"": str(error)}, {}
+    return text, helper.executor.prepare(), helper.executor.remarks

@@ -11,7 +11,9 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from vifd.errors import (
@@ -26,12 +28,14 @@ from vifd.errors import (
     WrongState,
 )
 from vifd.kernel import ops
+from vifd.kernel.sriov.inventory import Inventory
 from vifd.model import Drift
 
 if TYPE_CHECKING:
     from vifd.kernel.calls import Calls
 
 _NO_ENDPOINT = "00000000-0000-4000-8000-000000000000"
+_OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
 
 
 class HelperLostError(Exception):
@@ -69,44 +73,80 @@ class Room(Protocol):
 class PrivilegedRoom:
     """The kernel behind the privileged helper.
 
-    The helper has few threads (helper._THREADS). Who makes and who takes down come batch by batch, and a sign of life is asked
-    for now and then; all the others, as many as there are calls, wait here for each other, so that no crowd of them keeps
+    The helper has few threads (equipping.needed_threads). Who makes and who takes down come batch by batch, and a sign of life is
+    asked for now and then; all the others, as many as there are calls, wait here for each other, so that no crowd of them keeps
     anybody from an endpoint, or looks like a helper that is dead.
+
+    A call about a VF may take seconds. So those wait for each other alone, PF by PF, and never take the threads of all others.
 
     Args:
         calls: the helper's entry points.
         fd_channel: where the helper sends descriptors.
+        function_calls: how many calls about VFs the helper has threads for.
+        inventory: says which PF a VF is of.
     """
 
-    def __init__(self, calls: Calls, fd_channel: socket.socket) -> None:
+    def __init__(
+        self, calls: Calls, fd_channel: socket.socket, function_calls: int = 1, inventory: Inventory | None = None
+    ) -> None:
         self._call = calls.call
         self._fd_channel = fd_channel
         self._fd_channel.setblocking(False)
-        self._aside = asyncio.Lock()
+        #: By PF, and by "" for all that isn't about a VF.
+        self._aside: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._of_functions = asyncio.Semaphore(function_calls)
+        self._inventory = inventory or Inventory()
 
     async def apply(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
         """See Room."""
-        answer = ops.decode_apply_answer(await self._call("apply", ops.encode(ops.ApplyRequest(tuple(groups)))))
+        request = ops.encode(ops.ApplyRequest(tuple(groups)))
+        answer = ops.decode_apply_answer(await self._call_about(chain.from_iterable(groups), "apply", request))
         return [_error(made) if isinstance(made, ops.Refusal) else made for made in answer]
 
     async def change(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
         """See Room."""
-        async with self._aside:
+        async with self._aside[self._pf_of(chain.from_iterable(groups))]:
             return await self.apply(groups)
 
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
         """See Room."""
-        answer = ops.decode_revert_answer(await self._call("revert", ops.encode(ops.RevertRequest(tuple(plans)))))
+        request = ops.encode(ops.RevertRequest(tuple(plans)))
+        answer = ops.decode_revert_answer(await self._call_about(plans, "revert", request))
         return [None if refusal is None else _error(refusal) for refusal in answer]
 
     async def check(self, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
         """See Room."""
-        async with self._aside:
-            return ops.decode_check_answer(await self._call("check", ops.encode(ops.CheckRequest(tuple(plans)))))
+        parts: defaultdict[str, list[int]] = defaultdict(list)
+        for index, plan in enumerate(plans):
+            parts[self._pf_of([plan])].append(index)
+        checks = [self._check(pf, [plans[i] for i in part]) for pf, part in parts.items()]
+        found = [await checks[0]] if len(checks) == 1 else await asyncio.gather(*checks)
+        answers = dict(zip(chain.from_iterable(parts.values()), chain.from_iterable(found), strict=True))
+        return [answers[index] for index in range(len(plans))]
+
+    async def _check(self, pf: str, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        async with self._aside[pf]:
+            request = ops.encode(ops.CheckRequest(tuple(plans)))
+            return ops.decode_check_answer(await self._call_about(plans, "check", request))
+
+    async def _call_about(self, plans: Iterable[ops.Plan], name: str, request: bytes) -> bytes:
+        """Call an entry point; if plans are about a VF, once the helper has a thread for that."""
+        answer: bytes
+        if not _find_function(plans):
+            answer = await self._call(name, request)
+            return answer
+        async with self._of_functions:
+            answer = await self._call(name, request)
+            return answer
+
+    def _pf_of(self, plans: Iterable[ops.Plan]) -> str:
+        """Give the PF of the first VF that plans are about, or of what is gone its own address; empty: they are about none."""
+        address = _find_function(plans)
+        return (self._inventory.find_pf_address(address) or address) if address else ""
 
     async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
         """See Room."""
-        async with self._aside:
+        async with self._aside[""]:
             return list(await self._call("announce", ops.encode(ops.AnnounceRequest(tuple(plans)))))
 
     async def restore_guard(self) -> bool:
@@ -115,7 +155,7 @@ class PrivilegedRoom:
 
     async def inspect(self, endpoint_ids: Sequence[str]) -> list[ops.Device]:
         """See Room."""
-        async with self._aside:
+        async with self._aside[""]:
             return ops.decode_devices(await self._call("inspect", tuple(endpoint_ids)))
 
     async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
@@ -127,7 +167,7 @@ class PrivilegedRoom:
             KernelRefused: another reason of the kernel.
         """
         token = secrets.token_bytes(16)
-        async with self._aside:
+        async with self._aside[""]:
             number = await self._call("open_queues", endpoint_id, count, vnet_hdr, token)
             if number == 0:
                 # The helper sent them before it answered, so they are there.
@@ -141,19 +181,19 @@ class PrivilegedRoom:
             raise WrongState(f"the tap of endpoint {endpoint_id} is open already; close it there first")
         raise KernelRefused("OpenQueues", endpoint_id, number, os.strerror(number))
 
-    async def reload(self) -> tuple[str, dict[str, str]]:
+    async def reload(self) -> tuple[str, dict[str, str], dict[str, str]]:
         """Let the helper read the configuration again.
 
         Returns:
-            The configuration's text; and by network, what is wrong with its bridge.
+            The configuration's text; by network, why nothing can be made on it; and by network, what else isn't as configured.
 
         Raises:
             StartError: the configuration is wrong, and stays as it was.
         """
-        text, problems = await self._call("reload")
+        text, problems, remarks = await self._call("reload")
         if "" in problems:
             raise StartError(problems[""])
-        return text, problems
+        return text, problems, remarks
 
     async def ping(self) -> None:
         """Ask the helper for a sign of life."""
@@ -194,6 +234,11 @@ class NoRoom:
     async def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:  # noqa: ARG002  Room's signature
         """Open nothing."""
         raise UnknownEndpoint(f"endpoint {endpoint_id} has no tap in the kernel")
+
+
+def _find_function(plans: Iterable[ops.Plan]) -> str:
+    """Give the address of the first VF that plans are about; empty: they are about none."""
+    return next((op.address for plan in plans for op in plan if isinstance(op, _OF_FUNCTIONS)), "")
 
 
 def _nothing(plan: ops.Plan) -> ops.Made:

@@ -10,6 +10,7 @@ import pytest
 from vifd.config import Config
 from vifd.daemon import Daemon, Setup
 from vifd.drivers import catalog
+from vifd.errors import Violation
 from vifd.kernel.room import PrivilegedRoom
 from vifd.systemd import Notifier
 
@@ -17,14 +18,14 @@ from vifd.systemd import Notifier
 class SlowRoom(PrivilegedRoom):
     """A helper that takes the longer to answer, the earlier it was asked."""
 
-    def __init__(self, *texts: str) -> None:
-        self._texts = list(texts)
+    def __init__(self, *texts: str, remarks: dict[str, str] | None = None) -> None:
+        self._texts, self._remarks = list(texts), remarks or {}
 
-    async def reload(self) -> tuple[str, dict[str, str]]:
+    async def reload(self) -> tuple[str, dict[str, str], dict[str, str]]:
         text = self._texts.pop(0)
         for _ in range(10 * len(self._texts)):
             await asyncio.sleep(0)
-        return text, {}
+        return text, {}, self._remarks
 
 
 class Told(Notifier):
@@ -73,3 +74,16 @@ async def test_the_end_of_a_reload_is_told_also_where_a_driver_has_a_bug(
     assert told.told == ["reloading", "ready"]
     await asyncio.sleep(0)
     assert "a part of vifd ended with a bug" in caplog.text
+
+
+async def test_what_blocks_no_network_is_logged_and_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    contradiction = Violation("networks.blue.vfs", "network red may use the same VFs")
+    monkeypatch.setattr(catalog, "find_contradictions", lambda *_: [contradiction])
+    daemon = daemon_of(SlowRoom(network("blue"), remarks={"blue": "PF eth0 has 2 VFs"}), Told())
+    await daemon.reload()
+    told = [(one.message, one.levelname, getattr(one, "error", "")) for one in caplog.records]
+    assert ("a network isn't as it is configured", "WARNING", "PF eth0 has 2 VFs") in told
+    assert ("two networks contradict each other", "WARNING", contradiction.message) in told
+    assert daemon.networks.problem_of("blue") == ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.nics import two_nics
 from vifd import config
 from vifd.drivers import catalog
 from vifd.drivers.bridge import BridgeDriver
@@ -15,6 +16,7 @@ from vifd.drivers.fake import FakeDriver
 from vifd.drivers.sriov import SriovDriver
 from vifd.errors import ConfigError, StartError
 from vifd.kernel.authority import BridgeGrant, FunctionGrant
+from vifd.kernel.sriov.inventory import Inventory
 
 DRIVER = """
     from msgspec import Struct
@@ -255,6 +257,30 @@ def test_two_networks_that_say_different_things_of_a_pf_or_want_one_vf_are_refus
     ((where, message),) = problems_of_pfs(a=one, b=other)
     assert where == f"networks.b.{field}"
     assert why in message
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ('pfs = ["0000:01:00.0"]', [("networks.b.vfs", "network a may use the same VFs of 0000:01:00.0; list in each those")]),
+        (
+            'pfs = ["ens2f0", "ens1f0"]\nphysical_network = "core"',
+            [
+                ("networks.b.physical_network", "ens1f0 (0000:01:00.0) is on none for network a; let both say the same"),
+                ("networks.b.vfs", "network a may use the same VFs of ens1f0 (0000:01:00.0); list in each those"),
+            ],
+        ),
+        ('pfs = ["ens2f0", "eth7"]', []),
+    ],
+)
+def test_a_pf_that_two_networks_name_differently_is_found_once_it_is_there(
+    tmp_path: Path, other: str, found: list[tuple[str, str]]
+) -> None:
+    a = "0000:01:00.0" if "ens1f0" in other else "ens1f0"
+    both = parse(f'[networks.a]\ndriver = "sriov"\npfs = ["{a}"]\n[networks.b]\ndriver = "sriov"\n{other}')
+    catalog.check_together(catalog.load(), both)
+    violations = catalog.find_contradictions(catalog.load(), both, Inventory(two_nics(tmp_path / "sys").root))
+    assert [(where, message.partition(" that are")[0]) for where, message in violations] == found
 
 
 def test_networks_with_pfs_of_their_own_have_nothing_to_divide() -> None:

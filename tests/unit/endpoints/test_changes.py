@@ -206,8 +206,8 @@ async def test_what_is_heard_is_mended_without_being_asked(one: World) -> None:
     mender = mender_of(one)
     del one.room.devices[endpoint_id(2)]
     mender.look([endpoint_id(1), endpoint_id(2), endpoint_id(3)])
-    assert mender._looking is not None
-    await mender._looking
+    assert mender._looking
+    await mender.close()
     assert endpoint_id(2) in one.room.devices
     assert current(one, 2).drifts == ()
 
@@ -257,8 +257,8 @@ async def test_a_vifd_that_stops_looks_at_nothing(one: World) -> None:
 
 async def look(mender: Mender, *numbers: int) -> None:
     mender.look(map(endpoint_id, numbers))
-    while mender._looking is not None:
-        await mender._looking
+    while mender._looking:
+        await mender.close()
 
 
 async def test_a_tap_that_was_given_away_is_given_back(one: World) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from tests.support.messages import endpoint_id
 from tests.support.nics import REPRESENTOR_IFINDEX, NicWorld, macvtap_asked, nic_world, set_switchdev, vf, vf_asked
-from tests.support.worlds import ALICE, ROOT, failure_of
+from tests.support.worlds import ALICE, ROOT, asked, failure_of
 from vifd.endpoints.activation import Activation
 from vifd.endpoints.changes import Change, Changes
 from vifd.endpoints.follower import Follower
@@ -165,6 +166,32 @@ async def test_a_change_that_the_nic_refuses_changes_nothing(nics: NicWorld) -> 
     assert isinstance(await failure_of(changes_of(nics).update(ALICE, change(limits=LIMITS))), KernelRefused)
     assert nics.registry.find(endpoint_id(1)) == made
     assert nics.recorded()[endpoint_id(1)] == made
+
+
+async def test_a_vf_that_takes_its_time_to_be_looked_at_keeps_no_tap_waiting(
+    nics: NicWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nics.make(vf_asked(1), asked(2))
+    nics.room.change_mtu(endpoint_id(2), 1400)
+    check, let_go, held = nics.room.check, asyncio.Event(), asyncio.Event()
+
+    async def slow_check(plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        if any(isinstance(op, ops.ClaimFunction) for plan in plans for op in plan):
+            held.set()
+            await let_go.wait()
+        return await check(plans)
+
+    monkeypatch.setattr(nics.room, "check", slow_check)
+    mended, mender = asyncio.Event(), mender_of(nics)
+    nics.registry.listen(lambda _, endpoint: mended.set() if not endpoint.drifts else None)
+    mender.look([endpoint_id(1), endpoint_id(2)])
+    async with asyncio.timeout(30):
+        await held.wait()
+        await mended.wait()
+    assert nics.room.devices[endpoint_id(2)].mtu_bytes == 1500
+    assert True in mender._looking
+    let_go.set()
+    await mender.close()
 
 
 # --- with a representor

@@ -52,16 +52,16 @@ def test_capabilities_are_those_of_what_is_configured(hardware: Hardware) -> Non
 
 
 @pytest.mark.parametrize(
-    ("authority", "threads"),
+    ("authority", "calls"),
     [
-        ({"blue": BLUE, "lan": LAN}, 4),
-        ({"blue": BLUE, "net": NET}, 8),
-        ({"net": NET, "same": NET, "more": FunctionGrant(("eth3",))}, 10),
-        ({"net": FunctionGrant(tuple(f"eth{number}" for number in range(64)))}, 20),
+        ({"blue": BLUE, "lan": LAN}, 1),
+        ({"blue": BLUE, "net": NET}, 6),
+        ({"net": NET, "same": NET, "more": FunctionGrant(("eth3",))}, 9),
+        ({"net": FunctionGrant(tuple(f"eth{number}" for number in range(64)))}, 48),
     ],
 )
-def test_each_pf_adds_a_thread_for_making_and_one_for_taking_down(authority: Authority, threads: int) -> None:
-    assert equipping.needed_threads(authority) == threads
+def test_each_pf_adds_threads_and_takes_none_of_the_others(authority: Authority, calls: int) -> None:
+    assert (equipping.function_calls(authority), equipping.needed_threads(authority)) == (calls, 5 + calls)
 
 
 def test_without_sriov_networks_nothing_is_prepared(tmp_path: Path, permitted: list[Cap]) -> None:

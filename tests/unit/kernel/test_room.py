@@ -3,14 +3,18 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.messages import ID
+from tests.support.nics import two_nics, vf
 from vifd.errors import HostNotReady, KernelRefused, NetworkFull, StartError, UnknownEndpoint, WrongState
 from vifd.kernel import ops
 from vifd.kernel.room import HelperLostError, NoRoom, PrivilegedRoom
+from vifd.kernel.sriov.inventory import Inventory
+from vifd.model import Drift, DriftKind, Port
 
 PLAN = (ops.EnsureBridge("blue"),)
 
@@ -97,6 +101,98 @@ async def test_a_crowd_that_checks_and_changes_keeps_nobody_from_an_endpoint(cha
     await asyncio.gather(*crowd)
 
 
+def claim(pf: int, index: int = 0) -> ops.Plan:
+    return (ops.ClaimFunction(ID, "fast", vf(pf, index), Port()),)
+
+
+class HeldCalls(FakeCalls):
+    """A helper that answers to nothing about VFs of the first PF until it is let go, nor about any when `holds_all`."""
+
+    def __init__(self, *, holds_all: bool = False) -> None:
+        super().__init__(open_queues=errno.ENODEV)
+        self.let_go, self._holds = asyncio.Event(), asyncio.Semaphore(0)
+        self._held = [vf(pf, index) for pf in ((0, 1) if holds_all else (0,)) for index in range(3)]
+
+    async def holding(self, count: int) -> None:
+        """Wait until it holds more calls."""
+        for _ in range(count):
+            await self._holds.acquire()
+
+    async def call(self, name: str, *arguments: object) -> Any:
+        request = arguments[0]
+        about = next((one for one in self._held if isinstance(request, bytes) and one.encode() in request), "")
+        self.asked.append((name, (about,)))
+        if about:
+            self._holds.release()
+            await self.let_go.wait()
+        match name:
+            case "apply":
+                return ops.encode([[ops.Made()] for _ in ops.decode_apply(request).groups])
+            case "revert":
+                return ops.encode([None for _ in ops.decode_revert(request).plans])
+            case "check":
+                plans = ops.decode_check(request).plans
+                return ops.encode([[Drift(DriftKind.MTU, "", "", str(plan[0]))] for plan in plans])
+            case _:
+                return self.answers[name]
+
+
+def room_of_nics(channel: Channel, calls: HeldCalls, path: Path, function_calls: int = 6) -> PrivilegedRoom:
+    return PrivilegedRoom(calls, channel[0], function_calls, Inventory(two_nics(path).root))
+
+
+async def test_a_vf_that_takes_its_time_keeps_no_tap_waiting_and_no_vf_of_another_pf(channel: Channel, tmp_path: Path) -> None:
+    calls = HeldCalls()
+    one = room_of_nics(channel, calls, tmp_path / "sys")
+    slow = [one.apply([(claim(0),)]), one.revert([claim(0, 1)]), one.change([(claim(0, 2),)]), one.check([claim(0), claim(0, 1)])]
+    held = [asyncio.ensure_future(work) for work in slow]
+    async with asyncio.timeout(30):
+        await calls.holding(3)
+        for plan in (PLAN, claim(1)):
+            assert await one.change([(plan,)]) == await one.apply([(plan,)]) == [[ops.Made()]]
+            assert await one.revert([plan]) == [None]
+            assert len(await one.check([plan])) == 1
+        with pytest.raises(UnknownEndpoint):
+            await one.open_queues(ID, 1, vnet_hdr=True)
+    assert not any(task.done() for task in held)
+    calls.let_go.set()
+    await asyncio.gather(*held)
+
+
+async def test_a_check_of_both_waits_for_the_slower_and_keeps_the_order(channel: Channel, tmp_path: Path) -> None:
+    plans = [claim(1), PLAN, claim(0, 1), (ops.EnsureBridge("red"),), claim(0)]
+    calls = HeldCalls()
+    calls.let_go.set()
+    found = await room_of_nics(channel, calls, tmp_path / "sys").check(plans)
+    assert [[drift.message for drift in drifts] for drifts in found] == [[str(plan[0])] for plan in plans]
+
+
+async def test_vfs_never_take_the_threads_of_taps(channel: Channel, tmp_path: Path) -> None:
+    calls = HeldCalls(holds_all=True)
+    one = room_of_nics(channel, calls, tmp_path / "sys", function_calls=2)
+    held = [asyncio.ensure_future(one.apply([(claim(index % 2, index // 2),)])) for index in range(6)]
+    async with asyncio.timeout(30):
+        await calls.holding(2)
+        await one.apply([(PLAN,)])
+        await one.revert([PLAN])
+    assert sum(bool(about) for _, (about,) in calls.asked) == 2
+    calls.let_go.set()
+    await asyncio.gather(*held)
+    assert sum(bool(about) for _, (about,) in calls.asked) == 6
+
+
+async def test_what_is_gone_keeps_nobody_else_waiting(channel: Channel, tmp_path: Path) -> None:
+    calls = HeldCalls()
+    one = room_of_nics(channel, calls, tmp_path / "sys")
+    held = asyncio.ensure_future(one.change([(claim(0),)]))
+    gone = (ops.ChangeFunction(ID, "fast", "0000:09:10.0", None, Port()),)
+    async with asyncio.timeout(30):
+        await calls.holding(1)
+        assert await one.change([(gone,)]) == [[ops.Made()]]
+    calls.let_go.set()
+    await held
+
+
 async def test_queues_come_with_the_token_that_was_asked_with(channel: Channel) -> None:
     def send(_endpoint_id: str, count: int, vnet_hdr: bool, token: bytes) -> int:
         assert vnet_hdr
@@ -127,11 +223,12 @@ async def test_queues_that_cant_be_opened_are_an_error(channel: Channel, number:
 
 async def test_a_configuration_that_is_wrong_stays_as_it_was(channel: Channel) -> None:
     with pytest.raises(StartError, match="wrong"):
-        await room(channel, reload=("", {"": "wrong"})).reload()
+        await room(channel, reload=("", {"": "wrong"}, {})).reload()
 
 
 async def test_the_problems_of_networks_are_told(channel: Channel) -> None:
-    assert await room(channel, reload=("text", {"blue": "no bridge"})).reload() == ("text", {"blue": "no bridge"})
+    answer = ("text", {"blue": "no bridge"}, {"fast": "PF eth0 has 2 VFs"})
+    assert await room(channel, reload=answer).reload() == answer
 
 
 async def test_a_sign_of_life_asks_for_no_list_of_devices(channel: Channel) -> None:

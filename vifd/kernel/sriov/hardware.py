@@ -16,7 +16,7 @@ from vifd.kernel.sriov.marks import FOLDER, Marks, MarksError
 from vifd.kernel.sriov.pci import PciBus
 from vifd.kernel.sriov.vfio import VfioNodes
 
-_POLL_S = 0.005
+_FIRST_POLL_S, _LAST_POLL_S, _POLL_FACTOR = 0.005, 0.1, 1.5
 _WRITTEN = (Path("/sys/bus/pci"), Path("/sys/devices"))
 
 
@@ -141,14 +141,15 @@ def has_marks(device_dir: Path) -> bool:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait for what no event tells: sysfs has none for most of its attributes.
+    """Wait for what no event tells: sysfs has none for most of its attributes. What takes longer is asked for less often.
 
     Returns:
         Whether it came in time.
     """
-    deadline = time.monotonic() + seconds
+    deadline, poll_s = time.monotonic() + seconds, _FIRST_POLL_S
     while not condition():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
+        poll_s = min(poll_s * _POLL_FACTOR, _LAST_POLL_S)
     return True

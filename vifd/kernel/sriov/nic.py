@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from struct import Struct
 from typing import NamedTuple, Protocol
-
-from pyroute2 import IPRoute
 
 from vifd.kernel import ifb, ipv6, limits, names, netlink
 from vifd.kernel.netlink import IFF_UP, Ifla, Reply, RtnlSocket
 from vifd.kernel.sriov.marks import RepresentorMark
 from vifd.kernel.sriov.settings import Setting, VfSettings, read_vf, set_vf
+
+_RTM_NEWADDR, _RTM_GETADDR = 20, 22
+_REQUEST_LIST = 0x301  # NLM_F_REQUEST, NLM_F_DUMP
+_SOL_NETLINK, _GET_STRICT_CHK = 270, 12  # linux/netlink.h: a list has only what the request's header names
+_ADDRESS_REQUEST = Struct("=IHHIIBBBBI")  # struct nlmsghdr, struct ifaddrmsg: family, prefix, flags, scope, index
+_ANSWER = Struct("=IHHIIi")  # struct nlmsghdr; and of an NLMSG_ERROR or NLMSG_DONE, the errno
 
 
 class Netdev(NamedTuple):
@@ -38,7 +44,11 @@ class Nic(Protocol):
         """Find a netdev; None: there is none of that name."""
 
     def has_addresses(self, ifindex: int) -> bool:
-        """Tell whether the host has an address on a netdev."""
+        """Tell whether the host has an address on a netdev.
+
+        Raises:
+            OSError: nobody can tell: ENODEV where it is gone.
+        """
 
     def read_vf(self, pf: Netdev, vf_index: int) -> VfSettings:
         """Give what a PF has been told of a VF.
@@ -99,8 +109,15 @@ class RtnlNic:
 
     def has_addresses(self, ifindex: int) -> bool:
         """See Nic."""
-        with IPRoute() as ipr:
-            return any(message["index"] == ifindex for message in ipr.get_addr(index=ifindex))
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:
+            asked.setsockopt(_SOL_NETLINK, _GET_STRICT_CHK, 1)
+            asked.send(_ADDRESS_REQUEST.pack(_ADDRESS_REQUEST.size, _RTM_GETADDR, _REQUEST_LIST, 1, 0, 0, 0, 0, 0, ifindex))
+            _, kind, *_, code = _ANSWER.unpack_from(asked.recv(1 << 16))
+        if kind == _RTM_NEWADDR:
+            return True
+        if code:
+            raise OSError(-code, os.strerror(-code))
+        return False
 
     def read_vf(self, pf: Netdev, vf_index: int) -> VfSettings:
         """See Nic."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from vifd.kernel import names, ops
 from vifd.kernel.authority import Authority, FunctionGrant
@@ -11,6 +12,18 @@ from vifd.kernel.sriov.hardware import Hardware
 from vifd.kernel.sriov.inventory import PhysicalFunction
 from vifd.kernel.sriov.nic import Nic
 from vifd.model import Kind
+
+
+class _Problem(NamedTuple):
+    """What is wrong with a PF.
+
+    Args:
+        text: a sentence.
+        blocks: whether none of its VFs can be used.
+    """
+
+    text: str
+    blocks: bool = True
 
 
 class FunctionPreparer:
@@ -23,16 +36,25 @@ class FunctionPreparer:
 
     def __init__(self, hardware: Hardware | str, nic: Nic) -> None:
         self._prepared, self._nic = hardware, nic
+        #: By network, what isn't as it was configured, though there are VFs that can be used.
+        self.remarks: dict[str, str] = {}
 
     def prepare(self, network: str, grant: FunctionGrant) -> str:
         """Get the PFs of a network ready: VFs are made only where there are none.
 
         Returns:
-            What is wrong with it, as sentences; empty: nothing.
+            Why none of its VFs can be used, as sentences; empty: some can, see `remarks`.
         """
+        self.remarks.pop(network, None)
         if isinstance(self._prepared, str):
             return self._prepared
-        return "; ".join(problem for name in grant.pfs for problem in self._prepare(self._prepared, network, name, grant))
+        found = [list(self._prepare(self._prepared, network, name, grant)) for name in grant.pfs]
+        words = "; ".join(problem.text for of_pf in found for problem in of_pf)
+        if all(any(problem.blocks for problem in of_pf) for of_pf in found):
+            return words
+        if words:
+            self.remarks[network] = words
+        return ""
 
     def discard_stale_marks(self) -> None:
         """Forget marks of VFs that were taken away."""
@@ -50,22 +72,22 @@ class FunctionPreparer:
         allowed = {function.address for grant in grants for function in inventory.allowed(grant)}
         return [_device(address, mark.endpoint_id) for address, mark in marked.items() if address in allowed]
 
-    def _prepare(self, hardware: Hardware, network: str, name: str, grant: FunctionGrant) -> Iterator[str]:
+    def _prepare(self, hardware: Hardware, network: str, name: str, grant: FunctionGrant) -> Iterator[_Problem]:
         pf = hardware.inventory.find_pf(name)
         if pf is None:
-            yield hardware.inventory.explain_pf(name)
+            yield _Problem(hardware.inventory.explain_pf(name))
             return
         netdev = self._nic.find_netdev(pf.ifname)
         if netdev is None or not hardware.inventory.shows(pf.ifname, netdev.ifindex):
             words = "it has no driver, or it is in another network namespace; networks of SR-IOV take a vifd in the host's own"
-            yield f"PF {name} has no netdev here: {words}"
+            yield _Problem(f"PF {name} has no netdev here: {words}")
             return
         # before it has VFs: their driver talks to their PF when it begins with them, and igb's may not try again if that is down
         if not netdev.up and (reply := self._nic.set_up(netdev)).errno:
-            yield f"can't set PF {name} up: {reply.message}"
+            yield _Problem(f"can't set PF {name} up: {reply.message}")
         yield from _ensure_vfs(hardware, pf, grant)
         if grant.mtu_bytes > netdev.mtu_bytes:
-            yield f"MTU {grant.mtu_bytes} of network {network} is more than PF {name}'s {netdev.mtu_bytes}"
+            yield _Problem(f"MTU {grant.mtu_bytes} of network {network} is more than PF {name}'s {netdev.mtu_bytes}")
 
 
 def _discard_if_gone(hardware: Hardware, address: str) -> None:
@@ -75,23 +97,23 @@ def _discard_if_gone(hardware: Hardware, address: str) -> None:
         hardware.marks.discard(address)
 
 
-def _ensure_vfs(hardware: Hardware, pf: PhysicalFunction, grant: FunctionGrant) -> Iterator[str]:
+def _ensure_vfs(hardware: Hardware, pf: PhysicalFunction, grant: FunctionGrant) -> Iterator[_Problem]:
     """Make a PF's VFs, if it has none: a number can be changed only by way of 0, which would destroy those that are in use."""
     name = pf.ifname
     if pf.vf_count == 0 and grant.vfs:
         if grant.vfs > pf.total_vfs:
-            yield f"PF {name} can have {pf.total_vfs} VFs at most; vfs = {grant.vfs} asks for more"
+            yield _Problem(f"PF {name} can have {pf.total_vfs} VFs at most; vfs = {grant.vfs} asks for more")
             return
         try:
             with hardware.locks.of(pf.address):
                 hardware.bus.set_vf_count(pf.address, grant.vfs)
         except OSError as error:
-            yield f"PF {name} makes no {grant.vfs} VFs: {os.strerror(error.errno or 0)}; the kernel's log has more"
+            yield _Problem(f"PF {name} makes no {grant.vfs} VFs: {os.strerror(error.errno or 0)}; the kernel's log has more")
     elif pf.vf_count == 0:
-        yield f"PF {name} has no VFs: say how many it is to have with vfs ({pf.total_vfs} at most)"
+        yield _Problem(f"PF {name} has no VFs: say how many it is to have with vfs ({pf.total_vfs} at most)")
     elif grant.vfs and pf.vf_count != grant.vfs:
         how = f"release its endpoints and write 0 to /sys/bus/pci/devices/{pf.address}/sriov_numvfs, or set vfs = {pf.vf_count}"
-        yield f"PF {name} has {pf.vf_count} VFs, and vfs = {grant.vfs} says otherwise: {how}"
+        yield _Problem(f"PF {name} has {pf.vf_count} VFs, and vfs = {grant.vfs} says otherwise: {how}", blocks=False)
 
 
 def _device(address: str, endpoint_id: str) -> ops.Device:

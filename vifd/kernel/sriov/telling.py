@@ -51,14 +51,22 @@ class Teller:
         """
         return self._nic.read_vf(pf, function.vf_index)
 
-    def tell(self, pf: Netdev, function: Function, wanted: VfSettings) -> None:
+    def tell(self, pf: Netdev, function: Function, wanted: VfSettings, *, link_s: float | None = None) -> None:
         """Bring what a PF knows of a VF to what it is to be.
+
+        Args:
+            pf: the PF.
+            function: the VF.
+            wanted: what it is to be.
+            link_s: how long a rate waits for the PF's link, in seconds; None: as long as a request does.
 
         Raises:
             FunctionError: the PF refuses, or doesn't keep to it.
             OSError: it doesn't say.
         """
         for setting in self.read(pf, function).differences(wanted):
+            if setting is Setting.RATE:
+                self._wait_for_carrier(pf, function, self._hardware.patience.carrier if link_s is None else link_s)
             self._tell_one(pf, function, setting, wanted)
         self.check(pf, function, wanted)
 
@@ -96,26 +104,24 @@ class Teller:
                 # Some take no MAC of zeroes: then what it had, or one that is nobody's.
                 mac = before.mac if before.mac != NO_MAC else names.derived_mac(f"VF {function.address}")
                 blank = msgspec.structs.replace(blank, mac=mac)
-        self.tell(pf, function, blank)
+        self.tell(pf, function, blank, link_s=0)  # without a link it is tried again later: nobody waits for a cable
 
     def _tell_one(self, pf: Netdev, function: Function, setting: Setting, wanted: VfSettings) -> None:
-        if setting is Setting.RATE:
-            self._wait_for_carrier(pf, function)
         reply = self._nic.set_vf(pf, function.vf_index, setting, wanted)
         if reply.errno:
             reason = "its driver can't" if reply.errno == errno.EOPNOTSUPP else _REASONS.get((setting, reply.errno), "")
             words = f"PF {pf.ifname} refuses the {setting} {wanted.in_words(setting)} of a VF: {reply.message}"
             raise FunctionError(f"{words} ({reason})" if reason else words, ops.NOT_READY, reply.errno)
 
-    def _wait_for_carrier(self, pf: Netdev, function: Function) -> None:
+    def _wait_for_carrier(self, pf: Netdev, function: Function, seconds: float) -> None:
         """Wait for a PF's link: without one, some refuse every rate (drivers/net/ethernet/intel/igb, igb_ndo_set_vf_bw)."""
 
         def has_carrier() -> bool:
             found = self._hardware.inventory.find_pf(function.pf_address)
             return found is not None and found.carrier
 
-        if not wait_for(has_carrier, self._hardware.patience.carrier):
-            words = f"PF {pf.ifname} has no link, without which it takes no rate for a VF; see to its cable"
+        if not wait_for(has_carrier, seconds):
+            words = f"PF {pf.ifname} has no link, without which it takes no rate for a VF and forgets none; see to its cable"
             raise FunctionError(words, ops.NOT_READY)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from msgspec.structs import replace
@@ -15,6 +17,7 @@ from vifd.kernel.authority import FunctionGrant
 from vifd.kernel.macvtap import Failure
 from vifd.kernel.ops import BindFunction, ChangeFunction, ClaimFunction, FunctionMade
 from vifd.kernel.sriov.functions import Functions
+from vifd.kernel.sriov.hardware import Patience
 from vifd.kernel.sriov.settings import NO_MAC, LinkState, Setting, VfSettings
 from vifd.model import Kind, Limits, PciHostDriver, Port, RateLimit, Vlan
 
@@ -313,6 +316,32 @@ def test_a_driver_that_forgets_as_it_begins_fails_the_request(host: FakeHost, mo
     assert "takes the VLAN of a VF and doesn't keep it" in refused(make(host))
 
 
+# --- at once
+
+
+def test_a_vf_that_takes_its_time_keeps_no_vf_of_another_pf_waiting(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware, unbind, held, let_go = host.open(), host.unbind, Event(), Event()
+    in_time = list[bool]()
+
+    def slow_unbind(address: str) -> None:
+        if address == VF:
+            held.set()
+            in_time.append(let_go.wait(30))
+        unbind(address)
+
+    def take(claim: ClaimFunction) -> int | Failure:
+        return Functions(hardware, FakeNic(host), no_guards()).claim(claim, GRANT)
+
+    monkeypatch.setattr(host, "unbind", slow_unbind)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(take, CLAIM)
+        assert held.wait(30)
+        other = replace(CLAIM, endpoint_id=endpoint_id(1), address=vf_address("eth1", 0), port=Port("52:54:00:00:00:01"))
+        assert take(other) == 1500
+        let_go.set()
+        assert (slow.result(30), in_time) == (1500, [True])
+
+
 # --- giving back
 
 
@@ -373,6 +402,32 @@ def test_a_vf_that_cant_be_reset_is_kept_out_of_use(host: FakeHost) -> None:
     assert words.endswith("It is kept out of use (quarantined), and vifd tries again")
     assert f"endpoint {ID} has it" in refused(make(host, replace(CLAIM, endpoint_id=endpoint_id(1))), ops.TAKEN)
     host.failing.clear()
+    assert functions(host).release(ID, VF) is None
+    assert host.snapshot() == before
+
+
+def test_a_rate_that_is_left_without_a_link_goes_once_there_is_one_and_nobody_waits_for_it(host: FakeHost) -> None:
+    before = host.snapshot()
+    made(host)
+    carrier = host.sysfs.root / "class/net/eth0/carrier"
+    carrier.write_text("0\n")
+    patient = Functions(host.open()._replace(patience=Patience(carrier=3600)), FakeNic(host), no_guards())
+    words = refused(patient.release(ID, VF), ops.NOT_READY)
+    assert words == (
+        f"VF {VF} can't be made as new: PF eth0 has no link, without which it takes no rate for a VF and forgets none; "
+        "see to its cable. It is kept out of use (quarantined), and vifd tries again"
+    )
+    assert (host.driver(VF), settings(host)) == ("", VfSettings(max_rate_mbps=100, link_state=LinkState.DOWN))
+    assert f"endpoint {ID} has it" in refused(make(host, replace(CLAIM, endpoint_id=endpoint_id(1))), ops.TAKEN)
+    carrier.write_text("1\n")
+    assert patient.release(ID, VF) is None
+    assert host.snapshot() == before
+
+
+def test_a_vf_without_a_rate_is_given_back_without_a_link(host: FakeHost) -> None:
+    before = host.snapshot()
+    made(host, replace(CLAIM, port=replace(PORT, limits=None)))
+    (host.sysfs.root / "class/net/eth0/carrier").write_text("0\n")
     assert functions(host).release(ID, VF) is None
     assert host.snapshot() == before
 

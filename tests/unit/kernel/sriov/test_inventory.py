@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.sysfs import FakeSysfs
 from vifd.kernel.authority import FunctionGrant
-from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, explain_mode, is_address
+from vifd.kernel.sriov.inventory import Function, Inventory, PhysicalFunction, Slot, explain_mode, is_address
 
 PF, VF0, VF1 = "0000:01:00.0", "0000:01:10.0", "0000:01:10.2"
 
@@ -46,6 +46,19 @@ def test_the_vfs_are_in_the_order_of_their_numbers(sysfs: FakeSysfs, inventory: 
     pf = inventory.find_pf("eth0")
     assert pf is not None
     assert [one.vf_index for one in inventory.functions(pf)] == [0, 1, 2, 10]
+
+
+def test_which_vfs_there_are_takes_no_look_at_each(sysfs: FakeSysfs, inventory: Inventory) -> None:
+    (sysfs.device(VF0) / "physfn").unlink()
+    pf = inventory.find_pf("eth0")
+    assert pf is not None
+    slots = [Slot(VF0, PF, 0, numa_node=1), Slot(VF1, PF, 1, numa_node=1)]
+    assert inventory.slots(pf) == inventory.allowed(FunctionGrant(("eth0",))) == slots
+    assert [one.address for one in inventory.functions(pf)] == [VF1]
+
+
+def test_the_pf_of_a_vf(inventory: Inventory) -> None:
+    assert [inventory.find_pf_address(address) for address in (VF0, PF, "0000:09:00.0", "..")] == [PF, "", "", ""]
 
 
 def test_a_vf_is_found_by_address(inventory: Inventory) -> None:

@@ -29,7 +29,17 @@ def empty(tmp_path: Path) -> Iterator[FakeHost]:
 
 
 def prepare(host: FakeHost, grant: FunctionGrant) -> str:
-    return FunctionPreparer(host.open(), FakeNic(host)).prepare("net", grant)
+    preparer = FunctionPreparer(host.open(), FakeNic(host))
+    problem = preparer.prepare("net", grant)
+    assert preparer.remarks == {}
+    return problem
+
+
+def remark(host: FakeHost, grant: FunctionGrant) -> str:
+    """Prepare what can be used though not all is as it was configured; give what isn't."""
+    preparer = FunctionPreparer(host.open(), FakeNic(host))
+    assert preparer.prepare("net", grant) == ""
+    return preparer.remarks["net"]
 
 
 def count(host: FakeHost, pf: str) -> str:
@@ -46,7 +56,7 @@ def test_vfs_are_made_where_there_are_none(empty: FakeHost) -> None:
 
 
 def test_another_number_of_vfs_is_told_and_none_is_destroyed(host: FakeHost) -> None:
-    words = prepare(host, FunctionGrant(("eth0",), vfs=3))
+    words = remark(host, FunctionGrant(("eth0",), vfs=3))
     how = f"release its endpoints and write 0 to /sys/bus/pci/devices/{PFS['eth0']}/sriov_numvfs, or set vfs = 2"
     assert words == f"PF eth0 has 2 VFs, and vfs = 3 says otherwise: {how}"
     assert (count(host, "eth0"), host.steps) == ("2", [])
@@ -85,11 +95,19 @@ def test_an_mtu_above_a_pfs_is_told(host: FakeHost) -> None:
 
 def test_each_pf_that_cant_be_used_is_told(host: FakeHost) -> None:
     host.netdevs.pop("eth1")
-    words = prepare(host, FunctionGrant(("eth7", VF, "eth1", "eth0")))
+    words = remark(host, FunctionGrant(("eth7", VF, "eth1", "eth0")))
+    assert prepare(host, FunctionGrant(("eth7", VF, "eth1"))) == words
     assert "PF eth7 isn't there" in words
     assert f"{VF} is a VF, of PF {PFS['eth0']}; name the PF" in words
     assert "PF eth1 has no netdev here: it has no driver, or it is in another network namespace" in words
     assert "eth0 " not in words
+
+
+def test_what_is_as_it_was_configured_again_is_told_no_more(host: FakeHost) -> None:
+    preparer = FunctionPreparer(host.open(), FakeNic(host))
+    for vfs in (3, 2):
+        assert preparer.prepare("net", FunctionGrant(("eth0",), vfs=vfs)) == ""
+    assert preparer.remarks == {}
 
 
 def test_without_anything_to_work_with_the_reason_is_told() -> None:
