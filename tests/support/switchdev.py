@@ -178,7 +178,7 @@ def qdiscs(ifname: str) -> dict[str, Any]:
 
 def guarded(ifname: str) -> bool:
     """Whether the guard's table has anything of a device."""
-    text = subprocess.run(["nft", "list", "table", "bridge", "vifd"], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(["nft", "list", "ruleset", "bridge"], check=True, capture_output=True, text=True).stdout
     return f'"{ifname}"' in text
 
 

@@ -51,6 +51,7 @@ def tools(card: Card, tmp_path: Path) -> Iterator[Callable[[], Tools]]:
         )
         return Tools(open_guards(owned=False, direct=False), NoNatTable(), support, "no nodes here", None, hardware)
 
+    opened().close()  # the guard's table stays
     run("link", "add", BRIDGE, "type", "bridge", "vlan_filtering", "1", "forward_delay", "0")
     run("link", "set", BRIDGE, "mtu", "1400", "up")  # by itself, or it follows its ports'
     yield opened
