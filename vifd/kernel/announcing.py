@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 
 from vifd.kernel import macvtap, names, netlink, ops
-from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, UplinkGrant
+from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, UplinkGrant, VdpaGrant
 from vifd.kernel.marks import is_device_of, look_up
 from vifd.kernel.netlink import Ifla, Link, RtnlSocket
 from vifd.model import Port
@@ -92,7 +92,7 @@ class Announcer:
         if op is None or (op.port.vlan is not None and op.port.vlan.trunk_vids):
             return ""  # which of a trunk's VLANs the VM uses, it alone knows
         grant = authority[op.network]
-        if isinstance(grant, FunctionGrant) or not grant.uplink:
+        if isinstance(grant, FunctionGrant | VdpaGrant) or not grant.uplink:
             return ""
         link = look_up(self._rtnl, [op.endpoint_id])[0].link
         if not is_device_of(link, op.endpoint_id):

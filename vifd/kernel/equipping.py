@@ -7,39 +7,49 @@ from pathlib import Path
 
 from oslo_privsep import capabilities
 
-from vifd.kernel.authority import Authority, FunctionGrant, UplinkGrant
+from vifd.kernel.authority import Authority, FunctionGrant, UplinkGrant, VdpaGrant
 from vifd.kernel.executor import Tools
+from vifd.kernel.markfiles import MarksError
 from vifd.kernel.nodes import Nodes, NodesError
-from vifd.kernel.sriov.hardware import Hardware, HardwareError, has_marks
+from vifd.kernel.sriov.hardware import Hardware, HardwareError
+from vifd.kernel.sriov.marks import Marks
+from vifd.kernel.vdpa import marks as vdpa_marks
+from vifd.kernel.vdpa.netlink import GenericSocket
+from vifd.kernel.vdpa.tools import Vdpa
 
 #: One for making, one for deleting, one for everything else, and one for the watchdog.
 _THREADS = 4
-#: For each PF one for making and one for taking down, for a VF may take seconds: this many more at most.
-_THREADS_A_PF, _MORE_THREADS = 2, 16
+#: For each PF and each vDPA management device one for making and one for taking down, for that may take seconds: this many more
+#: at most.
+_THREADS_APART, _MORE_THREADS = 2, 16
 
 CAPABILITIES = (capabilities.Capabilities.CAP_NET_ADMIN,)
 #: To make device nodes and to give them to their owners: kept only where direct networks are configured.
 _NODE_CAPABILITIES = (capabilities.Capabilities.CAP_MKNOD, capabilities.Capabilities.CAP_CHOWN)
 #: To give VFIO nodes to their owners: kept only where SR-IOV networks are configured, or a VF is left of one that was.
 _FUNCTION_CAPABILITIES = (capabilities.Capabilities.CAP_CHOWN,)
+#: To give vhost-vdpa nodes to their owners: kept only where vDPA networks are configured, or a device is left of one that was.
+_VDPA_CAPABILITIES = (capabilities.Capabilities.CAP_CHOWN,)
 
 
 def needed_capabilities(tools: Tools) -> list[capabilities.Capabilities]:
     """Give what the helper keeps: no more than what is configured takes."""
     nodes = _NODE_CAPABILITIES if isinstance(tools.nodes, Nodes) else ()
     functions = _FUNCTION_CAPABILITIES if isinstance(tools.hardware, Hardware) else ()
-    return list(dict.fromkeys((*CAPABILITIES, *nodes, *functions)))
+    vdpa = _VDPA_CAPABILITIES if isinstance(tools.vdpa, Vdpa) else ()
+    return list(dict.fromkeys((*CAPABILITIES, *nodes, *functions, *vdpa)))
 
 
 def needed_threads(authority: Authority) -> int:
     """Give how many calls the helper works on at once."""
     pfs = {name for grant in authority.values() if isinstance(grant, FunctionGrant) for name in grant.pfs}
-    return _THREADS + min(_THREADS_A_PF * len(pfs), _MORE_THREADS)
+    managers = {name for grant in authority.values() if isinstance(grant, VdpaGrant) for name in grant.management_devices}
+    return _THREADS + min(_THREADS_APART * (len(pfs) + len(managers)), _MORE_THREADS)
 
 
 def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:
     """Get ready to work with VFs, while there is the capability to; or give why none can be used."""
-    if not any(isinstance(grant, FunctionGrant) for grant in authority.values()) and not has_marks(device_dir):
+    if not any(isinstance(grant, FunctionGrant) for grant in authority.values()) and not Marks.has_any(device_dir):
         return "the first network with driver sriov takes a restart of vifd: its helper has no capability to give VFs away"
     if lack := _find_lack("sriov", _FUNCTION_CAPABILITIES):
         return lack
@@ -47,6 +57,27 @@ def prepare_hardware(device_dir: Path, authority: Authority) -> Hardware | str:
         return Hardware.prepare(device_dir)
     except HardwareError as error:
         return str(error)
+
+
+def prepare_vdpa(socket: GenericSocket | None, device_dir: Path, authority: Authority) -> Vdpa | str:
+    """Get ready to make vDPA devices, while there is the capability to; or give why none can be made.
+
+    Args:
+        socket: what the kernel is told by, opened where it listens; None: vifd began without vDPA.
+        device_dir: where vifd keeps what goes with a new start of the host.
+        authority: what is configured.
+    """
+    lack = _find_lack("vdpa", _VDPA_CAPABILITIES)
+    if socket is None or not (has_managers(authority) or vdpa_marks.Marks.has_any(device_dir)):
+        lack = "the first network with driver vdpa takes a restart of vifd: its helper has no capability to give devices away"
+    if socket is not None and not lack:
+        try:
+            return Vdpa.prepare(socket, device_dir)
+        except MarksError as error:
+            lack = str(error)
+    if socket is not None:
+        socket.close()
+    return lack
 
 
 def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
@@ -64,6 +95,11 @@ def prepare_nodes(device_dir: Path, authority: Authority) -> Nodes | str:
 def has_uplinks(authority: Authority) -> bool:
     """Tell whether there is a direct network."""
     return any(isinstance(grant, UplinkGrant) for grant in authority.values())
+
+
+def has_managers(authority: Authority) -> bool:
+    """Tell whether there is a vDPA network."""
+    return any(isinstance(grant, VdpaGrant) for grant in authority.values())
 
 
 def _find_lack(driver: str, needed: Iterable[capabilities.Capabilities]) -> str:

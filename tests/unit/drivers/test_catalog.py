@@ -13,6 +13,7 @@ from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
 from vifd.drivers.sriov import SriovDriver
+from vifd.drivers.vdpa import VdpaDriver
 from vifd.errors import ConfigError, StartError
 from vifd.kernel.authority import BridgeGrant, FunctionGrant
 
@@ -71,12 +72,18 @@ def parse(text: str) -> config.Config:
 
 
 def test_the_built_in_drivers_are_there() -> None:
-    assert catalog.load() == {"bridge": BridgeDriver, "direct": DirectDriver, "sriov": SriovDriver, "fake": FakeDriver}
+    assert catalog.load() == {
+        "bridge": BridgeDriver,
+        "direct": DirectDriver,
+        "sriov": SriovDriver,
+        "vdpa": VdpaDriver,
+        "fake": FakeDriver,
+    }
 
 
 def test_a_driver_of_another_package_joins(install: Install) -> None:
     install("green", "green_net:GreenDriver", "green_net")
-    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green", "sriov"]
+    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green", "sriov", "vdpa"]
 
 
 def test_a_driver_of_another_package_reads_its_own_keys(install: Install) -> None:
