@@ -49,6 +49,9 @@ class FakeVdpaHost:
         #: By name, owner and mode of a device's node; and those that somebody has open.
         self.owners: dict[str, tuple[int, int]] = {}
         self.open: set[str] = set()
+        #: Management devices that take no more, and the number that the next device's node gets.
+        self.full: set[str] = set()
+        self.numbers = 0
         #: What a new device is bound to, and what its driver makes of what it is told.
         self.binds_to = BUS_DRIVER
         self.ignores_mac = self.is_silent = False
@@ -101,7 +104,7 @@ class FakeVdpaHost:
         if driver:
             (device / "driver").symlink_to(f"../../drivers/{driver}")
         if driver == BUS_DRIVER:
-            number = sorted(self.devices).index(name)
+            number, self.numbers = self.numbers, self.numbers + 1
             (device / f"vhost-vdpa-{number}").mkdir()
             (device / f"vhost-vdpa-{number}/dev").write_text(f"511:{number}\n")
             self.owners[name] = (0, 0o600)
@@ -143,6 +146,8 @@ class FakeNetlink:
         """See VdpaNetlink."""
         assert queues <= self._host.managers[management_device].max_queues
         self._host.step("add")
+        if management_device in self._host.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if name in self._host.devices:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         mac = "00:00:00:00:00:00" if self._host.ignores_mac else mac

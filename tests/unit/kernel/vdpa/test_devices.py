@@ -36,7 +36,7 @@ def made(host: FakeVdpaHost) -> VdpaDevices:
     """Make the endpoint's device."""
     one = devices(host)
     assert one.create(CREATE, GRANT) == 1400
-    assert one.bind(BIND) == "/dev/vhost-vdpa-0"
+    assert str(one.bind(BIND)).startswith("/dev/vhost-vdpa-")
     return one
 
 
