@@ -96,16 +96,22 @@ def test_its_owner_opens_it_and_nobody_else(vifd: Daemon, client: Client) -> Non
         assert found == (1, MAC)  # VIRTIO_ID_NET
 
 
-def test_qemu_takes_it_as_its_owner(vifd: Daemon, client: Client) -> None:
-    endpoint = make_vdpa(client, port=PortSpec(mac=MAC), owner=Owner(uid=ALICE))
+def test_qemu_takes_them_as_their_owner_from_the_start_and_while_it_runs(vifd: Daemon, client: Client) -> None:
+    first, second = (make_vdpa(client, owner=Owner(uid=ALICE)) for _ in range(2))
     # All memory of a VM with such a device is locked; who runs VMs raises their users' limit.
     become = ["prlimit", "--memlock=unlimited", "setpriv", f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups"]
     machine = ["-machine", "q35,accel=tcg", "-m", "64", "-nodefaults", "-display", "none", "-S", "-qmp", "stdio"]
-    argv = [*become, "qemu-system-x86_64", *machine, *qemu.argv(endpoint, netdev_id="n0")]
-    commands = "".join(json.dumps({"execute": command}) + "\n" for command in ("qmp_capabilities", "query-rx-filter", "quit"))
+    port = ["-device", "pcie-root-port,id=rp1"]
+    argv = [*become, "qemu-system-x86_64", *machine, *port, *qemu.argv(first, netdev_id="n0")]
+    plug = qemu.plug(second, netdev_id="n1", device_options={"bus": "rp1"})
+    ((add, _),) = plug.backend
+    plain = [{"execute": command} for command in ("qmp_capabilities", "query-rx-filter", "quit")]
+    commands = "".join(json.dumps(one) + "\n" for one in (plain[0], add, plug.device, *plain[1:]))
     done = subprocess.run(argv, input=commands, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f'"main-mac": "{MAC}"' in done.stdout
+    assert '"error"' not in done.stdout
+    for one in (first, second):
+        assert f'"main-mac": "{one.port.mac}"' in done.stdout
 
 
 def test_several_at_once_are_apart(vifd: Daemon) -> None:

@@ -282,6 +282,23 @@ def test_a_bridge_for_representors_is_what_the_network_says_that_it_is_of() -> N
     assert (fast_grant.bridge, alone.bridge) == (grants["blue"], BridgeGrant("br-alone"))
 
 
+@pytest.mark.parametrize(("other", "problems"), [("core", 0), ("edge", 1), ("", 1)])
+def test_a_vdpa_management_device_is_on_one_physical_network(other: str, problems: int) -> None:
+    networks = {"a": "core", "b": other}
+    text = "".join(
+        f'[networks.{name}]\ndriver = "vdpa"\nmanagement_devices = ["pci/0000:03:00.2"]\nphysical_network = "{place}"\n'
+        for name, place in networks.items()
+    )
+    try:
+        catalog.check_together(catalog.load(), parse(text))
+    except ConfigError as error:
+        ((field, message),) = error.problems
+        assert (problems, field) == (1, "networks.b.physical_network")
+        assert "pci/0000:03:00.2 is on core for network a" in message
+    else:
+        assert problems == 0
+
+
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:
     lacking = "from vifd.drivers.base import NetworkDriver\nclass GreenDriver(NetworkDriver):\n    name = 'green'\n"
     install("green", "green_net:GreenDriver", "green_net", lacking)
