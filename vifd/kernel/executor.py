@@ -242,7 +242,7 @@ class Executor:
                     self._macvtaps.prepare(network, grant)
                     continue
                 if isinstance(grant, VdpaGrant):
-                    problem = self._vdpa.prepare(network, grant)
+                    problem = self._vdpa.prepare(grant)
                     problems |= {network: problem} if problem else {}
                     continue
                 if (bridged := grant if isinstance(grant, BridgeGrant) else grant.bridge) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from vifd.kernel import names, ops
@@ -84,7 +85,7 @@ class VdpaDevices:
             words = f"vDPA device {create.name} can't be looked at: {_words(error)}"
             return [Drift(DriftKind.BINDING, create.name, "", words)]
 
-    def prepare(self, network: str, grant: VdpaGrant) -> str:
+    def prepare(self, grant: VdpaGrant) -> str:
         """Look whether devices can be made for a network.
 
         Returns:
@@ -94,15 +95,16 @@ class VdpaDevices:
             return self._prepared
         if problem := self._prepared.inventory.find_problem():
             return problem
-        found = [self._tried(name, lambda name=name: self._get_manager(name, grant.queues)) for name in grant.management_devices]  # type: ignore[misc]  # mypy knows no default of a lambda
-        return "; ".join(f"network {network}: {one.message}" for one in found if isinstance(one, Failure))
+        found = [self._tried(name, partial(self._get_manager, name, grant.queues)) for name in grant.management_devices]
+        return "; ".join(one.message for one in found if isinstance(one, Failure))
 
     def discard_stale_marks(self) -> None:
-        """Forget marks of devices that are gone."""
+        """Forget marks of devices that are gone. Another vifd may have marked what it is about to make: those stay."""
         if isinstance(self._prepared, Vdpa):
             for name, mark in self._prepared.marks.find_all().items():
-                with self._prepared.locks.of(mark.management_device):
-                    self._tried(name, lambda name=name: self._discard_if_gone(name))  # type: ignore[misc]  # as above
+                if mark.netns == self._prepared.netns:
+                    with self._prepared.locks.of(mark.management_device):
+                        self._tried(name, partial(self._discard_if_gone, name))
 
     def find_marked(self) -> list[ops.Device]:
         """Tell every device that a vifd of this network namespace has marked."""

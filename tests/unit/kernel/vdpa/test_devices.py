@@ -142,24 +142,24 @@ def test_a_management_device_that_cant_is_told(host: FakeVdpaHost, change: dict[
     refused = failure(devices(host).create(msgspec.structs.replace(CREATE, queues=2), GRANT))
     assert (refused.cause, host.steps) == (ops.NOT_READY, [])
     assert words in refused.message
-    assert words in devices(host).prepare("net", VdpaGrant((FIRST,), queues=2))
+    assert words in devices(host).prepare(VdpaGrant((FIRST,), queues=2))
 
 
 def test_a_management_device_that_isnt_there_is_told(host: FakeVdpaHost) -> None:
     del host.managers[FIRST]
     words = f"there is no vDPA management device {FIRST}"
     assert words in failure(devices(host).create(CREATE, GRANT)).message
-    assert words in devices(host).prepare("net", GRANT)
-    assert devices(host).prepare("net", VdpaGrant((SECOND,))) == ""
+    assert words in devices(host).prepare(GRANT)
+    assert devices(host).prepare(VdpaGrant((SECOND,))) == ""
 
 
 def test_a_kernel_without_vdpa_is_told(host: FakeVdpaHost) -> None:
     shutil.rmtree(host.sysfs / "bus/vdpa/drivers/vhost_vdpa")
     words = "this kernel hands no vDPA device to a VM now: load its module (modprobe vhost_vdpa), and at each start"
-    assert devices(host).prepare("net", GRANT) == words
+    assert devices(host).prepare(GRANT) == words
     shutil.rmtree(host.sysfs / "bus/vdpa")
     words = "this kernel has no vDPA now: load its module (modprobe vdpa), and at each start"
-    assert devices(host).prepare("net", GRANT) == words
+    assert devices(host).prepare(GRANT) == words
     assert failure(devices(host).create(CREATE, GRANT)) == Failure(ops.NOT_READY, 0, words)
 
 
@@ -212,11 +212,13 @@ def test_who_dies_at_a_step_of_deleting_leaves_what_the_next_one_deletes(host: F
 
 def test_marks_of_devices_that_are_gone_are_forgotten(host: FakeVdpaHost) -> None:
     one = made(host)
+    others = names.device_name(Kind.VDPA, endpoint_id(7))
+    host.prepared().marks.create(others, Mark(endpoint_id(7), FIRST, NETNS + 1))  # another vifd is about to make it
     one.discard_stale_marks()
-    assert host.marked() == [NAME]
+    assert host.marked() == sorted([NAME, others])
     host.delete(NAME)
     one.discard_stale_marks()
-    assert host.marked() == []
+    assert host.marked() == [others]
 
 
 def test_the_devices_of_another_vifd_are_not_told_of(host: FakeVdpaHost) -> None:
@@ -274,6 +276,6 @@ def test_a_device_that_cant_be_looked_at_is_not_missing(host: FakeVdpaHost) -> N
 def test_without_anything_to_work_with_it_says_why(host: FakeVdpaHost) -> None:
     one = VdpaDevices("no vDPA here")
     assert failure(one.create(CREATE, GRANT)) == Failure(ops.NOT_READY, 0, "no vDPA here")
-    assert (one.prepare("net", GRANT), one.release(ID, NAME), one.find_marked()) == ("no vDPA here", None, [])
+    assert (one.prepare(GRANT), one.release(ID, NAME), one.find_marked()) == ("no vDPA here", None, [])
     assert [drift.kind for drift in one.compare(CREATE, BIND)] == [DriftKind.DEVICE_MISSING]
     one.discard_stale_marks()
