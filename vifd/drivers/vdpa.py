@@ -106,8 +106,7 @@ class VdpaDriver(NetworkDriver[VdpaOptions]):
         return (Offer(Kind.VDPA, frozenset(features), problem or self._find_problem()),)
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
-        """Pick a place on the management device that has the fewest devices of endpoints."""
-        del spec
+        """Pick a place on a management device on the instance's NUMA node, and of those on the one with the fewest in use."""
         found = [names.parse_place(function) for function in taken]
         in_use = Counter(place[0] for place in found if place is not None)
         fit = [name for name in self._present() if not self._why_unfit(name)]
@@ -115,7 +114,8 @@ class VdpaDriver(NetworkDriver[VdpaOptions]):
             reasons = "; ".join(self._why_unfit(name) for name in self._present())
             words = f"network {self.network} has no management device that takes one more device: {reasons}"
             raise NetworkFull(f"{words}; release an endpoint of it, or use another network")
-        manager = min(fit, key=lambda name: in_use[name])
+        node = spec.instance.numa_node
+        manager = min(fit, key=lambda name: (node not in (None, self._inventory.numa_node(name)), in_use[name]))
         number = next(number for number in range(len(taken) + 1) if names.place(manager, number) not in taken)
         return names.place(manager, number)
 

@@ -166,9 +166,10 @@ class NetworkDriverConformance:
         """`plan` gives the same each time and from each instance, whatever was planned before, and touches nothing outside."""
         driver, other = self._make(keys), self._make(keys)
         for preference, port, planned in self._plans(driver):
-            other.plan(_OTHER_ID, _spec(driver, preference, port), preference)
+            spec = _spec(driver, preference, port)
+            other.plan(_OTHER_ID, spec, preference)
             with _nothing_outside():
-                again = other.plan(_ID, _spec(driver, preference, port), preference)
+                again = other.plan(_ID, spec, preference)
             assert again == planned
 
     def test_plans_pass_the_privileged_helpers_check(self, keys: str) -> None:

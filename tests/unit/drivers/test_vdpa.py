@@ -14,7 +14,7 @@ from vifd.kernel import names
 from vifd.kernel.authority import VdpaGrant
 from vifd.kernel.ops import BindVdpa, CreateVdpa, Made
 from vifd.kernel.vdpa.inventory import VdpaInventory
-from vifd.model import EndpointSpec, Feature, Kind, Owner, Port, State, TapPreference, VdpaDevice, VdpaPreference
+from vifd.model import EndpointSpec, Feature, Instance, Kind, Owner, Port, State, TapPreference, VdpaDevice, VdpaPreference
 
 NAME = names.device_name(Kind.VDPA, ID)
 
@@ -114,6 +114,16 @@ def test_devices_are_spread_over_management_devices_and_each_has_its_place(sysfs
     assert list(taken) == [f"{FIRST}#0", f"{SECOND}#0", f"{FIRST}#1", f"{SECOND}#1"]
     del taken[f"{FIRST}#0"]
     assert one.pick(spec(), taken | {"0000:01:10.0": State.READY}) == f"{FIRST}#0"
+
+
+def test_a_device_is_near_the_vms_memory_if_one_is(sysfs: Path) -> None:
+    (sysfs / "bus/pci/devices/0000:01:00.2/numa_node").write_text("1\n")
+    one = driver(sysfs)
+    for node, places in {1: [SECOND, SECOND], 7: [FIRST, SECOND], None: [FIRST, SECOND]}.items():
+        wanted, taken = spec(instance=Instance(numa_node=node)), dict[str, State]()
+        for _ in range(2):
+            taken[one.pick(wanted, taken)] = State.READY
+        assert [place.partition("#")[0] for place in taken] == places
 
 
 def test_a_full_management_device_is_left_alone_for_a_minute(sysfs: Path) -> None:

@@ -5,6 +5,7 @@ This part of sysfs is the same in all network namespaces, other than the netlink
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from vifd.kernel import names
@@ -37,11 +38,15 @@ class VdpaInventory:
 
     def has(self, management_device: str) -> bool:
         """Tell whether there is a device of a management device's name; whether it is one, only netlink says."""
-        if not names.is_management_device(management_device):
-            return False
-        bus, _, name = management_device.rpartition("/")
-        folder = self._sysfs / "bus" / bus / "devices" if bus else self._sysfs / "devices"
-        return (folder / name).exists()
+        return names.is_management_device(management_device) and self._parent(management_device).exists()
+
+    def numa_node(self, management_device: str) -> int:
+        """Give a management device's NUMA node, which that or the card that it is a part of has; -1: the host doesn't say."""
+        device = self._parent(management_device).resolve()
+        for one in (device, *device.parents):
+            with contextlib.suppress(OSError, ValueError):
+                return int((one / "numa_node").read_text())
+        return -1
 
     def driver(self, name: str) -> str:
         """Give what a vDPA device is bound to; empty: nothing, or there is no such device."""
@@ -57,6 +62,10 @@ class VdpaInventory:
             return None if found is None else (found.name, (found / "dev").read_text().strip())
         except OSError:
             return None
+
+    def _parent(self, management_device: str) -> Path:
+        bus, _, name = management_device.rpartition("/")
+        return (self._sysfs / "bus" / bus / "devices" if bus else self._sysfs / "devices") / name
 
     def _device(self, name: str) -> Path:
         if not names.is_device_name(name):

@@ -40,6 +40,17 @@ def test_a_device_is_read(sysfs: Path) -> None:
     assert (inventory.has(FIRST), inventory.has(SECOND), inventory.has("../bus")) == (True, False, False)
 
 
+def test_a_part_of_a_card_is_on_the_cards_numa_node(sysfs: Path) -> None:
+    part = sysfs / "devices/0000:03:00.0/mlx5_core.sf.4"
+    part.mkdir(parents=True)
+    (part.parent / "numa_node").write_text("1\n")
+    link = sysfs / "bus/auxiliary/devices/mlx5_core.sf.4"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(part)
+    inventory = VdpaInventory(sysfs)
+    assert [inventory.numa_node(name) for name in ("auxiliary/mlx5_core.sf.4", FIRST, SECOND)] == [1, -1, -1]
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "vdpa0", f"{NAME}/..", f"{NAME}\n"])
 def test_no_other_name_is_looked_for(sysfs: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is no name of vifd's"):
