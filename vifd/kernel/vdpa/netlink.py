@@ -86,7 +86,7 @@ class VdpaNetlink(Protocol):
         """Give the management device of a vDPA device; None: there is no such device."""
 
     def find_config(self, name: str) -> NetConfig | None:
-        """Give what a device tells its VM; None: kernels before 6.2 say that only of one that a VM has begun to use."""
+        """Give what a device tells its VM; None: older kernels say that only of one that a VM has begun to use."""
 
     def add(self, name: str, management_device: str, *, mac: str, mtu_bytes: int, queues: int) -> None:
         """Make a device.
