@@ -137,23 +137,23 @@ class Maker:
 
     def _create_vdpa(self, group: Group, authority: Authority) -> None:
         """Make a group's vDPA devices and give them away, one after the other, until one fails: its driver may take seconds."""
-        for run in group.runs:
-            for op in run.plan:
-                if group.refusal is not None:
-                    return
-                if isinstance(op, ops.CreateVdpa):
-                    run.vdpa = op
-                    made = self._vdpa.create(op, vdpa_grant(authority, op.network))
-                    if isinstance(made, Failure):
-                        run.fail_as(op, op.place, made)
-                    else:
-                        run.made = ops.Made(0, made)
-                elif isinstance(op, ops.BindVdpa):
-                    path = self._vdpa.bind(op)
-                    if isinstance(path, Failure):
-                        run.fail_as(op, op.name, path)
-                    else:
-                        run.device_path = path
+        steps = [(run, op) for run in group.runs for op in run.plan if isinstance(op, ops.CreateVdpa | ops.BindVdpa)]
+        for run, op in steps:
+            if group.refusal is not None:
+                return
+            if isinstance(op, ops.CreateVdpa):
+                run.vdpa = op
+                made = self._vdpa.create(op, vdpa_grant(authority, op.network))
+                if isinstance(made, Failure):
+                    run.fail_as(op, op.place, made)
+                else:
+                    run.made = ops.Made(0, made)
+            else:
+                path = self._vdpa.bind(op)
+                if isinstance(path, Failure):
+                    run.fail_as(op, op.name, path)
+                else:
+                    run.device_path = path
 
     def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | int) -> None:
         """Note what came of a step with a VF: what was made of it, or its MTU."""
