@@ -48,6 +48,7 @@ from vifd.kernel.monitor import LinkMonitor, Listener, open_events
 from vifd.kernel.processes import Processes
 from vifd.kernel.room import NoRoom, PrivilegedRoom
 from vifd.kernel.rulesetmonitor import RulesetMonitor
+from vifd.kernel.vdpa.netlink import GenericSocket
 from vifd.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def run(setup: Setup) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     notifier = Notifier()
     identity = privileges.resolve(setup.config.daemon) if privileged else None
+    vdpa = GenericSocket() if privileged else None  # the kernel hears of vDPA only in the host's own namespace
     if setup.config.daemon.netns:
         netns.enter(setup.config.daemon.netns)
     locks = _lock(setup.config, privileged=privileged)
@@ -154,7 +156,7 @@ def run(setup: Setup) -> None:
         _spare_the_collector()  # in the others too; and pages that the collector doesn't touch stay shared
         dhcp = _start_dhcp(setup, identity, locks)  # the helper's fork takes a thread with it, so this is first
         daemon = setup.config.daemon
-        channels = helper.start(setup.load_authority, Path(daemon.device_dir), own_tables=daemon.own_nftables)
+        channels = helper.start(setup.load_authority, Path(daemon.device_dir), vdpa, own_tables=daemon.own_nftables)
         privileged_processes = _Privileged(channels, open_events(), dhcp)
         # Python's own files may be out of the user's reach (a Python below /root): take in what is needed before the drop.
         importlib.import_module("vifd.server.app")
@@ -317,7 +319,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.add_reader(channels.lifeline, self._lose_helper, "it died")
         stop.callback(loop.remove_reader, channels.lifeline)
-        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds, channels.function_calls)
+        return PrivilegedRoom(helper.calls(self._lose_helper), channels.fds, channels.card_calls)
 
     def _listener(self, follower: Follower, on_learned: Callable[[int], None]) -> Listener:
         return Listener(

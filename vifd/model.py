@@ -303,7 +303,8 @@ class EndpointSpec(Struct, frozen=True):
     """What a caller asks for, checked and with the owner filled in.
 
     Args:
-        function: the PCI function that vifd has picked for it, by address; a caller can't ask for one.
+        function: the PCI function that vifd has picked for it, by address, or its place at a vDPA management device; a caller
+            can't ask for one.
         partner_endpoint_id: the other part of a pair of a PCI function and what stands in for it; empty: it is alone.
     """
 
@@ -446,7 +447,8 @@ class Endpoint(Struct, frozen=True):
         generation: tells the lives of one id apart; 0 where nothing was made.
         create_time_ns: since the epoch, in nanoseconds.
         lifetime: None: until it is released.
-        function: the PCI function that nobody else has meanwhile, by address; empty: it needs none.
+        function: the PCI function that nobody else has meanwhile, by address, or the place at a vDPA management device; empty: it
+            needs none.
         partner_endpoint_id: the other part of its pair; empty: it is alone.
     """
 

@@ -215,7 +215,8 @@ def test_a_tap_that_somebody_opened_before_it_had_an_owner_is_not_made(
 def an_executor() -> Iterator[Executor]:
     """What the helper carries plans out with, in this process, without NAT and macvtaps."""
     rtnl = RtnlSocket()
-    tools = Tools(open_guards(owned=False, direct=False), NoNatTable(), limits.probe(rtnl), "no nodes here", None, "no VFs here")
+    guards, nothing = open_guards(owned=False, direct=False), "nothing of that here"
+    tools = Tools(guards, NoNatTable(), limits.probe(rtnl), nothing, None, nothing, nothing)
     rtnl.close()
     executor = Executor(lambda: {"blue": BridgeGrant("br-blue")}, tools)
     try:

@@ -49,7 +49,8 @@ def tools(card: Card, tmp_path: Path) -> Iterator[Callable[[], Tools]]:
         hardware = Hardware(
             Inventory(card.sysfs), PciBus(card.sysfs), VfioNodes(card.sysfs), Marks.prepare(tmp_path), Locks(), set()
         )
-        return Tools(open_guards(owned=False, direct=False), NoNatTable(), support, "no nodes here", None, hardware)
+        guards, nothing = open_guards(owned=False, direct=False), "nothing of that here"
+        return Tools(guards, NoNatTable(), support, nothing, None, hardware, nothing)
 
     opened().close()  # the guard's table stays
     run("link", "add", BRIDGE, "type", "bridge", "vlan_filtering", "1", "forward_delay", "0")

@@ -111,14 +111,15 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         """
 
     def pick(self, spec: EndpointSpec, taken: Taken) -> str:
-        """Pick the PCI function that an endpoint gets, before it is planned. It may look at the host, but changes nothing.
+        """Pick the PCI function that an endpoint gets, or its place at a vDPA management device, before it is planned. It may
+        look at the host, but changes nothing.
 
         Args:
             spec: what is asked for.
-            taken: the functions that endpoints have, of any network; and the states of those endpoints.
+            taken: the functions and places that endpoints have, of any network; and the states of those endpoints.
 
         Returns:
-            Its address, "0000:03:10.2"; empty: the endpoint needs none.
+            Its address, "0000:03:10.2", or a place (`names.place`); empty: the endpoint needs none.
 
         Raises:
             NetworkFull: there is none that it could get.
@@ -127,7 +128,7 @@ class NetworkDriver(ABC, Generic[OptionsT]):
         return ""
 
     def note_unfit(self, function: str, reason: str) -> None:
-        """Pick a PCI function no more for a while, for the kernel didn't give it.
+        """Pick a PCI function, or a place, no more for a while, for the kernel didn't give it.
 
         Args:
             function: its address.

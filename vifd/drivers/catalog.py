@@ -18,12 +18,13 @@ from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
 from vifd.drivers.sriov import SriovDriver
+from vifd.drivers.vdpa import VdpaDriver
 from vifd.errors import ConfigError, StartError, Violation
-from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, Grant, UplinkGrant
+from vifd.kernel.authority import Authority, BridgeGrant, FunctionGrant, Grant, UplinkGrant, VdpaGrant
 from vifd.kernel.sriov.inventory import Inventory
 
 GROUP = "vifd.network_drivers"
-_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, DirectDriver, SriovDriver, FakeDriver)
+_BUILT_IN: tuple[type[NetworkDriver[Any]], ...] = (BridgeDriver, DirectDriver, SriovDriver, VdpaDriver, FakeDriver)
 
 Catalog = Mapping[str, type[NetworkDriver[Any]]]
 
@@ -70,6 +71,7 @@ def check_together(catalog: Catalog, config: Config) -> None:
     bridges = {name: grant for name, grant in grants.items() if isinstance(grant, BridgeGrant)}
     problems = [*_check_bridges(catalog, config, bridges), *_check_uplinks(grants, bridges), *_check_nat(bridges)]
     problems += _check_pfs(catalog, config, grants, lambda name: name)
+    problems += _check_managers(catalog, config, grants)
     problems += _twice_served(dhcp_networks(catalog, config))
     if problems:
         raise ConfigError(problems)
@@ -151,6 +153,19 @@ def _check_pfs(catalog: Catalog, config: Config, grants: Authority, address_of: 
 
 def _called(name: str, address: str) -> str:
     return name if name == address else f"{name} ({address})"
+
+
+def _check_managers(catalog: Catalog, config: Config, grants: Authority) -> Iterator[Violation]:
+    """Find vDPA management devices that two networks have on different physical networks."""
+    first: dict[str, tuple[str, str]] = {}
+    for name, grant in grants.items():
+        one = config.networks[name]
+        place = catalog[one.driver].physical_network(one.options)
+        for manager in grant.management_devices if isinstance(grant, VdpaGrant) else ():
+            other, known = first.setdefault(manager, (name, place))
+            if known != place:
+                message = f"{manager} is on {known or 'none'} for network {other}; let both say the same"
+                yield Violation(f"networks.{name}.physical_network", message)
 
 
 def _may_share_a_vf(one: FunctionGrant, two: FunctionGrant) -> bool:

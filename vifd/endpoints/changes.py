@@ -21,7 +21,7 @@ from vifd.endpoints.views import Views
 from vifd.errors import InvalidRequest, NotAllowed, TryAgain, Unsupported, VifdError, Violation, WrongState
 from vifd.kernel import names, ops
 from vifd.kernel.room import Room
-from vifd.model import Caller, Endpoint, EndpointSpec, Port, RateLimit
+from vifd.model import Caller, Endpoint, EndpointSpec, Kind, Port, RateLimit
 
 
 class Change(NamedTuple):
@@ -79,6 +79,8 @@ class Changes:
         port = self._wanted(caller, endpoint, change)
         if port == endpoint.port:
             return endpoint
+        if endpoint.location is not None and endpoint.location.kind is Kind.VDPA and endpoint.function:
+            raise Unsupported("a vDPA device stays as it was made; release the endpoint and request it again")
         changed: Endpoint = await self._engine.busy.start([endpoint], self._change(endpoint, port))
         return changed
 
@@ -167,6 +169,8 @@ def change_plan(before: Entry | None, after: Entry) -> ops.Plan:
     Returns:
         The plan; empty where the kernel has no device of it.
     """
+    if bound := tuple(op for op in after.plan if isinstance(op, ops.BindVdpa)):
+        return bound  # all else of a vDPA device stays as it was made
     claimed, configured = _claim(after), _configuration(after)
     of_vf: ops.Plan = ()
     if claimed is not None:

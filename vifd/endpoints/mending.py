@@ -24,7 +24,7 @@ from vifd.endpoints.views import Views
 from vifd.errors import NotAllowed, VifdError
 from vifd.kernel import ops
 from vifd.kernel.room import Room
-from vifd.model import Caller, Drift, DriftKind, Endpoint, MacvtapDevice, PciDevice, State, TapDevice
+from vifd.model import Caller, Drift, DriftKind, Endpoint, MacvtapDevice, PciDevice, State, TapDevice, VdpaDevice
 
 _log = getLogger(__name__)
 _AT_ONCE = 64
@@ -107,7 +107,7 @@ def _moved(endpoint: Endpoint, made: ops.Made) -> Endpoint:
         fields = {} if made.function is None else _of_function(made.function)
         fields |= {"representor_ifindex": made.ifindex} if made.ifindex else {}
         return replace(endpoint, location=replace(location, **fields))
-    if isinstance(location, MacvtapDevice) and made.device_path and location.device_path != made.device_path:
+    if isinstance(location, MacvtapDevice | VdpaDevice) and made.device_path and location.device_path != made.device_path:
         location = replace(location, device_path=made.device_path)
         endpoint = replace(endpoint, location=location)
     if isinstance(location, TapDevice | MacvtapDevice) and made.ifindex and location.ifindex != made.ifindex:

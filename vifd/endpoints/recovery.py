@@ -15,7 +15,7 @@ from vifd.endpoints.mending import find_drifts, mend, tell_of_mending
 from vifd.endpoints.systems import unbind
 from vifd.errors import VifdError
 from vifd.kernel.names import device_name, host_mac
-from vifd.kernel.ops import ClaimFunction, CreateMacvtap, CreateTap, Device, Plan
+from vifd.kernel.ops import ClaimFunction, CreateMacvtap, CreateTap, CreateVdpa, Device, Plan
 from vifd.kernel.processes import Processes
 from vifd.kernel.room import Room
 from vifd.model import (
@@ -33,6 +33,8 @@ from vifd.model import (
 
 _log = getLogger(__name__)
 _T = TypeVar("_T")
+#: What is no network device of the host, in words.
+_ALONE: Mapping[str, str] = {Kind.PCI: "VF", Kind.VDPA: "vDPA device"}
 _AT_ONCE = 256  # the helper takes no more than a few hundred plans in a call
 
 
@@ -152,7 +154,7 @@ def _note_open(entry: Entry, device: Device | None) -> Entry:
 
 
 async def _sweep(room: Room, known: set[str]) -> list[Device]:
-    """Delete marked devices that no record knows, unless somebody has them open; give the VFs that can't be given back."""
+    """Delete marked devices that no record knows, unless somebody has them open; give those that can't be taken down."""
     strays = [device for device in await room.inspect([]) if device.endpoint_id not in known]
     #: Whose macvtap may be in use: the VF that one stands on stays as well.
     in_use = {device.endpoint_id for device in strays if _may_be_in_use(device)}
@@ -171,17 +173,17 @@ async def _sweep(room: Room, known: set[str]) -> list[Device]:
     # Who took all its names from a device hid it from the deletion, which finds it by them.
     left = {_identity(device) for device in await room.inspect([])}
     for device, error in zip(idle, answers, strict=True):
-        what = "VF" if device.kind == Kind.PCI else "tap"
+        what = _ALONE.get(device.kind, "tap")
         if _identity(device) not in left:
             _log.warning(f"a {what} of vifd's that no record knows is deleted", extra={"device": device.ifname})
         else:
             reason = str(error or "it was renamed and has no alternative name; delete it by hand")
             _log.error(f"a stray {what} can't be deleted", extra={"device": device.ifname, "error": reason})
-    return [device for device in idle if device.kind == Kind.PCI and _identity(device) in left]
+    return [device for device in idle if device.kind in _ALONE and _identity(device) in left]
 
 
 def _adopt(journal: Journal, stuck: Sequence[Device]) -> list[Entry]:
-    """Make records of VFs that nobody knows of and that can't be made as new: they are nobody's then, and tried again."""
+    """Make records of VFs and vDPA devices that nobody knows of and that can't be taken down: nobody's, and tried again."""
     entries = [
         Entry(
             Endpoint(
@@ -205,8 +207,8 @@ def _adopt(journal: Journal, stuck: Sequence[Device]) -> list[Entry]:
 
 
 def _identity(device: Device) -> int | str:
-    """Give what tells a device from others: a VF has no index, and no other name than its address."""
-    return device.ifname if device.kind == Kind.PCI else device.ifindex
+    """Give what tells a device from others: a VF and a vDPA device have no index, and no other name."""
+    return device.ifname if device.kind in _ALONE else device.ifindex
 
 
 def _may_be_in_use(device: Device) -> bool:
@@ -217,6 +219,8 @@ def _plan_for(device: Device) -> Plan:
     """Give a plan whose undoing deletes a device: only its name and mark count for that."""
     if device.kind == Kind.PCI:
         return (ClaimFunction(device.endpoint_id, "", device.ifname, Port()),)
+    if device.kind == Kind.VDPA:
+        return (CreateVdpa(device.endpoint_id, device.ifname, "", "", Port(), 1),)
     if device.kind == Kind.MACVTAP:
         ifname = device_name(Kind.MACVTAP, device.endpoint_id)
         return (CreateMacvtap(device.endpoint_id, ifname, "", "02:00:00:00:00:00", MacvtapMode.BRIDGE),)

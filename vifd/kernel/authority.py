@@ -24,7 +24,9 @@ _MTU_BYTES = range(68, 65536)
 _PRIORITIES, _BPS_A_MBPS = range(8), 1_000_000
 _IDS = range((1 << 32) - 1)  # (uid_t)-1 means "nobody at all" to the kernel
 _QUEUES = range(1, 257)  # MAX_TAP_QUEUES, drivers/net/tun.c
+_VDPA_PLACES = range(4096)
 _FunctionOperation = ops.ClaimFunction | ops.BindFunction | ops.ChangeFunction
+_VdpaOperation = ops.CreateVdpa | ops.BindVdpa
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -102,7 +104,21 @@ class FunctionGrant(Struct, frozen=True):
     bridge: BridgeGrant | None = None
 
 
-Grant = BridgeGrant | UplinkGrant | FunctionGrant
+class VdpaGrant(Struct, frozen=True):
+    """What a vDPA network lets the helper touch: the devices that it makes itself.
+
+    Args:
+        management_devices: on which they are made.
+        queues: how many queue pairs each has at most.
+        mtu_bytes: the largest MTU; 0: any.
+    """
+
+    management_devices: tuple[str, ...]
+    queues: int = 1
+    mtu_bytes: int = 0
+
+
+Grant = BridgeGrant | UplinkGrant | FunctionGrant | VdpaGrant
 
 #: By network.
 Authority = Mapping[str, Grant]
@@ -122,6 +138,8 @@ def check_plan(plan: ops.Plan, authority: Authority) -> None:
     _require(stages == sorted(set(stages)), "operations out of order, or twice")
     if any(isinstance(operation, _FunctionOperation) for operation in plan):
         _check_functions(plan, authority)
+    elif any(isinstance(operation, _VdpaOperation) for operation in plan):
+        _check_vdpa(plan, authority)
     else:
         _check_devices(plan, authority)
 
@@ -215,6 +233,18 @@ def function_grant(authority: Authority, network: str) -> FunctionGrant:
     return grant
 
 
+def vdpa_grant(authority: Authority, network: str) -> VdpaGrant:
+    """Give what the configuration says of a vDPA network's devices.
+
+    Raises:
+        PlanRejectedError: it is no vDPA network.
+    """
+    grant = authority.get(network)
+    if not isinstance(grant, VdpaGrant):
+        raise PlanRejectedError(f"the configuration has no vDPA management device for network {network!r}")
+    return grant
+
+
 def check_function(endpoint_id: str, address: str) -> None:
     """Check that an endpoint and a VF can be ones at all; whose the VF is, its mark says, and which may be used, sysfs.
 
@@ -281,7 +311,7 @@ def _check_network(network: str, authority: Authority) -> None:
 
 def _grant(authority: Authority, network: str) -> BridgeGrant | UplinkGrant:
     grant = authority.get(network)
-    if grant is None or isinstance(grant, FunctionGrant):
+    if grant is None or isinstance(grant, FunctionGrant | VdpaGrant):
         raise PlanRejectedError(f"the configuration has no bridge for network {network!r}")
     return grant
 
@@ -359,6 +389,35 @@ def _check_function_port(port: Port, grant: FunctionGrant) -> None:
         _require(port.limits.to_vm == RateLimit() and limit == kept, "a limit that no VF has")
         _require(not limit.rate_bps % _BPS_A_MBPS and not limit.min_rate_bps % _BPS_A_MBPS, "a rate that isn't whole Mbit/s")
         _require(not limit.rate_bps or limit.min_rate_bps <= limit.rate_bps, "a least rate above the most")
+
+
+def _check_vdpa(plan: ops.Plan, authority: Authority) -> None:
+    """Check a plan with a vDPA device: that is the plan's only one."""
+    of_vdpa = [operation for operation in plan if isinstance(operation, _VdpaOperation)]
+    whose = {(operation.endpoint_id, operation.name, operation.network) for operation in of_vdpa}
+    _require(len(of_vdpa) == len(plan) and len(whose) == 1, "two devices in one plan")
+    grant = vdpa_grant(authority, of_vdpa[0].network)
+    check_identity(of_vdpa[0].endpoint_id, of_vdpa[0].name, Kind.VDPA)
+    for operation in of_vdpa:
+        match operation:
+            case ops.CreateVdpa(_, _, _, place, port, queues):
+                manager, number = names.parse_place(place) or ("", -1)
+                known = manager in grant.management_devices and number in _VDPA_PLACES
+                _require(known, f"the configuration has no vDPA management device for {place!r}")
+                _require(1 <= queues <= grant.queues, f"{queues} queue pairs")
+                _check_vdpa_port(port, grant)
+            case ops.BindVdpa(_, _, _, uid):
+                _check_owner(uid, None)
+
+
+def _check_vdpa_port(port: Port, grant: VdpaGrant) -> None:
+    """Check that a vDPA device can be like this: what it can't keep to must not be taken for kept."""
+    check_port(port)
+    _require(_is_unicast(port.mac), f"MAC {port.mac!r}")
+    _require(not grant.mtu_bytes or port.mtu_bytes <= grant.mtu_bytes, f"MTU {port.mtu_bytes}")
+    guarded = port.guard_enabled or port.isolated or port.addresses or port.public_addresses or port.trusted
+    others = port.tx_queue_length or port.vlan is not None or port.limits is not None or port.link_up is False
+    _require(not guarded and not others, "a setting that no vDPA device has")
 
 
 def _check_mac(mac: str, grant: BridgeGrant | UplinkGrant) -> None:

@@ -19,6 +19,7 @@ from vifd.kernel.authority import (
     FunctionGrant,
     PlanRejectedError,
     UplinkGrant,
+    VdpaGrant,
     check_function,
     check_identity,
     check_plan,
@@ -38,6 +39,8 @@ from vifd.kernel.sriov.functions import Functions
 from vifd.kernel.sriov.hardware import Hardware
 from vifd.kernel.sriov.nic import RtnlNic
 from vifd.kernel.sriov.preparing import FunctionPreparer
+from vifd.kernel.vdpa.devices import VdpaDevices
+from vifd.kernel.vdpa.tools import Vdpa
 from vifd.model import Drift, DriftKind, Kind
 
 _Create = ops.CreateTap | ops.CreateMacvtap
@@ -54,6 +57,7 @@ class Tools(NamedTuple):
         nodes: the device nodes of macvtaps; or why none can be made.
         packets: what frames are sent from; None: there is none.
         hardware: the VFs of this host; or why none can be used.
+        vdpa: the vDPA devices of this host; or why none can be made.
     """
 
     guard: Guards
@@ -62,6 +66,7 @@ class Tools(NamedTuple):
     nodes: Nodes | str
     packets: socket.socket | None
     hardware: Hardware | str
+    vdpa: Vdpa | str
 
     def close(self) -> None:
         """Let go of it, in a process that must not have it."""
@@ -73,6 +78,8 @@ class Tools(NamedTuple):
             self.packets.close()
         if isinstance(self.hardware, Hardware):
             self.hardware.close()
+        if isinstance(self.vdpa, Vdpa):
+            self.vdpa.close()
 
 
 class Executor:
@@ -91,7 +98,9 @@ class Executor:
         nic = RtnlNic(self._rtnl)
         self._functions, self._preparer = Functions(tools.hardware, nic, tools.guard), FunctionPreparer(tools.hardware, nic)
         self._function_checker = FunctionChecker(tools.hardware, nic)
-        self._maker = Maker(self._rtnl, tools.guard, tools.support, Devices(self._macvtaps, self._functions), self._publics)
+        self._vdpa = VdpaDevices(tools.vdpa)
+        devices = Devices(self._macvtaps, self._functions, self._vdpa)
+        self._maker = Maker(self._rtnl, tools.guard, tools.support, devices, self._publics)
         self._checker = Checker(self._rtnl, tools.guard, tools.support, self._macvtaps, self._publics)
         self._announcer = Announcer(self._rtnl, tools.packets)
 
@@ -134,7 +143,7 @@ class Executor:
         if any(isinstance(op, ops.EnsureVlan) for plan in gone for op in plan):
             vlans.discard_unused(self._rtnl)
         for i, plan in enumerate(known):  # last: it may take seconds, and no tap waits for it
-            answer[i] = answer[i] or self._release_function(i, plan)
+            answer[i] = answer[i] or self._release_function(i, plan) or self._delete_vdpa(i, plan)
         return answer
 
     def _release_function(self, index: int, plan: ops.Plan) -> ops.Refusal | None:
@@ -151,6 +160,20 @@ class Executor:
             return None
         return ops.Refusal(index, "ReleaseFunction", op.address, failure.errno, failure.message, failure.cause)
 
+    def _delete_vdpa(self, index: int, plan: ops.Plan) -> ops.Refusal | None:
+        """Delete the vDPA device of a plan, if there is one and it is the endpoint's."""
+        op = next((op for op in plan if isinstance(op, ops.CreateVdpa)), None)
+        if op is None:
+            return None
+        try:
+            check_identity(op.endpoint_id, op.name, Kind.VDPA)
+        except PlanRejectedError as error:
+            return ops.Refusal(index, "check", "", 0, f"the helper rejects the plan: {error}", ops.REJECTED)
+        failure = self._vdpa.release(op.endpoint_id, op.name)
+        return (
+            None if failure is None else ops.Refusal(index, "DeleteVdpa", op.name, failure.errno, failure.message, failure.cause)
+        )
+
     def check(self, plans: Iterable[ops.Plan]) -> list[list[Drift]]:
         """Compare what plans have made with what is there; see Checker.
 
@@ -160,9 +183,12 @@ class Executor:
         answer = [_rejection(plan, authority) for plan in wanted]
         allowed = [plan for plan, drifts in zip(wanted, answer, strict=True) if not drifts]
         compared = iter(self._checker.check(allowed, authority))
-        return [drifts or next(compared) + self._compare_function(plan) for plan, drifts in zip(wanted, answer, strict=True)]
+        return [drifts or next(compared) + self._compare_alone(plan) for plan, drifts in zip(wanted, answer, strict=True)]
 
-    def _compare_function(self, plan: ops.Plan) -> list[Drift]:
+    def _compare_alone(self, plan: ops.Plan) -> list[Drift]:
+        """Compare the VF or the vDPA device of a plan."""
+        if (create := next((op for op in plan if isinstance(op, ops.CreateVdpa)), None)) is not None:
+            return self._vdpa.compare(create, next((op for op in plan if isinstance(op, ops.BindVdpa)), None))
         claim = next((op for op in plan if isinstance(op, ops.ClaimFunction)), None)
         bind = next((op for op in plan if isinstance(op, ops.BindFunction)), None)
         return [] if claim is None else self._function_checker.compare(claim, bind)
@@ -215,6 +241,10 @@ class Executor:
                 if isinstance(grant, UplinkGrant):
                     self._macvtaps.prepare(network, grant)
                     continue
+                if isinstance(grant, VdpaGrant):
+                    problem = self._vdpa.prepare(grant)
+                    problems |= {network: problem} if problem else {}
+                    continue
                 if (bridged := grant if isinstance(grant, BridgeGrant) else grant.bridge) is not None:
                     bridge.prepare(self._rtnl, network, bridged, publics)
                 if isinstance(grant, FunctionGrant) and (problem := self._preparer.prepare(network, grant)):
@@ -223,6 +253,7 @@ class Executor:
                 problems[network] = str(error)
         self._macvtaps.discard_stale_nodes()
         self._preparer.discard_stale_marks()
+        self._vdpa.discard_stale_marks()
         vlans.discard_unused(self._rtnl)
         return self._publics.settle(self._authority(), publics) | problems
 
@@ -245,13 +276,13 @@ class Executor:
         return [self._device(reply.link) for endpoint_id, reply in found if is_port_of(reply.link, endpoint_id)]
 
     def find_marked(self) -> list[ops.Device]:
-        """Tell every tap and macvtap of this namespace and every VF with an endpoint's mark, of all: for the start alone."""
+        """Tell every tap and macvtap and VF and vDPA device that has an endpoint's mark, of all: for the start alone."""
         with IPRoute() as ipr:
             found = [m for kind in _KINDS for m in ipr.link("dump", kind=kind)]
         indexes = [m["index"] for m in found if names.marked_endpoint_id(m.get_attr("IFLA_IFALIAS") or "")]
         replies = self._rtnl.exchange([netlink.get_link(ifindex=index) for index in indexes])
         devices = [self._device(reply.link) for reply in replies if reply.link]
-        return devices + self._preparer.find_marked(self._authority())
+        return devices + self._preparer.find_marked(self._authority()) + self._vdpa.find_marked()
 
     def open_queues(self, endpoint_id: str, count: int, *, vnet_hdr: bool) -> list[int]:
         """Open queues of an endpoint's tap, as its own settings say they must be, or of its macvtap.

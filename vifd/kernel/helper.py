@@ -35,6 +35,7 @@ from vifd.kernel.executor import Executor, Tools
 from vifd.kernel.netlink import RtnlSocket
 from vifd.kernel.nft.devices import open_guards
 from vifd.kernel.nft.nat import open_nat_table
+from vifd.kernel.vdpa.netlink import GenericSocket
 
 _PLANS_A_CALL = 512
 _TOKEN_BYTES = 16
@@ -54,7 +55,13 @@ class _Helper:
     """What the helper has beside its entry points: set before the fork, so that no call can set it."""
 
     def __init__(
-        self, load: Callable[[], tuple[str, Authority]], fd_channel: socket.socket, device_dir: Path, *, owned: bool
+        self,
+        load: Callable[[], tuple[str, Authority]],
+        fd_channel: socket.socket,
+        device_dir: Path,
+        vdpa: GenericSocket | None,
+        *,
+        owned: bool,
     ) -> None:
         self.load, self.fd_channel = load, fd_channel
         self.authority: Authority = load()[1]
@@ -71,7 +78,8 @@ class _Helper:
             raise StartError(f"vifd's tables of nftables can't be made: {error.strerror or error}{owner}") from error
         nodes = equipping.prepare_nodes(device_dir, self.authority)
         hardware = equipping.prepare_hardware(device_dir, self.authority)
-        self.tools = Tools(guard, nat, support, nodes, open_packet_socket(), hardware)
+        devices = equipping.prepare_vdpa(vdpa, device_dir, self.authority)
+        self.tools = Tools(guard, nat, support, nodes, open_packet_socket(), hardware, devices)
         self.per_thread = threading.local()
 
     @property
@@ -101,22 +109,29 @@ class Channels(NamedTuple):
         lifeline: reads end-of-file when the helper is dead.
         rulesets: tells of changes of the guard's table by others; None: the kernel has no nftables.
         support: how this kernel keeps limits.
-        function_calls: how many calls about VFs it works on at once.
+        card_calls: how many calls about VFs and vDPA devices it works on at once.
     """
 
     fds: socket.socket
     lifeline: int
     rulesets: socket.socket | None
     support: limits.Support
-    function_calls: int
+    card_calls: int
 
 
-def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_tables: bool = True) -> Channels:
+def start(
+    load: Callable[[], tuple[str, Authority]],
+    device_dir: Path,
+    vdpa: GenericSocket | None = None,
+    *,
+    own_tables: bool = True,
+) -> Channels:
     """Fork the helper. Call it as root, before any thread exists; drop the privileges after it.
 
     Args:
         load: reads the configuration; gives its text, and what it lets the helper touch. The helper calls it again on `reload`.
         device_dir: where device nodes are made, if there are direct networks.
+        vdpa: what the kernel is told of vDPA devices by; None: there are none.
         own_tables: whether the guard's table is to be the helper's own, where the kernel can.
 
     Returns:
@@ -128,7 +143,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     global _helper  # noqa: PLW0603  the entry points are functions, and oslo.privsep finds them by name
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lifeline, held = os.pipe2(os.O_CLOEXEC)
-    _helper = _Helper(load, back, device_dir, owned=own_tables)
+    _helper = _Helper(load, back, device_dir, vdpa, owned=own_tables)
     tools = _helper.tools
     cfg.CONF.set_override("capabilities", equipping.needed_capabilities(tools), group=context.cfg_section)
     port_id = tools.guard.port_id
@@ -144,7 +159,7 @@ def start(load: Callable[[], tuple[str, Authority]], device_dir: Path, *, own_ta
     back.close()
     os.close(held)
     tools.close()
-    return Channels(front, lifeline, rulesets, tools.support, equipping.function_calls(_helper.authority))
+    return Channels(front, lifeline, rulesets, tools.support, equipping.card_calls(_helper.authority))
 
 
 @contextmanager
@@ -254,6 +269,9 @@ def apply(request: bytes) -> bytes:
     driver_override, unbind, drivers_probe), and CAP_CHOWN to give their VFIO nodes to their owners; it takes only VFs of PFs that
     the configuration names, that nobody else has.
 
+    Of vDPA devices it needs CAP_NET_ADMIN to make them (VDPA_CMD_DEV_NEW), on management devices that the configuration names,
+    CAP_CHOWN to give their nodes to their owners, and uid 0 to bind one that another driver has taken (sysfs: driver_override).
+
     Args:
         request: an encoded `ops.ApplyRequest`.
 
@@ -270,7 +288,8 @@ def apply(request: bytes) -> bytes:
 def revert(request: bytes) -> bytes:
     """Delete the devices of plans. Needs CAP_NET_ADMIN: it deletes taps (RTM_DELLINK), only those with the endpoint's mark.
 
-    VFs it gives back, only those that are marked for the endpoint: with what `apply` takes, and uid 0 to reset them (sysfs).
+    VFs it gives back, only those that are marked for the endpoint: with what `apply` takes, and uid 0 to reset them (sysfs). vDPA
+    devices it deletes, likewise (VDPA_CMD_DEV_DEL).
 
     Args:
         request: an encoded `ops.RevertRequest`.

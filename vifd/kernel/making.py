@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vifd.kernel import bridge, ifb, limits, macvtap, names, netlink, ops, owner, tap, vlans
-from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, function_grant
+from vifd.kernel.authority import Authority, BridgeGrant, UplinkGrant, bridge_grant, function_grant, vdpa_grant
 from vifd.kernel.configuring import Configurer
 from vifd.kernel.direct import Macvtaps
 from vifd.kernel.macvtap import Failure, Uplink
@@ -25,6 +25,7 @@ from vifd.kernel.nft.elements import NOTHING
 from vifd.kernel.publics import Publics
 from vifd.kernel.runs import Group, Run, Target, alive
 from vifd.kernel.sriov.functions import Functions
+from vifd.kernel.vdpa.devices import VdpaDevices
 from vifd.model import Port
 
 
@@ -33,6 +34,7 @@ class Devices(NamedTuple):
 
     macvtaps: Macvtaps
     functions: Functions
+    vdpa: VdpaDevices
 
 
 class Maker:
@@ -48,7 +50,7 @@ class Maker:
 
     def __init__(self, rtnl: RtnlSocket, guard: Guards, support: limits.Support, devices: Devices, publics: Publics) -> None:
         self._rtnl, self._guard, self._publics = rtnl, guard, publics
-        self._macvtaps, self._functions = devices
+        self._macvtaps, self._functions, self._vdpa = devices
         self._configurer = Configurer(rtnl, guard, support, publics)
         self._bridges: dict[str, bridge.BridgeState | bridge.BridgeError] = {}
 
@@ -69,6 +71,7 @@ class Maker:
         self._ensure_bridges(alive(groups, ops.EnsureBridge), authority)
         for group in groups:
             self._take_functions(group, authority)
+            self._create_vdpa(group, authority)
         for run, op in alive(groups, ops.ChangeFunction):
             self._change_function(run, op)
         for run, create in alive(groups, ops.CreateTap):
@@ -152,6 +155,26 @@ class Maker:
             run.fail_as(op, op.address, found)
         else:
             run.uplink = found
+
+    def _create_vdpa(self, group: Group, authority: Authority) -> None:
+        """Make a group's vDPA devices and give them away, one after the other, until one fails: its driver may take seconds."""
+        steps = [(run, op) for run in group.runs for op in run.plan if isinstance(op, ops.CreateVdpa | ops.BindVdpa)]
+        for run, op in steps:
+            if group.refusal is not None:
+                return
+            if isinstance(op, ops.CreateVdpa):
+                run.vdpa = op
+                made = self._vdpa.create(op, vdpa_grant(authority, op.network))
+                if isinstance(made, Failure):
+                    run.fail_as(op, op.place, made)
+                else:
+                    run.made = ops.Made(0, made)
+            else:
+                path = self._vdpa.bind(op)
+                if isinstance(path, Failure):
+                    run.fail_as(op, op.name, path)
+                else:
+                    run.device_path = path
 
     def _note_function(self, run: Run, op: Any, result: Failure | ops.FunctionMade | int) -> None:
         """Note what came of a step with a VF: what was made of it, or its MTU."""
@@ -314,12 +337,15 @@ class Maker:
         self._guard.put({run.made.ifindex: NOTHING for run in made})
         self._publics.release(run.target.port for run in made if run.has_target)
         for run in group.runs:  # what stood on a VF is gone
-            self._undo_function(run)
+            self._undo_alone(run)
 
-    def _undo_function(self, run: Run) -> None:
+    def _undo_alone(self, run: Run) -> None:
+        """Give a VF back, or delete a vDPA device."""
         failure = self._functions.undo(run.claimed) if run.claimed is not None else None
         if run.changed is not None and run.changed.before is not None:
             failure = self._undo_change(run, msgspec.structs.replace(run.changed, before=None, port=run.changed.before))
+        if run.vdpa is not None:
+            failure = self._vdpa.release(run.vdpa.endpoint_id, run.vdpa.name)
         if failure is not None and run.refusal is not None:
             run.refusal = msgspec.structs.replace(run.refusal, message=f"{run.refusal.message}; {failure.message}")
 

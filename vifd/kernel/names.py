@@ -28,6 +28,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DEVICE_NAME = re.compile(f"vd[{''.join(_LETTERS.values())}][a-z2-7]{{10}}")
 _VLAN_NAME = re.compile("vdq[a-z2-7]{10}")
 _PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
+_MANAGEMENT_DEVICE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9_-]{0,30}/)?[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
+_PLACE = re.compile(rf"({_MANAGEMENT_DEVICE.pattern})#(0|[1-9][0-9]{{0,4}})")
 _IFNAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,14}")
 
 
@@ -48,6 +50,22 @@ def is_ifname(text: str) -> bool:
 def is_pci_address(text: str) -> bool:
     """Tell whether a text is the address of a PCI function, in the form that sysfs has: "0000:03:10.2"."""
     return _PCI_ADDRESS.fullmatch(text) is not None
+
+
+def is_management_device(text: str) -> bool:
+    """Tell whether a text can name a vDPA management device as vdpa(8) has it: "pci/0000:01:00.2", or "vdpasim_net"."""
+    return _MANAGEMENT_DEVICE.fullmatch(text) is not None
+
+
+def place(management_device: str, number: int) -> str:
+    """Name one of the places for devices that a vDPA management device has; how many, only its driver knows."""
+    return f"{management_device}#{number}"
+
+
+def parse_place(text: str) -> tuple[str, int] | None:
+    """Give a place's management device and number; None: the text names no place."""
+    found = _PLACE.fullmatch(text)
+    return None if found is None else (found[1], int(found[2]))
 
 
 def device_name(kind: Kind, endpoint_id: str) -> str:

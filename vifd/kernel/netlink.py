@@ -394,7 +394,7 @@ def _parse_replies(data: bytes) -> list[tuple[int, Reply]]:
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
         message = data[offset : offset + length]
         if kind == NLMSG_ERROR:
-            replies.append((sequence, _parse_error(message, flags)))
+            replies.append((sequence, parse_error(message, flags)))
         elif kind == RTM_NEWLINK:
             replies.append((sequence, Reply(0, "", parse_link(message))))
         else:
@@ -403,7 +403,13 @@ def _parse_replies(data: bytes) -> list[tuple[int, Reply]]:
     return replies
 
 
-def _parse_error(message: bytes, flags: int) -> Reply:
+def parse_error(message: bytes, flags: int) -> Reply:
+    """Take a whole NLMSG_ERROR message apart.
+
+    Args:
+        message: it.
+        flags: those of its header.
+    """
     code = -unpack_from("=i", message, _HEADER.size)[0]
     if code == 0:
         return Reply(0)

@@ -223,11 +223,56 @@ class ChangeFunction(Struct, frozen=True, tag="change_function", forbid_unknown_
         return f"change VF {self.address} of network {self.network} to {describe_port(self.port)}"
 
 
+class CreateVdpa(Struct, frozen=True, tag="create_vdpa", forbid_unknown_fields=True):
+    """Mark a vDPA device and make it on a management device, as the port says. Undone by deleting and unmarking it.
+
+    Args:
+        endpoint_id: the endpoint.
+        name: the device's name (`names.device_name`).
+        network: the network, which may use the management device.
+        place: the management device, and which of its devices this is (`names.place`).
+        port: what it is to be like; its MTU 0: what the management device's driver gives.
+        queues: how many queue pairs it has, 1 to 256.
+    """
+
+    endpoint_id: str
+    name: str
+    network: str
+    place: str
+    port: Port
+    queues: int
+
+    def __str__(self) -> str:
+        words = f"{self.queues} queue pair(s), MAC {self.port.mac}, {describe_port(self.port)}"
+        return f"make vDPA device {self.name} of network {self.network} at {self.place} with {words}"
+
+
+class BindVdpa(Struct, frozen=True, tag="bind_vdpa", forbid_unknown_fields=True):
+    """Bind the plan's vDPA device to vhost-vdpa, if it isn't, and give its node to its owner. Undone with the device.
+
+    Args:
+        endpoint_id: the endpoint.
+        name: the device.
+        network: the network.
+        owner_uid: who may open its node.
+    """
+
+    endpoint_id: str
+    name: str
+    network: str
+    owner_uid: int
+
+    def __str__(self) -> str:
+        return f"bind vDPA device {self.name} to vhost-vdpa, for uid {self.owner_uid}"
+
+
 Operation = (
     EnsureBridge
     | EnsureVlan
     | ClaimFunction
     | BindFunction
+    | CreateVdpa
+    | BindVdpa
     | CreateTap
     | CreateMacvtap
     | EnsureNode
@@ -243,6 +288,8 @@ STAGES: tuple[type[Operation], ...] = (
     EnsureVlan,
     ClaimFunction,
     BindFunction,
+    CreateVdpa,
+    BindVdpa,
     CreateTap,
     CreateMacvtap,
     EnsureNode,

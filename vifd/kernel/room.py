@@ -27,7 +27,7 @@ from vifd.errors import (
     VifdError,
     WrongState,
 )
-from vifd.kernel import ops
+from vifd.kernel import names, ops
 from vifd.kernel.sriov.inventory import Inventory
 from vifd.model import Drift
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from vifd.kernel.calls import Calls
 
 _NO_ENDPOINT = "00000000-0000-4000-8000-000000000000"
-_OF_FUNCTIONS = (ops.ClaimFunction, ops.BindFunction, ops.ChangeFunction)
+_OfCard = ops.ClaimFunction | ops.BindFunction | ops.ChangeFunction | ops.CreateVdpa | ops.BindVdpa
+_OF_CARDS = _OfCard.__args__
 
 
 class HelperLostError(Exception):
@@ -77,24 +78,23 @@ class PrivilegedRoom:
     asked for now and then; all the others, as many as there are calls, wait here for each other, so that no crowd of them keeps
     anybody from an endpoint, or looks like a helper that is dead.
 
-    A call about a VF may take seconds. So those wait for each other alone, PF by PF, and never take the threads of all others.
+    A call about a VF or a vDPA device may take seconds. So those wait for each other alone, card by card, and never take the
+    threads of all others.
 
     Args:
         calls: the helper's entry points.
         fd_channel: where the helper sends descriptors.
-        function_calls: how many calls about VFs the helper has threads for.
+        card_calls: how many calls about VFs and vDPA devices the helper has threads for.
         inventory: says which PF a VF is of.
     """
 
-    def __init__(
-        self, calls: Calls, fd_channel: socket.socket, function_calls: int = 1, inventory: Inventory | None = None
-    ) -> None:
+    def __init__(self, calls: Calls, fd_channel: socket.socket, card_calls: int = 1, inventory: Inventory | None = None) -> None:
         self._call = calls.call
         self._fd_channel = fd_channel
         self._fd_channel.setblocking(False)
-        #: By PF, and by "" for all that isn't about a VF.
+        #: By PF or management device, and by "" for all that is about neither.
         self._aside: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._of_functions = asyncio.Semaphore(function_calls)
+        self._of_cards = asyncio.Semaphore(card_calls)
         self._inventory = inventory or Inventory()
 
     async def apply(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
@@ -105,7 +105,7 @@ class PrivilegedRoom:
 
     async def change(self, groups: Sequence[ops.Group]) -> list[list[ops.Made] | VifdError]:
         """See Room."""
-        async with self._aside[self._pf_of(chain.from_iterable(groups))]:
+        async with self._aside[self._card_of(chain.from_iterable(groups))]:
             return await self.apply(groups)
 
     async def revert(self, plans: Sequence[ops.Plan]) -> list[VifdError | None]:
@@ -118,31 +118,39 @@ class PrivilegedRoom:
         """See Room."""
         parts: defaultdict[str, list[int]] = defaultdict(list)
         for index, plan in enumerate(plans):
-            parts[self._pf_of([plan])].append(index)
-        checks = [self._check(pf, [plans[i] for i in part]) for pf, part in parts.items()]
+            parts[self._card_of([plan])].append(index)
+        checks = [self._check(card, [plans[i] for i in part]) for card, part in parts.items()]
         found = [await checks[0]] if len(checks) == 1 else await asyncio.gather(*checks)
         answers = dict(zip(chain.from_iterable(parts.values()), chain.from_iterable(found), strict=True))
         return [answers[index] for index in range(len(plans))]
 
-    async def _check(self, pf: str, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
-        async with self._aside[pf]:
+    async def _check(self, card: str, plans: Sequence[ops.Plan]) -> list[list[Drift]]:
+        async with self._aside[card]:
             request = ops.encode(ops.CheckRequest(tuple(plans)))
             return ops.decode_check_answer(await self._call_about(plans, "check", request))
 
     async def _call_about(self, plans: Iterable[ops.Plan], name: str, request: bytes) -> bytes:
-        """Call an entry point; if plans are about a VF, once the helper has a thread for that."""
+        """Call an entry point; if plans are about a VF or a vDPA device, once the helper has a thread for that."""
         answer: bytes
-        if not _find_function(plans):
+        if _find_device(plans) is None:
             answer = await self._call(name, request)
             return answer
-        async with self._of_functions:
+        async with self._of_cards:
             answer = await self._call(name, request)
             return answer
 
-    def _pf_of(self, plans: Iterable[ops.Plan]) -> str:
-        """Give the PF of the first VF that plans are about, or of what is gone its own address; empty: they are about none."""
-        address = _find_function(plans)
-        return (self._inventory.find_pf_address(address) or address) if address else ""
+    def _card_of(self, plans: Iterable[ops.Plan]) -> str:
+        """Give the PF or management device of the first that plans are about; of what is gone its own name; empty: of none."""
+        match _find_device(plans):
+            case None:
+                return ""
+            case ops.CreateVdpa(place=place):
+                parts = names.parse_place(place)
+                return place if parts is None else parts[0]
+            case ops.BindVdpa(name=name):
+                return name
+            case function:
+                return self._inventory.find_pf_address(function.address) or function.address
 
     async def announce(self, plans: Sequence[ops.Plan]) -> list[str]:
         """See Room."""
@@ -236,9 +244,9 @@ class NoRoom:
         raise UnknownEndpoint(f"endpoint {endpoint_id} has no tap in the kernel")
 
 
-def _find_function(plans: Iterable[ops.Plan]) -> str:
-    """Give the address of the first VF that plans are about; empty: they are about none."""
-    return next((op.address for plan in plans for op in plan if isinstance(op, _OF_FUNCTIONS)), "")
+def _find_device(plans: Iterable[ops.Plan]) -> _OfCard | None:
+    """Give what is said first of a VF or a vDPA device; None: plans are about neither."""
+    return next((op for plan in plans for op in plan if isinstance(op, _OF_CARDS)), None)
 
 
 def _nothing(plan: ops.Plan) -> ops.Made:

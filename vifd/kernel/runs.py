@@ -46,6 +46,7 @@ class Run:
         self.claimed: ops.ClaimFunction | None = None
         self.changed: ops.ChangeFunction | None = None
         self.function: ops.FunctionMade | None = None
+        self.vdpa: ops.CreateVdpa | None = None
         self.made = ops.Made()
         self.refusal: ops.Refusal | None = None
 

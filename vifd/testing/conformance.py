@@ -19,7 +19,7 @@ from vifd.endpoints.journal import Entry, Journal
 from vifd.endpoints.negotiation import settle_port
 from vifd.errors import ConfigError
 from vifd.kernel.authority import check_plan
-from vifd.kernel.ops import STAGES, ClaimFunction, ConfigurePort, FunctionMade, Made
+from vifd.kernel.ops import STAGES, ClaimFunction, ConfigurePort, CreateVdpa, FunctionMade, Made
 from vifd.model import (
     BridgePreference,
     Endpoint,
@@ -153,7 +153,7 @@ class NetworkDriverConformance:
         kinds = [offer.kind for offer in driver.offers(None)]
         for kind in kinds:
             for port in _PORTS.values():
-                assert [offer.kind for offer in driver.offers(_spec(_PREFERENCES[kind], port))] == kinds
+                assert [offer.kind for offer in driver.offers(_spec(driver, _PREFERENCES[kind], port))] == kinds
 
     def test_offers_are_the_same_each_time(self, keys: str) -> None:
         """`offers` changes nothing: asked again, it says the same."""
@@ -166,9 +166,10 @@ class NetworkDriverConformance:
         """`plan` gives the same each time and from each instance, whatever was planned before, and touches nothing outside."""
         driver, other = self._make(keys), self._make(keys)
         for preference, port, planned in self._plans(driver):
-            other.plan(_OTHER_ID, _spec(preference, port), preference)
+            spec = _spec(driver, preference, port)
+            other.plan(_OTHER_ID, spec, preference)
             with _nothing_outside():
-                again = other.plan(_ID, _spec(preference, port), preference)
+                again = other.plan(_ID, spec, preference)
             assert again == planned
 
     def test_plans_pass_the_privileged_helpers_check(self, keys: str) -> None:
@@ -190,7 +191,7 @@ class NetworkDriverConformance:
         """What is made for one endpoint is its own: the MAC, and where it is."""
         driver = self._make(keys)
         for preference, port, planned in self._plans(driver):
-            other = driver.plan(_OTHER_ID, _spec(preference, port), preference)
+            other = driver.plan(_OTHER_ID, _spec(driver, preference, port), preference)
             assert other.port.mac != planned.port.mac
             if preference.kind is not Kind.PCI:  # which function it is, the host decides
                 assert driver.locate(_OTHER_ID, preference, _MADE) != driver.locate(_ID, preference, _MADE)
@@ -202,7 +203,7 @@ class NetworkDriverConformance:
                 value = getattr(asked, field)
                 assert value in (getattr(Port(), field), getattr(planned.port, field)), f"port.{field} was dropped"
             # The last is what the VM has; what it stands on has a part of that.
-            ports = [one.port for one in planned.plan if isinstance(one, ConfigurePort | ClaimFunction)]
+            ports = [one.port for one in planned.plan if isinstance(one, ConfigurePort | ClaimFunction | CreateVdpa)]
             assert ports[-1:] in ([], [planned.port]), "the kernel gets another port than the caller is told of"
 
     def test_queues_that_it_offers_are_there(self, keys: str) -> None:
@@ -212,7 +213,7 @@ class NetworkDriverConformance:
             preference = _PREFERENCES[offer.kind]
             if Feature.MULTI_QUEUE in offer.features and hasattr(preference, "queues"):
                 two = msgspec.structs.replace(preference, queues=2)
-                planned = driver.plan(_ID, _spec(two, settle_port(Port(), offer)), two)
+                planned = driver.plan(_ID, _spec(driver, two, settle_port(Port(), offer)), two)
                 assert getattr(driver.locate(_ID, two, _MADE), "queues", 2) == 2
                 made = [operation.queues for operation in planned.plan if hasattr(operation, "queues")]
                 assert made in ([], [2]), "the device is made with another number of queues"
@@ -222,8 +223,8 @@ class NetworkDriverConformance:
         driver = self._make(keys)
         for offer in driver.offers(None):
             preference, mac = _PREFERENCES[offer.kind], "52:54:00:12:34:56"
-            assert driver.plan(_ID, _spec(preference, settle_port(Port(mac=mac), offer)), preference).port.mac == mac
-            derived = driver.plan(_ID, _spec(preference, settle_port(Port(), offer)), preference).port.mac
+            assert driver.plan(_ID, _spec(driver, preference, settle_port(Port(mac=mac), offer)), preference).port.mac == mac
+            derived = driver.plan(_ID, _spec(driver, preference, settle_port(Port(), offer)), preference).port.mac
             assert int(derived[:2], 16) & 0b11 == 0b10
 
     # --- locations, and the network system
@@ -288,7 +289,7 @@ class NetworkDriverConformance:
             preference = _PREFERENCES[offer.kind]
             for port in (Port(), *(port for feature, port in _PORTS.items() if feature in offer.features)):
                 asked = settle_port(port, offer)
-                spec = _spec(preference, asked)
+                spec = _spec(driver, preference, asked)
                 if not any(one.unavailable for one in driver.offers(spec) if one.kind is offer.kind):
                     yield preference, asked, driver.plan(_ID, spec, preference)
 
@@ -307,8 +308,11 @@ class NetworkDriverConformance:
         )
 
 
-def _spec(preference: Preference, port: Port) -> EndpointSpec:
-    return EndpointSpec(NETWORK, (preference,), _OWNER, port=port, function=_FUNCTION)
+def _spec(driver: NetworkDriver[Any], preference: Preference, port: Port) -> EndpointSpec:
+    spec = EndpointSpec(NETWORK, (preference,), _OWNER, port=port)
+    if preference.kind is Kind.VDPA:  # the helper knows the driver's management devices, so a made-up place is none
+        return msgspec.structs.replace(spec, function=driver.pick(spec, {}))
+    return msgspec.structs.replace(spec, function=_FUNCTION)
 
 
 class _Ear:

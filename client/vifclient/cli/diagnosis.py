@@ -1,4 +1,4 @@
-"""What keeps SR-IOV from working on this host: found in sysfs, and in what vifd says of its networks."""
+"""What keeps SR-IOV and vDPA from working on this host: found in sysfs, and in what vifd says of its networks."""
 
 import os
 import re
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vif.v1.endpoint_pb2 import ENDPOINT_KIND_PCI
+from vif.v1.endpoint_pb2 import ENDPOINT_KIND_PCI, ENDPOINT_KIND_VDPA
 from vif.v1.host_service_pb2 import VIRTUAL_FUNCTION_STATE_QUARANTINED
 from vifclient.messages import GetHostInfoResponse, Network, PhysicalFunction
 
-_DRIVER = "sriov"
+_DRIVER, _VDPA_DRIVER = "sriov", "vdpa"
 _PORT = re.compile(r"(c\d+)?(pf\d+)?(vf|sf)\d+")
 
 
@@ -43,7 +43,7 @@ class Places:
 
 
 def find_problems(places: Places, info: GetHostInfoResponse | None) -> list[Finding]:
-    """Find what keeps SR-IOV from working.
+    """Find what keeps SR-IOV from working, and of vDPA what vifd says.
 
     Args:
         places: Where to look.
@@ -68,6 +68,8 @@ def find_problems(places: Places, info: GetHostInfoResponse | None) -> list[Find
         )
     for network in networks:
         findings += _check_network(places, network)
+    for network in info.networks:
+        findings += _check_vdpa(network)
     return findings
 
 
@@ -117,6 +119,13 @@ def _check_network(places: Places, network: Network) -> Iterator[Finding]:
     unavailable = [offer for offer in network.offers if offer.kind == ENDPOINT_KIND_PCI and not offer.available]
     for offer in unavailable:
         yield Finding(f"network {network.name}", offer.message, "see above, then vifctl networks")
+
+
+def _check_vdpa(network: Network) -> Iterator[Finding]:
+    for offer in network.offers:
+        if network.network_driver == _VDPA_DRIVER and offer.kind == ENDPOINT_KIND_VDPA and not offer.available:
+            advice = "vdpa mgmtdev show lists what makes vDPA devices; correct management_devices, or load the card's driver"
+            yield Finding(f"network {network.name}", offer.message, advice)
 
 
 def _check_pf(places: Places, name: str, address: str, told: PhysicalFunction | None = None) -> Iterator[Finding]:

@@ -27,10 +27,10 @@ _PLACES = Places()
 @click.option("--modules", type=click.Path(path_type=Path), default=_PLACES.modules, hidden=True)
 @click.pass_obj
 def doctor_command(settings: Settings, sysfs: Path, modules: Path) -> int:
-    """Say why VMs could get no VFs of SR-IOV cards on this host, and what to do about it.
+    """Say why VMs could get no VFs of SR-IOV cards on this host, or no vDPA devices, and what to do about it.
 
-    It looks at what the kernel shows, also where vifd doesn't run, and at the PFs of vifd's networks. It changes nothing. The
-    exit status is 0 when all is well, and 1 when something was found.
+    It looks at what the kernel shows, also where vifd doesn't run, and at the PFs of vifd's networks; of vDPA at what vifd says.
+    It changes nothing. The exit status is 0 when all is well, and 1 when something was found.
     """
     info, findings = _ask(settings)
     findings += find_problems(Places(sysfs, modules), info)

@@ -81,6 +81,16 @@ def test_a_card_that_doesnt_fit_its_network_is_told(doctor: Doctor, fast: Networ
     assert "let network fast and the card say the same" in advice
 
 
+def test_a_vdpa_network_that_has_no_devices(doctor: Doctor, vifd: FakeVifd) -> None:
+    words = "this kernel has no vDPA now: load its module (modprobe vdpa), and at each start"
+    offers = [KindOffer(kind=EndpointKind.ENDPOINT_KIND_VDPA, available=available, message=words) for available in (False, True)]
+    broken, well = (Network(name=f"quick{i}", network_driver="vdpa", offers=[offer]) for i, offer in enumerate(offers))
+    vifd.more_networks = [*vifd.more_networks, broken, well]
+    ((subject, problem, advice),) = doctor.findings()
+    assert (subject, problem) == ("network quick0", words)
+    assert "vdpa mgmtdev show" in advice
+
+
 def test_no_iommu(doctor: Doctor, sysfs: FakeSysfs) -> None:
     for address in VFS:
         sysfs.remove(address)

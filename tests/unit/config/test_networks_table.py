@@ -23,7 +23,7 @@ def test_a_network_with_a_driver_ignores_the_default_driver() -> None:
 
 def test_a_network_without_any_driver_is_an_error_that_lists_those_that_there_are() -> None:
     message = problems("[networks.blue]")["networks.blue.driver"]
-    assert message == "is missing, and there is no default_driver; there are bridge, direct, fake, sriov"
+    assert message == "is missing, and there is no default_driver; there are bridge, direct, fake, sriov, vdpa"
 
 
 @pytest.mark.parametrize("value", ['"brigde"', "[]", '["bridge"]', "{}", "1", "true"])

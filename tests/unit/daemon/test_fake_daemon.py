@@ -71,7 +71,7 @@ def test_the_host_says_what_it_can_do(channel: grpc.Channel) -> None:
     info = HostServiceStub(channel).GetHostInfo(GetHostInfoRequest(), timeout=SECONDS)
     (network,) = info.networks
     assert (info.version, network.name) == (__version__, "default")
-    assert list(info.network_drivers) == ["bridge", "direct", "fake", "sriov"]
+    assert list(info.network_drivers) == ["bridge", "direct", "fake", "sriov", "vdpa"]
     assert len(network.offers) == len(Kind)
     assert info.boot_id
 

@@ -14,6 +14,7 @@ from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver
 from vifd.drivers.sriov import SriovDriver
+from vifd.drivers.vdpa import VdpaDriver
 from vifd.errors import ConfigError, StartError
 from vifd.kernel.authority import BridgeGrant, FunctionGrant
 from vifd.kernel.sriov.inventory import Inventory
@@ -73,12 +74,18 @@ def parse(text: str) -> config.Config:
 
 
 def test_the_built_in_drivers_are_there() -> None:
-    assert catalog.load() == {"bridge": BridgeDriver, "direct": DirectDriver, "sriov": SriovDriver, "fake": FakeDriver}
+    assert catalog.load() == {
+        "bridge": BridgeDriver,
+        "direct": DirectDriver,
+        "sriov": SriovDriver,
+        "vdpa": VdpaDriver,
+        "fake": FakeDriver,
+    }
 
 
 def test_a_driver_of_another_package_joins(install: Install) -> None:
     install("green", "green_net:GreenDriver", "green_net")
-    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green", "sriov"]
+    assert sorted(catalog.load()) == ["bridge", "direct", "fake", "green", "sriov", "vdpa"]
 
 
 def test_a_driver_of_another_package_reads_its_own_keys(install: Install) -> None:
@@ -299,6 +306,23 @@ def test_a_bridge_for_representors_is_what_the_network_says_that_it_is_of() -> N
     assert isinstance(fast_grant, FunctionGrant)
     assert isinstance(alone, FunctionGrant)
     assert (fast_grant.bridge, alone.bridge) == (grants["blue"], BridgeGrant("br-alone"))
+
+
+@pytest.mark.parametrize(("other", "problems"), [("core", 0), ("edge", 1), ("", 1)])
+def test_a_vdpa_management_device_is_on_one_physical_network(other: str, problems: int) -> None:
+    networks = {"a": "core", "b": other}
+    text = "".join(
+        f'[networks.{name}]\ndriver = "vdpa"\nmanagement_devices = ["pci/0000:03:00.2"]\nphysical_network = "{place}"\n'
+        for name, place in networks.items()
+    )
+    try:
+        catalog.check_together(catalog.load(), parse(text))
+    except ConfigError as error:
+        ((field, message),) = error.problems
+        assert (problems, field) == (1, "networks.b.physical_network")
+        assert "pci/0000:03:00.2 is on core for network a" in message
+    else:
+        assert problems == 0
 
 
 def test_a_driver_that_lacks_a_method_stops_the_start(install: Install) -> None:

@@ -13,14 +13,17 @@ import pytest
 from msgspec import Struct
 
 from tests.support.nics import two_nics
+from tests.support.vdpa_host import vdpa_sysfs
 from vifd.drivers.base import NetworkDriver, Planned
 from vifd.drivers.bridge import BridgeDriver
 from vifd.drivers.direct import DirectDriver
 from vifd.drivers.fake import FakeDriver, FakeOptions
 from vifd.drivers.sriov import SriovDriver, SriovOptions
+from vifd.drivers.vdpa import VdpaDriver, VdpaOptions
 from vifd.errors import JournalDamaged, Violation
 from vifd.kernel.ops import EnsureBridge
 from vifd.kernel.sriov.inventory import Inventory
+from vifd.kernel.vdpa.inventory import VdpaInventory
 from vifd.model import Kind, Offer, TapDevice, TapPreference
 from vifd.testing import NetworkDriverConformance
 
@@ -55,9 +58,17 @@ class OnMadeUpNics(SriovDriver):
         super().__init__(network, options, Inventory(self.sysfs))
 
 
+class OnMadeUpVdpa(VdpaDriver):
+    sysfs: ClassVar[Path]
+
+    def __init__(self, network: str, options: VdpaOptions) -> None:
+        super().__init__(network, options, VdpaInventory(self.sysfs))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _nics(tmp_path_factory: pytest.TempPathFactory) -> None:
     OnMadeUpNics.sysfs = two_nics(tmp_path_factory.mktemp("nics") / "sys").root
+    OnMadeUpVdpa.sysfs = vdpa_sysfs(tmp_path_factory.mktemp("vdpa") / "sys", "vdpasim_net", "pci/0000:01:00.2")
 
 
 class TestSriov(NetworkDriverConformance):
@@ -74,6 +85,20 @@ class TestSriov(NetworkDriverConformance):
         "vlan": 'pfs = ["eth7"]\nvlan = 4095',
         "mtu": 'pfs = ["eth7"]\nmtu = 67',
         "physical_network": 'pfs = ["eth7"]\nphysical_network = "a b"',
+    }
+
+
+class TestVdpa(NetworkDriverConformance):
+    driver = OnMadeUpVdpa
+    networks = (
+        'management_devices = ["vdpasim_net"]',
+        'management_devices = ["vdpasim_net", "pci/0000:01:00.2"]\nqueues = 4\nmtu = 9000\nphysical_network = "core"',
+    )
+    bad_networks: ClassVar = {
+        "management_devices": 'management_devices = ["not/a/name"]',
+        "queues": 'management_devices = ["vdpasim_net"]\nqueues = 0',
+        "mtu": 'management_devices = ["vdpasim_net"]\nmtu = 67',
+        "repair": 'management_devices = ["vdpasim_net"]\nrepair = "perhaps"',
     }
 
 

@@ -147,3 +147,17 @@ def test_the_hosts_mac_differs_from_the_vms_and_is_higher_than_a_bridges(mac: st
 )
 def test_the_hosts_mac_begins_with_fe_or_fa(vm: str, host: str) -> None:
     assert names.host_mac(vm) == host
+
+
+@pytest.mark.parametrize("manager", ["vdpasim_net", "pci/0000:01:00.2", "auxiliary/mlx5_core.sf.4"])
+@pytest.mark.parametrize("number", [0, 7, 4095])
+def test_a_place_at_a_management_device_is_read_back(manager: str, number: int) -> None:
+    assert names.is_management_device(manager)
+    assert names.parse_place(names.place(manager, number)) == (manager, number)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "#0", "vdpasim_net", "vdpasim_net#", "a#01", "a#-1", "a#0\n", "a b#0", "a/b/c#0", "../a#0", "0000:01:10.0"]
+)
+def test_what_is_no_place_is_none(text: str) -> None:
+    assert names.parse_place(text) is None

@@ -105,6 +105,12 @@ def claim(pf: int, index: int = 0) -> ops.Plan:
     return (ops.ClaimFunction(ID, "fast", vf(pf, index), Port()),)
 
 
+VDPA: ops.Plan = (
+    ops.CreateVdpa(ID, "vdv0", "fast", "pci/0000:05:00.2#0", Port(), 1),
+    ops.BindVdpa(ID, "vdv0", "fast", 1000),
+)
+
+
 class HeldCalls(FakeCalls):
     """A helper that answers to nothing about VFs of the first PF until it is let go, nor about any when `holds_all`."""
 
@@ -137,8 +143,8 @@ class HeldCalls(FakeCalls):
                 return self.answers[name]
 
 
-def room_of_nics(channel: Channel, calls: HeldCalls, path: Path, function_calls: int = 6) -> PrivilegedRoom:
-    return PrivilegedRoom(calls, channel[0], function_calls, Inventory(two_nics(path).root))
+def room_of_nics(channel: Channel, calls: HeldCalls, path: Path, card_calls: int = 6) -> PrivilegedRoom:
+    return PrivilegedRoom(calls, channel[0], card_calls, Inventory(two_nics(path).root))
 
 
 async def test_a_vf_that_takes_its_time_keeps_no_tap_waiting_and_no_vf_of_another_pf(channel: Channel, tmp_path: Path) -> None:
@@ -148,7 +154,7 @@ async def test_a_vf_that_takes_its_time_keeps_no_tap_waiting_and_no_vf_of_anothe
     held = [asyncio.ensure_future(work) for work in slow]
     async with asyncio.timeout(30):
         await calls.holding(3)
-        for plan in (PLAN, claim(1)):
+        for plan in (PLAN, claim(1), VDPA, VDPA[1:]):
             assert await one.change([(plan,)]) == await one.apply([(plan,)]) == [[ops.Made()]]
             assert await one.revert([plan]) == [None]
             assert len(await one.check([plan])) == 1
@@ -169,7 +175,7 @@ async def test_a_check_of_both_waits_for_the_slower_and_keeps_the_order(channel:
 
 async def test_vfs_never_take_the_threads_of_taps(channel: Channel, tmp_path: Path) -> None:
     calls = HeldCalls(holds_all=True)
-    one = room_of_nics(channel, calls, tmp_path / "sys", function_calls=2)
+    one = room_of_nics(channel, calls, tmp_path / "sys", card_calls=2)
     held = [asyncio.ensure_future(one.apply([(claim(index % 2, index // 2),)])) for index in range(6)]
     async with asyncio.timeout(30):
         await calls.holding(2)

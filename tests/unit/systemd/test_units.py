@@ -61,7 +61,14 @@ def test_systemd_understands_every_key(units: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "drop_ins",
-    [["netns.conf"], ["direct.conf"], ["direct.conf", "netns.conf"], ["sriov.conf"], ["direct.conf", "netns.conf", "sriov.conf"]],
+    [
+        ["netns.conf"],
+        ["direct.conf"],
+        ["direct.conf", "netns.conf"],
+        ["sriov.conf"],
+        ["vdpa.conf"],
+        ["direct.conf", "netns.conf", "sriov.conf", "vdpa.conf"],
+    ],
 )
 def test_the_drop_ins_are_understood(units: Path, drop_ins: list[str]) -> None:
     (units / "vifd.service.d").mkdir()
@@ -75,6 +82,12 @@ def test_sriov_may_write_only_the_part_of_sysfs_that_it_needs() -> None:
     service = read_unit("sriov.conf")["Service"]
     assert (service["ReadWritePaths"], service["CapabilityBoundingSet"]) == ("/sys/bus/pci /sys/devices", "CAP_CHOWN")
     assert "ProtectKernelTunables" not in service
+
+
+def test_vdpa_may_write_only_the_part_of_sysfs_that_it_needs() -> None:
+    service = read_unit("vdpa.conf")["Service"]
+    assert (service["ReadWritePaths"], service["CapabilityBoundingSet"]) == ("-/sys/bus/vdpa /sys/devices", "CAP_CHOWN")
+    assert service["DeviceAllow"] == "char-vhost-vdpa rw"
 
 
 def test_only_the_main_process_is_asked_to_stop() -> None:

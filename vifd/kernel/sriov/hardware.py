@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from vifd.kernel import ops
 from vifd.kernel.macvtap import Failure
-from vifd.kernel.sriov.inventory import Inventory, is_address
-from vifd.kernel.sriov.marks import FOLDER, Marks, MarksError
+from vifd.kernel.markfiles import MarksError
+from vifd.kernel.sriov.inventory import Inventory
+from vifd.kernel.sriov.marks import Marks
 from vifd.kernel.sriov.pci import PciBus
 from vifd.kernel.sriov.vfio import VfioNodes
 
@@ -130,14 +131,6 @@ class Hardware(NamedTuple):
         """
         if (self.udev / "control").exists():
             wait_for((self.udev / "data" / device).exists, self.patience.udev)
-
-
-def has_marks(device_dir: Path) -> bool:
-    """Tell whether a VF is left that an earlier helper has marked."""
-    try:
-        return any(is_address(path.name) for path in (device_dir / FOLDER).iterdir())
-    except OSError:
-        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:

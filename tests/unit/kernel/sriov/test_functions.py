@@ -446,7 +446,7 @@ def test_a_vf_that_was_taken_away_is_forgotten(host: FakeHost) -> None:
     host.sysfs.remove(VF)
     assert functions(host).release(ID, VF) is None
     assert functions(host).release(ID, VF) is None
-    assert host.open().marks.addresses() == []
+    assert host.open().marks.marked() == []
 
 
 def test_a_vf_that_is_there_anew_is_taken_again(host: FakeHost) -> None:
@@ -468,7 +468,7 @@ def test_a_driver_that_was_unloaded_gets_nothing_back(host: FakeHost) -> None:
     host.unbind(vf_address("eth1", 1))
     host.sysfs.remove_driver("igbvf")
     assert functions(host).release(ID, VF) is None
-    assert (host.driver(VF), host.open().marks.addresses()) == ("", [])
+    assert (host.driver(VF), host.open().marks.marked()) == ("", [])
 
 
 def test_a_mac_that_cant_be_zeroed_is_somebody_elses_no_more(host: FakeHost) -> None:

@@ -21,6 +21,7 @@ from vifd.kernel.ops import BindFunction, ChangeFunction, ClaimFunction, Made, P
 from vifd.kernel.publics import Publics
 from vifd.kernel.sriov.functions import Functions
 from vifd.kernel.sriov.settings import Setting, VfSettings
+from vifd.kernel.vdpa.devices import VdpaDevices
 from vifd.model import LimitsMechanism, PciHostDriver, Port, Vlan
 
 AUTHORITY = {"net": FunctionGrant(("eth0", "eth1"))}
@@ -31,7 +32,7 @@ FIRST, SECOND, THIRD = vf_address("eth0", 0), vf_address("eth0", 1), vf_address(
 def maker(host: FakeHost) -> Iterator[Maker]:
     """What carries plans out, on a kernel that has nothing but VFs."""
     rtnl, guards = RtnlSocket(), no_guards()
-    devices = Devices(Macvtaps(rtnl, "no nodes here"), Functions(host.open(), FakeNic(host), guards))
+    devices = Devices(Macvtaps(rtnl, "no nodes here"), Functions(host.open(), FakeNic(host), guards), VdpaDevices("no vDPA here"))
     yield Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
     rtnl.close()
 

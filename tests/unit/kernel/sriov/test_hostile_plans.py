@@ -36,6 +36,7 @@ from vifd.kernel.ops import (
 )
 from vifd.kernel.publics import Publics
 from vifd.kernel.sriov.functions import Functions
+from vifd.kernel.vdpa.devices import VdpaDevices
 from vifd.model import Kind, Limits, LimitsMechanism, MacvtapMode, PciHostDriver, Port, RateLimit, Vlan
 
 FREE, THEIRS, EXCLUDED, ELSEWHERE = vf_address("eth0", 0), vf_address("eth0", 1), vf_address("eth0", 2), vf_address("eth1", 0)
@@ -228,7 +229,7 @@ def host(tmp_path: Any) -> Iterator[FakeHost]:
 def maker(host: FakeHost) -> Iterator[Maker]:
     """What carries plans out, on a kernel that has nothing but VFs."""
     rtnl, guards = RtnlSocket(), no_guards()
-    devices = Devices(Macvtaps(rtnl, ""), Functions(host.open(), FakeNic(host), guards))
+    devices = Devices(Macvtaps(rtnl, ""), Functions(host.open(), FakeNic(host), guards), VdpaDevices("no vDPA here"))
     yield Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
     rtnl.close()
 

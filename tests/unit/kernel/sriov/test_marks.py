@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.messages import ID, endpoint_id
-from vifd.kernel.sriov.hardware import has_marks
-from vifd.kernel.sriov.marks import Mark, Marks, MarksError
+from vifd.kernel.markfiles import MarksError
+from vifd.kernel.sriov.marks import Mark, Marks
 from vifd.kernel.sriov.settings import VfSettings
 from vifd.model import VlanProtocol
 
@@ -27,7 +27,7 @@ def marks(tmp_path: Path) -> Iterator[Marks]:
 def test_a_mark_is_read_as_it_was_written(marks: Marks) -> None:
     marks.create(VF, MARK)
     assert (marks.find(VF), marks.find_of(VF, ID), marks.find_of(VF, endpoint_id(1))) == (MARK, MARK, None)
-    assert (marks.find("0000:01:10.2"), marks.addresses()) == (None, [VF])
+    assert (marks.find("0000:01:10.2"), marks.marked()) == (None, [VF])
 
 
 def test_of_two_that_want_one_vf_the_second_fails(tmp_path: Path, marks: Marks) -> None:
@@ -42,7 +42,7 @@ def test_a_mark_goes_once(marks: Marks) -> None:
     marks.create(VF, MARK)
     marks.discard(VF)
     marks.discard(VF)
-    assert (marks.find(VF), marks.addresses()) == (None, [])
+    assert (marks.find(VF), marks.marked()) == (None, [])
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -79,7 +79,7 @@ def test_what_was_left_half_made_is_swept_up(tmp_path: Path, marks: Marks) -> No
     marks.create(VF, MARK)
     (tmp_path / "vifd/functions/.0123456789abcdef").write_text("{")
     with closing(Marks.prepare(tmp_path / "vifd")) as next_one:
-        assert next_one.addresses() == [VF]
+        assert next_one.marked() == [VF]
     assert [path.name for path in (tmp_path / "vifd/functions").iterdir()] == [VF]
 
 
@@ -105,8 +105,8 @@ def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_whether_a_mark_is_left(tmp_path: Path) -> None:
-    assert not has_marks(tmp_path / "vifd")
+    assert not Marks.has_any(tmp_path / "vifd")
     with closing(Marks.prepare(tmp_path / "vifd")) as marks:
-        assert not has_marks(tmp_path / "vifd")
+        assert not Marks.has_any(tmp_path / "vifd")
         marks.create(VF, MARK)
-        assert has_marks(tmp_path / "vifd")
+        assert Marks.has_any(tmp_path / "vifd")

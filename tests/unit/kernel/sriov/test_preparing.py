@@ -133,4 +133,4 @@ def test_marks_of_vfs_that_are_gone_are_forgotten(host: FakeHost) -> None:
     marks.create(VF, MARK)
     marks.create("0000:09:10.0", MARK)
     FunctionPreparer(host.open(), FakeNic(host)).discard_stale_marks()
-    assert marks.addresses() == [VF]
+    assert marks.marked() == [VF]

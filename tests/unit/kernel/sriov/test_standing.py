@@ -33,6 +33,7 @@ from vifd.kernel.ops import (
 )
 from vifd.kernel.publics import Publics
 from vifd.kernel.sriov.functions import Functions
+from vifd.kernel.vdpa.devices import VdpaDevices
 from vifd.model import Kind, Limits, LimitsMechanism, MacvtapMode, PciHostDriver, Port, RateLimit, Vlan
 
 VF = vf_address("eth0", 0)
@@ -178,7 +179,7 @@ def rtnl() -> Iterator[RtnlSocket]:
 
 def maker(host: FakeHost, macvtaps: Macvtaps, rtnl: RtnlSocket) -> Maker:
     guards = no_guards()
-    devices = Devices(macvtaps, Functions(host.open(), FakeNic(host), guards))
+    devices = Devices(macvtaps, Functions(host.open(), FakeNic(host), guards), VdpaDevices("no vDPA here"))
     return Maker(rtnl, guards, Support(LimitsMechanism.POLICE, egress_tbf=False), devices, Publics(NoNatTable()))
 
 
