@@ -138,7 +138,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             rtnl = RtnlSocket()
             guards, nodes = open_guards(owned=False, direct=True), Nodes.prepare(devices)
             packets = open_packet_socket()
-            tools = Tools(guards, NoNatTable(), limits.probe(rtnl), nodes, packets, host.open())
+            tools = Tools(guards, NoNatTable(), limits.probe(rtnl), nodes, packets, host.open(), "no vDPA here")
             rtnl.close()
             executor = Executor(lambda: {"net": FunctionGrant(("eth0",))}, tools)
             before = host.snapshot(), len(kernel.snapshot(netns))

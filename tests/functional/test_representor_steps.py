@@ -29,6 +29,7 @@ from vifd.kernel.publics import Publics
 from vifd.kernel.sriov.functions import Functions
 from vifd.kernel.sriov.nic import Netdev, RtnlNic
 from vifd.kernel.sriov.settings import Setting, VfSettings
+from vifd.kernel.vdpa.devices import VdpaDevices
 from vifd.model import Limits, PciHostDriver, Port, RateLimit
 
 PF, REPRESENTOR, BRIDGE = "eth0", "eth0r0", "br-fast"
@@ -90,7 +91,16 @@ def made(host: FakeHost, support: limits.Support) -> Iterator[tuple[Maker, Funct
     """Give what a helper has that just began."""
     rtnl, guards = RtnlSocket(), open_guards(owned=False, direct=False)
     functions = Functions(host.open(), HalfRealNic(rtnl, host), guards)
-    yield Maker(rtnl, guards, support, Devices(Macvtaps(rtnl, "no nodes"), functions), Publics(NoNatTable())), functions
+    yield (
+        Maker(
+            rtnl,
+            guards,
+            support,
+            Devices(Macvtaps(rtnl, "no nodes"), functions, VdpaDevices("no vDPA here")),
+            Publics(NoNatTable()),
+        ),
+        functions,
+    )
     rtnl.close()
     guards.close()
 
