@@ -58,12 +58,22 @@ def test_an_owned_table_is_nobody_elses_and_outlives_its_owner(netns: str) -> No
         assert second.ports == {1}
 
 
-def test_a_second_owner_is_refused(netns: str) -> None:
+def test_a_second_owner_is_refused(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vifd.kernel.nft.table.OWNER_PATIENCE_S", 0)
     with opened(netns) as guard:
         guard.put({1: guarded(1, [MAC], [], trunk=False)})
         with pytest.raises(NftError), opened(netns):
             pass
         assert guard.has(1, guarded(1, [MAC], [], trunk=False))
+
+
+def test_an_owner_that_is_about_to_end_is_waited_for(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = guarded(1, [MAC], [], trunk=False)
+    with opened(netns) as first:
+        first.put({1: wanted})
+        monkeypatch.setattr("vifd.kernel.nft.table.time.sleep", lambda _: first.close())
+        with opened(netns) as second:
+            assert second.has(1, wanted)
 
 
 def test_a_table_that_is_not_owned_is_put_back(netns: str) -> None:

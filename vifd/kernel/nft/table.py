@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -13,6 +14,9 @@ from vifd.kernel.nft.wire import NLM_F_CREATE, Family, Kind, Message, NftError, 
 
 _OWNER, PERSIST = 2, 4  # NFT_TABLE_F_*; PERSIST since Linux 6.9
 _NO_NFTABLES = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL}
+#: How long another owner of a table may take to end.
+OWNER_PATIENCE_S = 5.0
+_PAUSE_S = 0.02
 _ELEMENTS_A_MESSAGE = 400  # a list's length has to fit in 16 bits
 
 
@@ -108,17 +112,24 @@ T = TypeVar("T", bound=Table)
 def open_table(make: Callable[[], T]) -> T | None:
     """Make and open a table; None: the kernel has no nftables, or not for its family.
 
+    One that another process owns is waited for, some seconds: that may be the helper of a vifd that has just ended.
+
     Raises:
         OSError: the kernel has them and refuses.
     """
-    table: T | None = None
-    try:
-        table = make()
-        table.open()
-    except OSError as error:
-        if table is not None:
-            table.close()
-        if error.errno in _NO_NFTABLES:
-            return None
-        raise
-    return table
+    end_s = time.monotonic() + OWNER_PATIENCE_S
+    while True:
+        table: T | None = None
+        try:
+            table = make()
+            table.open()
+        except OSError as error:
+            if table is not None:
+                table.close()
+            if error.errno in _NO_NFTABLES:
+                return None
+            if error.errno != errno.EPERM or time.monotonic() >= end_s:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return table
