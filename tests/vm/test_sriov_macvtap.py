@@ -56,6 +56,8 @@ def host() -> Iterator[Daemon]:
         yield daemon
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.log()
+    for pf in (FIRST_PF, SECOND_PF):
+        vfs.set_count(pf, 0)
 
 
 @pytest.fixture
