@@ -86,10 +86,12 @@ class DhcpFront:
         return int(wait_for(lambda: self.server_pid(network) if self.is_ready(network) else 0))
 
     def is_ready(self, network: str) -> bool:
+        """Tell whether a network is served, and whether that was told: the log may have it first."""
         while not self._statuses.empty():
             status = self._statuses.get()
             self.problems[status["network"]] = status["problem"]
-        return f"dhcp is served network={network} pid={self.server_pid(network)}\n" in self.log()
+        is_served = f"dhcp is served network={network} pid={self.server_pid(network)}\n" in self.log()
+        return is_served and not self.problems.get(network)
 
     def wait_problem(self, network: str = "blue") -> str:
         """Wait until a network has a problem, and give it."""
